@@ -37,3 +37,23 @@ uptime_ms() {
 	read -r up _ </proc/uptime
 	printf '%d\n' "$((10#${up/./} * 10))"
 }
+
+# What the guest is made from, as a key: see build.
+root_key() {
+	cat "$lab_dir"/{build-root,extract-vmlinux,guest-packages,guest-modules} | sha256sum | cut -c1-16
+}
+
+initramfs_key() {
+	{ root_key && cat "$lab_dir"/build-initramfs "$lab_dir"/guest/*; } | sha256sum | cut -c1-16
+}
+
+check_number() { # OPTION VALUE
+	[[ $2 =~ ^[0-9]{1,9}$ ]] || usage_error "$1 takes a whole number, not '$2'"
+}
+
+check_variables() { # K=V...
+	local variable
+	for variable; do
+		[[ $variable =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || usage_error "--env takes NAME=VALUE, not '$variable'"
+	done
+}
