@@ -47,6 +47,12 @@ initramfs_key() {
 	{ root_key && cat "$lab_dir"/build-initramfs "$lab_dir"/guest/*; } | sha256sum | cut -c1-16
 }
 
+# Also where nobody reaps: a process that has ended but was not waited for is dead.
+process_alive() { # PID
+	local state
+	read -r _ _ state _ 2>/dev/null <"/proc/$1/stat" && [[ $state != Z ]]
+}
+
 check_number() { # OPTION VALUE
 	[[ $2 =~ ^[0-9]{1,9}$ ]] || usage_error "$1 takes a whole number, not '$2'"
 }

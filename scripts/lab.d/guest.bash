@@ -26,7 +26,7 @@ guest_runs() { # STATE
 }
 
 guest_alive() { # STATE: cheaper, for loops after guest_runs said yes
-	kill -0 "$(<"$1/boot/pid")" 2>/dev/null
+	process_alive "$(<"$1/boot/pid")"
 }
 
 write_config() { # STATE NAME INDEX FSDAX HUGEPAGES NETWORK
@@ -89,7 +89,7 @@ start_guest() { # STATE [--tied]
 
 explain_failure() { # STATE REASON
 	log "$2; the last lines of its console and of QEMU:"
-	tail -n 15 "$1/boot/console.log" "$1/boot/qemu.log" >&2 2>/dev/null
+	tail -n 15 "$1/boot/console.log" "$1/boot/qemu.log" >&2 2>/dev/null || true
 	[[ ! -e $1/lab/.agent/failed ]] || sed 's/^/lab: guest: /' "$1/lab/.agent/failed" >&2
 }
 
@@ -148,13 +148,16 @@ exec_in_guest() { # STATE TIMEOUT_S ENV_ARRAY_NAME COMMAND...
 	wait_for_status "$state" "$folder" "$timeout_s" || status=$?
 	case $status in
 	0) status=$(<"$folder/status") ;;
-	124) end_command "$state" "$id" "$gate" && log "timeout: the command ran for $timeout_s s" ;;
+	124)
+		end_command "$state" "$id" "$gate"
+		log "timeout: the command was killed after $timeout_s s"
+		;;
 	*) log "the guest went away while the command ran" ;;
 	esac
-	kill "$gate" 2>/dev/null
-	wait "$gate" 2>/dev/null
+	kill "$gate" 2>/dev/null || true
+	wait "$gate" 2>/dev/null || true
 	# shellcheck disable=SC2086 # two process numbers
-	wait $tails
+	wait $tails || true
 	trap - INT TERM HUP
 	rm -rf "$folder"
 	return "$status"
@@ -170,8 +173,8 @@ wait_for_status() { # STATE FOLDER TIMEOUT_S
 }
 
 end_command() { # STATE ID GATE
-	guest_alive "$1" && send_request "$1" signal "$2" KILL
-	kill "$3" 2>/dev/null
+	! guest_alive "$1" || send_request "$1" signal "$2" KILL
+	kill "$3" 2>/dev/null || true
 }
 
 # A power cut: nothing in the guest gets the chance to write anything more.
@@ -179,7 +182,7 @@ cut_guest() { # STATE
 	local pid
 	guest_runs "$1" || return 0
 	pid=$(<"$1/boot/pid")
-	kill -KILL "$pid" 2>/dev/null
+	kill -KILL "$pid" 2>/dev/null || true
 	# Its memory files are free for the next boot only when the lock is.
 	flock -w 20 "$1/lock" true || die "QEMU (process $pid) does not go away"
 }
