@@ -1,0 +1,220 @@
+//! The initiator's side: what a primary or a backup drives.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pmu_pmem::LocalMemory;
+
+use crate::chain::Chain;
+use crate::error::{CompletionStatus, FabricError};
+use crate::persistence::{PersistenceMethod, Provider};
+
+/// Access information for a range of virtual addresses. Worthless on any other connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct AccessWindow {
+    /// First virtual address.
+    pub address: u64,
+    /// Number of bytes.
+    pub length: u64,
+    /// Key for writes, reads and atomic writes.
+    pub access_key: u32,
+    /// Key for flushes; it can write nothing. 0 where the method needs none.
+    pub flush_key: u32,
+}
+
+impl std::fmt::Debug for AccessWindow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Keys are secrets of the connection: they never reach a log.
+        write!(f, "AccessWindow({:#x}+{})", self.address, self.length)
+    }
+}
+
+/// Handle of local memory attached to one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttachedMemory(pub(crate) u32);
+
+/// The end of one chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    /// What the caller gave to [`Connection::post`].
+    pub tag: u64,
+    /// How it ended.
+    pub status: CompletionStatus,
+}
+
+/// Bounds of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Chains in flight at one time.
+    pub chains_in_flight_max: usize,
+    /// Operations in one chain, after splitting at window borders.
+    pub ops_per_chain_max: usize,
+}
+
+/// Counts since the connection was made. They don't depend on the noise of the machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Chains posted: doorbells rung for the caller's work.
+    pub chains: u64,
+    /// Work requests (verbs) or operations (soft) posted.
+    pub work_requests: u64,
+    /// Completions reaped from the completion queue (verbs) or answers read (soft).
+    pub completions: u64,
+    /// Doorbells (verbs: posts; soft: send system calls).
+    pub doorbells: u64,
+    /// Payload bytes written.
+    pub bytes_written: u64,
+    /// Payload bytes read.
+    pub bytes_read: u64,
+}
+
+/// One data connection (a queue pair). One thread drives it at a time; it may move between threads.
+///
+/// Nothing blocks but [`Connection::wait`]. After start-up nothing allocates.
+pub trait Connection: Send {
+    /// Which provider this is.
+    fn provider(&self) -> Provider;
+
+    /// The method by which `Flush` makes bytes durable here.
+    fn persistence(&self) -> PersistenceMethod;
+
+    /// Bounds of this connection.
+    fn limits(&self) -> Limits;
+
+    /// Takes over the access information that the unit bound to this connection. Windows are sorted by address by the callee.
+    ///
+    /// # Errors
+    /// [`FabricError::Protocol`] if windows overlap or wrap.
+    fn set_windows(&mut self, windows: &[AccessWindow]) -> Result<(), FabricError>;
+
+    /// Registers local memory for use in chains. It stays registered (and alive) until the connection is dropped.
+    ///
+    /// # Errors
+    /// The device refuses the registration.
+    fn attach(&mut self, memory: Arc<LocalMemory>) -> Result<AttachedMemory, FabricError>;
+
+    /// Posts a chain; it completes once, with `tag`. Bytes of its writes must stay unchanged until then.
+    ///
+    /// # Errors
+    /// [`FabricError::QueueFull`]: poll first. [`FabricError::InvalidChain`], [`FabricError::OutsideWindows`],
+    /// [`FabricError::OutsideMemory`]: nothing was posted. [`FabricError::Dead`]: the connection has ended.
+    fn post(&mut self, tag: u64, chain: &Chain) -> Result<(), FabricError>;
+
+    /// Reaps completions without blocking, in the order of posting; returns how many.
+    ///
+    /// # Errors
+    /// A broken device. A dead connection is not an error here: the chains in flight complete with their status, and then 0 is returned.
+    fn poll(&mut self, completions: &mut [Completion]) -> Result<usize, FabricError>;
+
+    /// Blocks until [`Connection::poll`] probably has something, or the time is over. With nothing in flight it waits for the end of the connection.
+    ///
+    /// # Errors
+    /// A broken device.
+    fn wait(&mut self, timeout: Duration) -> Result<(), FabricError>;
+
+    /// Prepares for sleeping on [`Connection::event_fd`] in a reactor: true means that poll must be called first.
+    ///
+    /// # Errors
+    /// A broken device.
+    fn arm(&mut self) -> Result<bool, FabricError>;
+
+    /// Becomes readable when completions may have arrived, after [`Connection::arm`].
+    fn event_fd(&self) -> BorrowedFd<'_>;
+
+    /// Why the connection is dead, if it is.
+    fn dead(&self) -> Option<CompletionStatus>;
+
+    /// Chains posted and not yet reaped.
+    fn in_flight(&self) -> usize;
+
+    /// Counts since the connection was made.
+    fn counters(&self) -> Counters;
+}
+
+/// Windows sorted by address, and the splitting of ranges at their borders. Shared by the providers.
+#[derive(Debug, Default)]
+pub(crate) struct WindowMap {
+    windows: Vec<AccessWindow>,
+}
+
+impl WindowMap {
+    pub(crate) fn set(&mut self, windows: &[AccessWindow]) -> Result<(), FabricError> {
+        let mut sorted = windows.to_vec();
+        sorted.sort_by_key(|window| window.address);
+        let mut end = 0u64;
+        for window in &sorted {
+            let next = window.address.checked_add(window.length);
+            match next {
+                Some(next) if window.address >= end && window.length > 0 => end = next,
+                _ => return Err(FabricError::Protocol("access windows overlap or wrap".into())),
+            }
+        }
+        self.windows = sorted;
+        Ok(())
+    }
+
+    /// Calls `each` with (window, address, length, bytes before it) for the pieces of a range, in order.
+    pub(crate) fn split(
+        &self,
+        address: u64,
+        length: u64,
+        mut each: impl FnMut(&AccessWindow, u64, u64, u64),
+    ) -> Result<(), FabricError> {
+        let outside = FabricError::OutsideWindows { address, length };
+        let mut index = self.windows.partition_point(|window| window.address + window.length <= address);
+        let mut done = 0u64;
+        while done < length {
+            let at = match address.checked_add(done) {
+                Some(at) => at,
+                None => return Err(outside),
+            };
+            match self.windows.get(index) {
+                Some(window) if window.address <= at => {
+                    let piece = (window.address + window.length - at).min(length - done);
+                    each(window, at, piece, done);
+                    done += piece;
+                    index += 1;
+                }
+                _ => return Err(outside),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(address: u64, length: u64) -> AccessWindow {
+        AccessWindow { address, length, access_key: address as u32, flush_key: 0 }
+    }
+
+    #[test]
+    fn p10_ranges_are_split_at_the_borders_of_extents() {
+        let mut map = WindowMap::default();
+        map.set(&[window(200, 100), window(100, 100), window(400, 10)]).unwrap();
+        let mut pieces = Vec::new();
+        map.split(150, 120, |w, at, length, done| pieces.push((w.access_key, at, length, done))).unwrap();
+        assert_eq!(pieces, [(100, 150, 50, 0), (200, 200, 70, 50)]);
+        for (address, length) in [(99, 1), (300, 1), (290, 20), (405, 6), (u64::MAX, 2), (0, 1)] {
+            assert!(map.split(address, length, |_, _, _, _| {}).is_err(), "{address}+{length}");
+        }
+        map.split(409, 1, |_, _, _, _| {}).unwrap();
+    }
+
+    #[test]
+    fn p15_overlapping_or_wrapping_windows_are_refused() {
+        let mut map = WindowMap::default();
+        assert!(map.set(&[window(0, 10), window(9, 10)]).is_err());
+        assert!(map.set(&[window(u64::MAX, 2)]).is_err());
+        assert!(map.set(&[window(5, 0)]).is_err());
+    }
+
+    #[test]
+    fn p16_keys_never_reach_a_log() {
+        let text = format!("{:?}", AccessWindow { address: 1, length: 2, access_key: 0xdead_beef, flush_key: 0xabad_cafe });
+        assert_eq!(text, "AccessWindow(0x1+2)");
+    }
+}
