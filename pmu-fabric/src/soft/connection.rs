@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pmu_pmem::LocalMemory;
+use pmu_pmem::{LocalMemory, SendPiece};
 
-use super::socket::{SendPiece, Socket, receive_exactly};
+use super::socket::{Socket, receive_exactly};
 use super::wire::{
     Answer, CHAINS_IN_FLIGHT_MAX, HEADER_BYTES, Hello, OP_BYTES, OPS_MAX, OpKind, PAYLOAD_BYTES_MAX, Request, WELCOME_BYTES,
     Welcome, WireOp,
@@ -22,7 +22,7 @@ use crate::unit::ConnectToken;
 /// Bytes read at once when heads of answers are expected.
 const RECEIVE_BYTES: usize = 64 << 10;
 /// Pieces handed to one send system call.
-const PIECES_MAX: usize = 64;
+const PIECES_MAX: usize = 60;
 
 /// What waits to be sent: heads lie in `heads`, payload stays in the caller's memory.
 #[derive(Debug, Clone, Copy)]
@@ -130,7 +130,7 @@ impl SoftConnection {
             match *op {
                 Op::Write { remote, local } | Op::Read { remote, local } => {
                     let memory = self.memories.get(local.memory.0 as usize);
-                    let capacity = memory.map_or(0, |memory| memory.len());
+                    let capacity = memory.map_or(0, |memory| memory.len() as usize);
                     if local.offset.checked_add(local.length).is_none_or(|end| end > capacity) {
                         return Err(FabricError::OutsideMemory { offset: local.offset, length: local.length, capacity });
                     }
@@ -205,7 +205,7 @@ impl SoftConnection {
                         SendPiece::Bytes(&self.heads[head_at - length..head_at])
                     }
                     Segment::Memory(slice) => {
-                        SendPiece::Memory(&self.memories[slice.memory.0 as usize], slice.offset, slice.length)
+                        SendPiece::Memory(&self.memories[slice.memory.0 as usize], slice.offset as u64, slice.length)
                     }
                 };
                 count += 1;
@@ -306,12 +306,12 @@ impl SoftConnection {
             let count = if there > 0 {
                 let count = there.min(slice.length);
                 memory
-                    .write_at(slice.offset, &self.inbox[self.inbox_start..self.inbox_start + count])
+                    .write_at(slice.offset as u64, &self.inbox[self.inbox_start..self.inbox_start + count])
                     .map_err(|_| Broken)?;
                 self.inbox_start += count;
                 count
             } else {
-                match self.socket.receive_into_local(memory, slice.offset, slice.length) {
+                match self.socket.receive_into(memory, slice.offset as u64, slice.length) {
                     Ok(0) => return Err(Broken),
                     Ok(count) => count,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),

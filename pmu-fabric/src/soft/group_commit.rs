@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
-use pmu_pmem::PoolMemory;
+use pmu_pmem::{ByteRange, PoolMemory};
 
 use super::wire::{OpKind, WireOp};
 use crate::error::CompletionStatus;
@@ -70,7 +70,7 @@ pub(super) struct GroupCommit {
     shared: Mutex<Shared>,
     changed: Condvar,
     /// The leader's working space; only the leader takes it.
-    ranges: Mutex<Vec<Range<u64>>>,
+    ranges: Mutex<Vec<ByteRange>>,
 }
 
 impl GroupCommit {
@@ -114,7 +114,7 @@ impl GroupCommit {
             for (_, batch) in group.iter_mut() {
                 collect_flushes(batch, &mut ranges);
             }
-            let persisted = ranges.is_empty() || self.pool.persist(&ranges).is_ok();
+            let persisted = ranges.is_empty() || self.pool.persist(&mut ranges).is_ok();
             let mut more = false;
             for (_, batch) in group.iter_mut() {
                 more |= publish(batch, persisted);
@@ -127,7 +127,7 @@ impl GroupCommit {
 }
 
 /// Takes the flushes that stand next in each chain out of the batch and into `ranges`.
-fn collect_flushes(batch: &mut Batch, ranges: &mut Vec<Range<u64>>) {
+fn collect_flushes(batch: &mut Batch, ranges: &mut Vec<ByteRange>) {
     let Some(gate) = &batch.gate else { return };
     let open = gate.enter();
     let mut failed = false;
@@ -139,7 +139,7 @@ fn collect_flushes(batch: &mut Batch, ranges: &mut Vec<Range<u64>>) {
         }
         while let Some(op) = batch.ops[chain.ops.clone()].first().filter(|op| op.kind == OpKind::Flush) {
             match open.check(op.key, op.address, op.length, Intent::Flush) {
-                Some((_, offset)) if !batch.volatile => ranges.push(offset..offset + op.length),
+                Some((_, offset)) if !batch.volatile => ranges.push(ByteRange::new(offset, op.length)),
                 Some(_) => {}
                 None => {
                     chain.status = CompletionStatus::RemoteAccess;

@@ -4,8 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use pmu_pmem::{ByteRange, PoolMemory, SendPiece};
+
 use super::group_commit::{Batch, GroupCommit};
-use super::socket::{SendPiece, Socket};
+use super::socket::Socket;
 use super::wire::{Answer, HEADER_BYTES, OP_BYTES, OPS_MAX, OpKind, Request, WireError, WireOp, decode_ops};
 use crate::error::CompletionStatus;
 use crate::persistence::PersistenceMethod;
@@ -48,7 +50,7 @@ pub(super) enum End {
 
 /// Where a pool's group commit is found; one is made on first use.
 pub(super) trait Committers: Send + Sync {
-    fn for_pool(&self, pool: &Arc<pmu_pmem::PoolMemory>) -> Arc<GroupCommit>;
+    fn for_pool(&self, pool: &Arc<PoolMemory>) -> Arc<GroupCommit>;
 }
 
 pub(super) struct Service {
@@ -178,7 +180,7 @@ impl Service {
                 self.start += count as usize;
                 done += count;
             } else {
-                match self.shared.socket.receive_into_pool(pool, offset, step) {
+                match self.shared.socket.receive_into(pool, offset, step as usize) {
                     Ok(0) => return Err(End::Closed),
                     Ok(count) => done += count as u64,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -190,7 +192,7 @@ impl Service {
                 }
             }
             if done - written_back >= WRITE_BACK_BYTES_MIN {
-                pool.start_write_back(op_offset + written_back..op_offset + done);
+                pool.start_write_back(ByteRange::new(op_offset + written_back, done - written_back));
                 written_back = done;
             }
         }
@@ -227,7 +229,7 @@ impl Service {
                 let Some((pool, offset)) = open.check(op.key, op.address + done, step, Intent::Read) else {
                     return Err(End::Closing);
                 };
-                let pieces = [SendPiece::Bytes(&self.outbox), SendPiece::Pool(pool, offset, step)];
+                let pieces = [SendPiece::Bytes(&self.outbox), SendPiece::Memory(pool, offset, step as usize)];
                 let sent = match self.shared.socket.send_pieces(&pieces) {
                     Ok(sent) => sent,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

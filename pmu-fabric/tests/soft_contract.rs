@@ -1,0 +1,65 @@
+//! The soft provider keeps the fabric's contract: over TCP and Unix sockets, on volatile memory and on a file.
+#![allow(missing_docs, reason = "tests")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pmu_fabric::contract::{Harness, POOL_BYTES, run_all};
+use pmu_fabric::soft::{SoftUnit, connect};
+use pmu_fabric::{ConnectToken, Connection, FabricError, PersistenceMethod, Provider, UnitFabric};
+use pmu_pmem::{CreateOptions, Medium, PoolMemory, PoolSpec};
+
+struct Soft {
+    unit: SoftUnit,
+    pool: Arc<PoolMemory>,
+    method: PersistenceMethod,
+    _folder: tempfile::TempDir,
+}
+
+impl Harness for Soft {
+    fn unit(&self) -> &dyn UnitFabric {
+        &self.unit
+    }
+    fn pool(&self) -> &Arc<PoolMemory> {
+        &self.pool
+    }
+    fn method(&self) -> PersistenceMethod {
+        self.method
+    }
+    fn connect(&self, token: ConnectToken) -> Result<Box<dyn Connection>, FabricError> {
+        let (provider, address) = (self.unit.provider(), self.unit.address());
+        Ok(Box::new(connect(provider, &address, token, self.method, Duration::from_secs(10))?))
+    }
+}
+
+fn soft(provider: Provider, medium: Medium) -> Box<dyn Harness> {
+    let folder = tempfile::tempdir().unwrap();
+    let unit = match provider {
+        Provider::SoftTcp => SoftUnit::listen_tcp("127.0.0.1:0").unwrap(),
+        _ => SoftUnit::listen_unix(folder.path().join("unit.sock").to_str().unwrap()).unwrap(),
+    };
+    let spec = PoolSpec::new(medium, folder.path().join("pool"));
+    let pool = Arc::new(PoolMemory::create(&spec, POOL_BYTES, CreateOptions::default()).unwrap());
+    let method = unit.persistence_methods(&pool)[0];
+    Box::new(Soft { unit, pool, method, _folder: folder })
+}
+
+#[test]
+fn p01_contract_over_tcp_on_memory() {
+    run_all(|_| soft(Provider::SoftTcp, Medium::Memory));
+}
+
+#[test]
+fn p01_contract_over_unix_on_memory() {
+    run_all(|_| soft(Provider::SoftUnix, Medium::Memory));
+}
+
+#[test]
+fn p01_contract_over_tcp_on_a_file() {
+    run_all(|_| soft(Provider::SoftTcp, Medium::File));
+}
+
+#[test]
+fn p01_contract_over_unix_on_a_file() {
+    run_all(|_| soft(Provider::SoftUnix, Medium::File));
+}
