@@ -1,0 +1,101 @@
+//! What fuzzers call: each function takes any bytes, decodes them as one structure, and asserts
+//! that what a decoder accepts is encoded back to the same bytes. Nothing here is an API.
+
+use crate::{
+    CursorPair, LogGeometry, LogPosition, LogPublishWords, Medium, PoolId, RecordHeader, RegionId,
+    RegionTable, SET_HEADER_BYTES, SetGeometry, SetHeader, SlotIndex, Superblock,
+    choose_superblock, choose_table,
+};
+
+/// The pool that fuzzed tables belong to.
+#[must_use]
+pub fn superblock_of_tables() -> Option<Superblock> {
+    Superblock::new(
+        PoolId(*b"a pool to fuzz.."),
+        1 << 32,
+        1 << 18,
+        1,
+        Medium::Memory,
+    )
+    .ok()
+}
+
+/// The region that fuzzed sets and records belong to.
+pub const REGION: RegionId = RegionId(*b"a region to fuzz");
+
+/// A superblock, alone and as one of two copies.
+pub fn superblock(data: &[u8]) {
+    if let Ok(found) = Superblock::decode(data) {
+        assert_eq!(Superblock::decode(&found.encode()), Ok(found));
+    }
+    let (copy_a, copy_b) = data.split_at(data.len() / 2);
+    let _ = choose_superblock(copy_a, copy_b);
+}
+
+/// A region table, alone and as one of two copies.
+pub fn table(data: &[u8]) {
+    let Some(superblock) = superblock_of_tables() else {
+        return;
+    };
+    if let Ok(found) = RegionTable::decode(&superblock, data) {
+        let mut image = vec![0_u8; found.encoded_length_bytes()];
+        assert_eq!(found.encode(&superblock, &mut image), Ok(image.len()));
+        assert_eq!(image[..], data[..image.len()]);
+    }
+    let (copy_a, copy_b) = data.split_at(data.len() / 2);
+    let _ = choose_table(&superblock, copy_a, copy_b);
+}
+
+/// A set header, and behind it its chunk table.
+pub fn set_header(data: &[u8]) {
+    let Ok(geometry) = SetGeometry::new(1 << 22, 1 << 20, 2) else {
+        return;
+    };
+    for slot in (0..geometry.slot_count()).map(SlotIndex) {
+        if let Ok(found) = SetHeader::decode(data, &REGION, &geometry, slot) {
+            assert_eq!(found.encode(&REGION)[..], data[..SET_HEADER_BYTES]);
+            let _ = found.verify_chunk_table(&data[SET_HEADER_BYTES..]);
+        }
+    }
+}
+
+/// A division into slots, from three numbers.
+pub fn set_geometry(data: &[u8]) {
+    let number = |offset| crate::bytes::u64_at(data, offset);
+    let (region_bytes, capacity_bytes) = (number(0), number(8));
+    let sets_kept = crate::bytes::u32_at(data, 16);
+    if let Ok(geometry) = SetGeometry::new(region_bytes, capacity_bytes, sets_kept) {
+        let last = SlotIndex(geometry.slot_count() - 1);
+        assert!(geometry.payload_offset(last).get() + capacity_bytes <= region_bytes);
+    }
+    if let Ok(capacity_bytes) = SetGeometry::capacity_max_bytes(region_bytes, sets_kept) {
+        assert!(SetGeometry::new(region_bytes, capacity_bytes, sets_kept).is_ok());
+        let more = capacity_bytes + crate::PAGE_BYTES;
+        assert!(SetGeometry::new(region_bytes, more, sets_kept).is_err());
+    }
+}
+
+/// A record header at the position that it names, and at another.
+pub fn record(data: &[u8]) {
+    let Ok(geometry) = LogGeometry::new(1 << 16) else {
+        return;
+    };
+    let named = LogPosition(crate::bytes::u64_at(data, 8));
+    if let Ok(found) = RecordHeader::decode(data, named, &geometry) {
+        assert_eq!(found.encode()[..], data[..found.encode().len()]);
+        assert_eq!(
+            geometry.pieces(named, found.record_bytes()).length_bytes(),
+            found.record_bytes()
+        );
+    }
+    let other = LogPosition(named.get().wrapping_add(8));
+    assert!(RecordHeader::decode(data, other, &geometry).is_err());
+}
+
+/// The words of a log's pages.
+pub fn log_words(data: &[u8]) {
+    let _ = LogPublishWords::decode(data);
+    if let Ok(pair) = CursorPair::decode(data) {
+        assert!(pair.agreed().is_none() || pair.agreed() == pair.cursor_word());
+    }
+}
