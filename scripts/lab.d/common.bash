@@ -40,7 +40,7 @@ uptime_ms() {
 
 # What the guest is made from, as a key: see build.
 root_key() {
-	cat "$lab_dir"/{build-root,extract-vmlinux,guest-packages,guest-modules} | sha256sum | cut -c1-16
+	cat "$lab_dir"/{build-root,fetch-kernel,extract-vmlinux,guest-packages,guest-modules} | sha256sum | cut -c1-16
 }
 
 initramfs_key() {
