@@ -59,7 +59,10 @@ pub struct Chain {
 impl Chain {
     /// An empty chain with room for `ops` operations.
     pub fn with_capacity(ops: usize) -> Self {
-        Self { ops: Vec::with_capacity(ops), bytes: 0 }
+        Self {
+            ops: Vec::with_capacity(ops),
+            bytes: 0,
+        }
     }
 
     /// The operations in order.
@@ -124,10 +127,14 @@ impl Chain {
         let (mut reads, mut writes, mut tail) = (false, false, false);
         for op in &self.ops {
             match op {
-                Op::Read { .. } if writes || tail => return invalid("a read follows another kind of operation"),
+                Op::Read { .. } if writes || tail => {
+                    return invalid("a read follows another kind of operation");
+                }
                 Op::Read { .. } => reads = true,
                 _ if reads => return invalid("another kind of operation follows a read"),
-                Op::Write { .. } if tail => return invalid("a write follows a flush or an atomic write"),
+                Op::Write { .. } if tail => {
+                    return invalid("a write follows a flush or an atomic write");
+                }
                 Op::Write { .. } => writes = true,
                 Op::Flush { .. } => tail = true,
                 Op::AtomicWrite { remote, .. } if remote % 8 != 0 => {
@@ -136,6 +143,10 @@ impl Chain {
                 Op::AtomicWrite { .. } => tail = true,
             }
         }
-        if self.ops.is_empty() { invalid("the chain is empty") } else { Ok(()) }
+        if self.ops.is_empty() {
+            invalid("the chain is empty")
+        } else {
+            Ok(())
+        }
     }
 }

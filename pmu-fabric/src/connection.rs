@@ -147,7 +147,11 @@ impl WindowMap {
             let next = window.address.checked_add(window.length);
             match next {
                 Some(next) if window.address >= end && window.length > 0 => end = next,
-                _ => return Err(FabricError::Protocol("access windows overlap or wrap".into())),
+                _ => {
+                    return Err(FabricError::Protocol(
+                        "access windows overlap or wrap".into(),
+                    ));
+                }
             }
         }
         self.windows = sorted;
@@ -162,7 +166,9 @@ impl WindowMap {
         mut each: impl FnMut(&AccessWindow, u64, u64, u64),
     ) -> Result<(), FabricError> {
         let outside = FabricError::OutsideWindows { address, length };
-        let mut index = self.windows.partition_point(|window| window.address + window.length <= address);
+        let mut index = self
+            .windows
+            .partition_point(|window| window.address + window.length <= address);
         let mut done = 0u64;
         while done < length {
             let at = match address.checked_add(done) {
@@ -188,18 +194,37 @@ mod tests {
     use super::*;
 
     fn window(address: u64, length: u64) -> AccessWindow {
-        AccessWindow { address, length, access_key: address as u32, flush_key: 0 }
+        AccessWindow {
+            address,
+            length,
+            access_key: address as u32,
+            flush_key: 0,
+        }
     }
 
     #[test]
     fn p10_ranges_are_split_at_the_borders_of_extents() {
         let mut map = WindowMap::default();
-        map.set(&[window(200, 100), window(100, 100), window(400, 10)]).unwrap();
+        map.set(&[window(200, 100), window(100, 100), window(400, 10)])
+            .unwrap();
         let mut pieces = Vec::new();
-        map.split(150, 120, |w, at, length, done| pieces.push((w.access_key, at, length, done))).unwrap();
+        map.split(150, 120, |w, at, length, done| {
+            pieces.push((w.access_key, at, length, done))
+        })
+        .unwrap();
         assert_eq!(pieces, [(100, 150, 50, 0), (200, 200, 70, 50)]);
-        for (address, length) in [(99, 1), (300, 1), (290, 20), (405, 6), (u64::MAX, 2), (0, 1)] {
-            assert!(map.split(address, length, |_, _, _, _| {}).is_err(), "{address}+{length}");
+        for (address, length) in [
+            (99, 1),
+            (300, 1),
+            (290, 20),
+            (405, 6),
+            (u64::MAX, 2),
+            (0, 1),
+        ] {
+            assert!(
+                map.split(address, length, |_, _, _, _| {}).is_err(),
+                "{address}+{length}"
+            );
         }
         map.split(409, 1, |_, _, _, _| {}).unwrap();
     }
@@ -214,7 +239,15 @@ mod tests {
 
     #[test]
     fn p16_keys_never_reach_a_log() {
-        let text = format!("{:?}", AccessWindow { address: 1, length: 2, access_key: 0xdead_beef, flush_key: 0xabad_cafe });
+        let text = format!(
+            "{:?}",
+            AccessWindow {
+                address: 1,
+                length: 2,
+                access_key: 0xdead_beef,
+                flush_key: 0xabad_cafe
+            }
+        );
         assert_eq!(text, "AccessWindow(0x1+2)");
     }
 }

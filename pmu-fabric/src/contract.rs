@@ -9,8 +9,9 @@ use parking_lot::Mutex;
 use pmu_pmem::{LocalMemory, PoolMemory};
 
 use crate::{
-    AccessWindow, AttachedMemory, Chain, Completion, CompletionStatus, ConnectToken, Connection, ConnectionId, ExposedExtent,
-    ExposedRegion, FabricError, FabricEvent, LocalSlice, PersistenceMethod, UnitFabric, WindowAccess,
+    AccessWindow, AttachedMemory, Chain, Completion, CompletionStatus, ConnectToken, Connection,
+    ConnectionId, ExposedExtent, ExposedRegion, FabricError, FabricEvent, LocalSlice,
+    PersistenceMethod, UnitFabric, WindowAccess,
 };
 
 /// Virtual base address of the region that the suite exposes.
@@ -21,8 +22,14 @@ const SECOND_BYTES: u64 = 3 << 20;
 /// Bytes of the pool that the suite needs.
 pub const POOL_BYTES: u64 = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
-const BOTH: WindowAccess = WindowAccess { read: true, write: true };
-const READ: WindowAccess = WindowAccess { read: true, write: false };
+const BOTH: WindowAccess = WindowAccess {
+    read: true,
+    write: true,
+};
+const READ: WindowAccess = WindowAccess {
+    read: true,
+    write: false,
+};
 
 /// What a provider brings to be tested. A fresh one for each case.
 pub trait Harness: Sync {
@@ -48,23 +55,50 @@ pub type Case = (&'static str, fn(&dyn Harness));
 
 /// Every case.
 pub const CASES: &[Case] = &[
-    ("p01_what_is_written_is_read_back_at_any_size", written_is_read_back),
-    ("p01_a_durable_commit_is_one_chain_and_one_completion", commit_is_one_chain),
+    (
+        "p01_what_is_written_is_read_back_at_any_size",
+        written_is_read_back,
+    ),
+    (
+        "p01_a_durable_commit_is_one_chain_and_one_completion",
+        commit_is_one_chain,
+    ),
     ("p01_chains_complete_in_order", chains_complete_in_order),
-    ("p01_a_chain_out_of_grammar_is_refused_and_harms_nothing", grammar_is_kept),
+    (
+        "p01_a_chain_out_of_grammar_is_refused_and_harms_nothing",
+        grammar_is_kept,
+    ),
     ("p01_waiting_is_event_driven_and_bounded", waiting_works),
     ("p01_the_queue_has_a_bound", queue_is_bounded),
-    ("p09_outside_the_windows_nothing_is_possible", outside_windows),
-    ("p09_a_wrong_key_is_a_remote_access_error_and_the_end", wrong_key),
+    (
+        "p09_outside_the_windows_nothing_is_possible",
+        outside_windows,
+    ),
+    (
+        "p09_a_wrong_key_is_a_remote_access_error_and_the_end",
+        wrong_key,
+    ),
     ("p09_rights_are_kept", rights_are_kept),
     ("p09_the_flush_key_writes_nothing", flush_key_writes_nothing),
-    ("p10_scattered_extents_are_one_range_of_addresses", scattered_extents),
+    (
+        "p10_scattered_extents_are_one_range_of_addresses",
+        scattered_extents,
+    ),
     ("p16_a_token_works_once", token_works_once),
-    ("p16_windows_are_worthless_on_another_connection", other_connection),
+    (
+        "p16_windows_are_worthless_on_another_connection",
+        other_connection,
+    ),
     ("b01_an_atomic_write_is_seen_whole", atomic_write_is_whole),
     ("b03_after_invalidate_no_byte_lands", fence_under_fire),
-    ("b03_an_invalidated_expectation_never_connects", fence_before_connect),
-    ("p04_the_end_of_a_connection_is_seen_on_both_sides", end_is_seen),
+    (
+        "b03_an_invalidated_expectation_never_connects",
+        fence_before_connect,
+    ),
+    (
+        "p04_the_end_of_a_connection_is_seen_on_both_sides",
+        end_is_seen,
+    ),
 ];
 
 /// Runs every case, each with a harness of its own, and says which.
@@ -89,22 +123,47 @@ struct Peer {
 
 fn expose(harness: &dyn Harness) {
     let extents = vec![
-        ExposedExtent { address: REGION_ADDRESS, pool_offset: 5 << 20, length: FIRST_BYTES },
-        ExposedExtent { address: REGION_ADDRESS + FIRST_BYTES, pool_offset: 1 << 20, length: SECOND_BYTES },
+        ExposedExtent {
+            address: REGION_ADDRESS,
+            pool_offset: 5 << 20,
+            length: FIRST_BYTES,
+        },
+        ExposedExtent {
+            address: REGION_ADDRESS + FIRST_BYTES,
+            pool_offset: 1 << 20,
+            length: SECOND_BYTES,
+        },
     ];
-    let region = ExposedRegion { address: REGION_ADDRESS, pool: Arc::clone(harness.pool()), extents };
+    let region = ExposedRegion {
+        address: REGION_ADDRESS,
+        pool: Arc::clone(harness.pool()),
+        extents,
+    };
     harness.unit().expose(&region).expect("expose");
-    harness.unit().expose(&region).expect("exposing again is nothing");
+    harness
+        .unit()
+        .expose(&region)
+        .expect("exposing again is nothing");
 }
 
 fn connect(harness: &dyn Harness, access: WindowAccess) -> Peer {
     expose(harness);
     let token = ConnectToken::random().unwrap();
     let unit = harness.unit();
-    let id = unit.expect(token, harness.method(), PATIENCE).expect("expect");
+    let id = unit
+        .expect(token, harness.method(), PATIENCE)
+        .expect("expect");
     let connection = harness.connect(token).expect("connect");
     unit.wait_connected(id, PATIENCE).expect("connected");
-    let windows = unit.bind(id, REGION_ADDRESS, REGION_ADDRESS, FIRST_BYTES + SECOND_BYTES, access).expect("bind");
+    let windows = unit
+        .bind(
+            id,
+            REGION_ADDRESS,
+            REGION_ADDRESS,
+            FIRST_BYTES + SECOND_BYTES,
+            access,
+        )
+        .expect("bind");
     let mut peer = with_memory(id, connection);
     peer.connection.set_windows(&windows).unwrap();
     peer.windows = windows;
@@ -114,22 +173,37 @@ fn connect(harness: &dyn Harness, access: WindowAccess) -> Peer {
 fn with_memory(id: ConnectionId, mut connection: Box<dyn Connection>) -> Peer {
     let memory = Arc::new(LocalMemory::allocate(8 << 20).unwrap());
     let attached = connection.attach(Arc::clone(&memory)).expect("attach");
-    Peer { id, connection, memory, attached, windows: Vec::new() }
+    Peer {
+        id,
+        connection,
+        memory,
+        attached,
+        windows: Vec::new(),
+    }
 }
 
 impl Peer {
     fn slice(&self, offset: usize, length: usize) -> LocalSlice {
-        LocalSlice { memory: self.attached, offset, length }
+        LocalSlice {
+            memory: self.attached,
+            offset,
+            length,
+        }
     }
 
     fn next(&mut self) -> Completion {
         let deadline = Instant::now() + PATIENCE;
-        let mut one = [Completion { tag: 0, status: CompletionStatus::Success }];
+        let mut one = [Completion {
+            tag: 0,
+            status: CompletionStatus::Success,
+        }];
         while Instant::now() < deadline {
             if self.connection.poll(&mut one).expect("poll") == 1 {
                 return one[0];
             }
-            self.connection.wait(Duration::from_millis(100)).expect("wait");
+            self.connection
+                .wait(Duration::from_millis(100))
+                .expect("wait");
         }
         panic!("no completion in {PATIENCE:?}");
     }
@@ -144,7 +218,9 @@ impl Peer {
     fn write(&mut self, address: u64, bytes: &[u8]) -> CompletionStatus {
         self.memory.write_at(0, bytes).unwrap();
         let mut chain = Chain::default();
-        chain.write(address, self.slice(0, bytes.len())).flush(address, bytes.len() as u64);
+        chain
+            .write(address, self.slice(0, bytes.len()))
+            .flush(address, bytes.len() as u64);
         self.run(&chain)
     }
 
@@ -169,7 +245,9 @@ fn pattern(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..length)
         .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 56) as u8
         })
         .collect()
@@ -178,11 +256,17 @@ fn pattern(seed: u64, length: usize) -> Vec<u8> {
 fn written_is_read_back(harness: &dyn Harness) {
     let mut peer = connect(harness, BOTH);
     let largest = (3 << 20) / harness.slowness();
-    for (seed, length) in [1, 7, 8, 64, 4095, 4096, 65_537, 300_001, largest].into_iter().enumerate() {
+    for (seed, length) in [1, 7, 8, 64, 4095, 4096, 65_537, 300_001, largest]
+        .into_iter()
+        .enumerate()
+    {
         let bytes = pattern(seed as u64, length);
         let address = REGION_ADDRESS + 13 * seed as u64;
         assert_eq!(peer.write(address, &bytes), CompletionStatus::Success);
-        assert!(peer.read(address, length).unwrap() == bytes, "length {length}");
+        assert!(
+            peer.read(address, length).unwrap() == bytes,
+            "length {length}"
+        );
     }
 }
 
@@ -192,12 +276,24 @@ fn commit_is_one_chain(harness: &dyn Harness) {
     peer.memory.write_at(0, b"hello pmem").unwrap();
     let mut chain = Chain::with_capacity(4);
     let at = REGION_ADDRESS + 8192;
-    chain.write(at, peer.slice(0, 10)).flush(at, 10).atomic_write(REGION_ADDRESS, 42).flush(REGION_ADDRESS, 8);
+    chain
+        .write(at, peer.slice(0, 10))
+        .flush(at, 10)
+        .atomic_write(REGION_ADDRESS, 42)
+        .flush(REGION_ADDRESS, 8);
     assert_eq!(peer.run(&chain), CompletionStatus::Success);
     let after = peer.connection.counters();
     assert_eq!(after.chains - before.chains, 1);
-    assert_eq!(after.completions - before.completions, 1, "one completion for the whole chain");
-    assert_eq!(after.doorbells - before.doorbells, 1, "one doorbell for the whole chain");
+    assert_eq!(
+        after.completions - before.completions,
+        1,
+        "one completion for the whole chain"
+    );
+    assert_eq!(
+        after.doorbells - before.doorbells,
+        1,
+        "one doorbell for the whole chain"
+    );
     assert_eq!(peer.read(at, 10).unwrap(), b"hello pmem");
     assert_eq!(peer.read(REGION_ADDRESS, 8).unwrap(), 42u64.to_le_bytes());
 }
@@ -215,7 +311,9 @@ fn chains_complete_in_order(harness: &dyn Harness) {
                 chain.read(REGION_ADDRESS + slot, peer.slice(1 << 20, 64));
             } else {
                 chain.write(REGION_ADDRESS + 4096 + slot, peer.slice(slot as usize, 64));
-                chain.flush(REGION_ADDRESS + 4096 + slot, 64).atomic_write(REGION_ADDRESS, posted);
+                chain
+                    .flush(REGION_ADDRESS + 4096 + slot, 64)
+                    .atomic_write(REGION_ADDRESS, posted);
             }
             match peer.connection.post(1000 + posted, &chain) {
                 Ok(()) => posted += 1,
@@ -224,7 +322,13 @@ fn chains_complete_in_order(harness: &dyn Harness) {
             }
         }
         let completion = peer.next();
-        assert_eq!(completion, Completion { tag: 1000 + reaped, status: CompletionStatus::Success });
+        assert_eq!(
+            completion,
+            Completion {
+                tag: 1000 + reaped,
+                status: CompletionStatus::Success
+            }
+        );
         reaped += 1;
     }
     assert_eq!(peer.connection.in_flight(), 0);
@@ -247,38 +351,64 @@ fn grammar_is_kept(harness: &dyn Harness) {
             chain.flush(REGION_ADDRESS, 8).write(REGION_ADDRESS, slice);
         }),
         refused(|chain, slice| {
-            chain.read(REGION_ADDRESS, slice).write(REGION_ADDRESS, slice);
+            chain
+                .read(REGION_ADDRESS, slice)
+                .write(REGION_ADDRESS, slice);
         }),
     ];
     for chain in &chains {
         let result = peer.connection.post(1, chain);
-        assert!(matches!(result, Err(FabricError::InvalidChain { .. })), "{result:?}");
+        assert!(
+            matches!(result, Err(FabricError::InvalidChain { .. })),
+            "{result:?}"
+        );
     }
     let mut chain = Chain::default();
     chain.write(REGION_ADDRESS, peer.slice(8 << 20, 1));
-    assert!(matches!(peer.connection.post(1, &chain), Err(FabricError::OutsideMemory { .. })));
+    assert!(matches!(
+        peer.connection.post(1, &chain),
+        Err(FabricError::OutsideMemory { .. })
+    ));
     chain.clear();
     chain.write(REGION_ADDRESS, peer.slice(usize::MAX, 2));
-    assert!(matches!(peer.connection.post(1, &chain), Err(FabricError::OutsideMemory { .. })));
+    assert!(matches!(
+        peer.connection.post(1, &chain),
+        Err(FabricError::OutsideMemory { .. })
+    ));
     assert_eq!(peer.connection.in_flight(), 0);
-    assert_eq!(peer.write(REGION_ADDRESS, b"still fine"), CompletionStatus::Success);
+    assert_eq!(
+        peer.write(REGION_ADDRESS, b"still fine"),
+        CompletionStatus::Success
+    );
 }
 
 fn waiting_works(harness: &dyn Harness) {
     let mut peer = connect(harness, BOTH);
     let begun = Instant::now();
     peer.connection.wait(Duration::from_millis(30)).unwrap();
-    assert!(begun.elapsed() >= Duration::from_millis(25), "nothing to wait for, so the time must pass");
+    assert!(
+        begun.elapsed() >= Duration::from_millis(25),
+        "nothing to wait for, so the time must pass"
+    );
     let mut chain = Chain::default();
     chain.write(REGION_ADDRESS, peer.slice(0, 64));
     peer.connection.post(5, &chain).unwrap();
-    let mut one = [Completion { tag: 0, status: CompletionStatus::Flushed }];
+    let mut one = [Completion {
+        tag: 0,
+        status: CompletionStatus::Flushed,
+    }];
     let begun = Instant::now();
     while peer.connection.poll(&mut one).unwrap() == 0 {
         peer.connection.wait(PATIENCE).unwrap();
         assert!(begun.elapsed() < PATIENCE, "wait slept over a completion");
     }
-    assert_eq!(one[0], Completion { tag: 5, status: CompletionStatus::Success });
+    assert_eq!(
+        one[0],
+        Completion {
+            tag: 5,
+            status: CompletionStatus::Success
+        }
+    );
 }
 
 fn queue_is_bounded(harness: &dyn Harness) {
@@ -296,9 +426,18 @@ fn queue_is_bounded(harness: &dyn Harness) {
     }
     assert_eq!(posted, bound);
     for tag in 0..posted {
-        assert_eq!(peer.next(), Completion { tag: tag as u64, status: CompletionStatus::Success });
+        assert_eq!(
+            peer.next(),
+            Completion {
+                tag: tag as u64,
+                status: CompletionStatus::Success
+            }
+        );
     }
-    assert_eq!(peer.write(REGION_ADDRESS, b"goes on"), CompletionStatus::Success);
+    assert_eq!(
+        peer.write(REGION_ADDRESS, b"goes on"),
+        CompletionStatus::Success
+    );
 }
 
 fn outside_windows(harness: &dyn Harness) {
@@ -308,11 +447,19 @@ fn outside_windows(harness: &dyn Harness) {
         let mut chain = Chain::default();
         chain.write(address, peer.slice(0, 8));
         let result = peer.connection.post(1, &chain);
-        assert!(matches!(result, Err(FabricError::OutsideWindows { .. })), "{address:#x}: {result:?}");
+        assert!(
+            matches!(result, Err(FabricError::OutsideWindows { .. })),
+            "{address:#x}: {result:?}"
+        );
     }
     // A caller that lies to itself about its windows is stopped by the unit.
     let last = *peer.windows.last().unwrap();
-    peer.connection.set_windows(&[AccessWindow { length: last.length + 4096, ..last }]).unwrap();
+    peer.connection
+        .set_windows(&[AccessWindow {
+            length: last.length + 4096,
+            ..last
+        }])
+        .unwrap();
     let mut chain = Chain::default();
     chain.write(last.address + last.length, peer.slice(0, 8));
     assert_eq!(peer.run(&chain), CompletionStatus::RemoteAccess);
@@ -320,7 +467,10 @@ fn outside_windows(harness: &dyn Harness) {
 
 fn wrong_key(harness: &dyn Harness) {
     let mut peer = connect(harness, BOTH);
-    assert_eq!(peer.write(REGION_ADDRESS, b"before!!"), CompletionStatus::Success);
+    assert_eq!(
+        peer.write(REGION_ADDRESS, b"before!!"),
+        CompletionStatus::Success
+    );
     let mut forged = peer.windows.clone();
     forged[0].access_key ^= 0x0100_0000;
     peer.connection.set_windows(&forged).unwrap();
@@ -332,28 +482,61 @@ fn wrong_key(harness: &dyn Harness) {
     let mut behind = Chain::default();
     behind.write(REGION_ADDRESS + FIRST_BYTES, peer.slice(0, 8));
     let posted = peer.connection.post(2, &behind).is_ok();
-    assert_eq!(peer.next(), Completion { tag: 1, status: CompletionStatus::RemoteAccess });
+    assert_eq!(
+        peer.next(),
+        Completion {
+            tag: 1,
+            status: CompletionStatus::RemoteAccess
+        }
+    );
     if posted {
-        assert_eq!(peer.next(), Completion { tag: 2, status: CompletionStatus::Flushed });
+        assert_eq!(
+            peer.next(),
+            Completion {
+                tag: 2,
+                status: CompletionStatus::Flushed
+            }
+        );
     }
     assert_eq!(peer.connection.dead(), Some(CompletionStatus::RemoteAccess));
-    assert!(matches!(peer.connection.post(3, &chain), Err(FabricError::Dead(CompletionStatus::RemoteAccess))));
+    assert!(matches!(
+        peer.connection.post(3, &chain),
+        Err(FabricError::Dead(CompletionStatus::RemoteAccess))
+    ));
     let mut reader = connect(harness, READ);
     assert_eq!(reader.read(REGION_ADDRESS, 8).unwrap(), b"before!!");
-    assert_eq!(reader.read(REGION_ADDRESS + FIRST_BYTES, 8).unwrap(), [0; 8]);
+    assert_eq!(
+        reader.read(REGION_ADDRESS + FIRST_BYTES, 8).unwrap(),
+        [0; 8]
+    );
 }
 
 fn rights_are_kept(harness: &dyn Harness) {
     let mut reader = connect(harness, READ);
     assert!(reader.read(REGION_ADDRESS, 64).is_ok());
-    assert_eq!(reader.write(REGION_ADDRESS, b"no right"), CompletionStatus::RemoteAccess);
+    assert_eq!(
+        reader.write(REGION_ADDRESS, b"no right"),
+        CompletionStatus::RemoteAccess
+    );
     let mut reader = connect(harness, READ);
     let mut chain = Chain::default();
     chain.atomic_write(REGION_ADDRESS, 1);
     assert_eq!(reader.run(&chain), CompletionStatus::RemoteAccess);
-    let mut writer = connect(harness, WindowAccess { read: false, write: true });
-    assert_eq!(writer.write(REGION_ADDRESS, b"writes"), CompletionStatus::Success);
-    assert_eq!(writer.read(REGION_ADDRESS, 6), Err(CompletionStatus::RemoteAccess));
+    let mut writer = connect(
+        harness,
+        WindowAccess {
+            read: false,
+            write: true,
+        },
+    );
+    assert_eq!(
+        writer.write(REGION_ADDRESS, b"writes"),
+        CompletionStatus::Success
+    );
+    assert_eq!(
+        writer.read(REGION_ADDRESS, 6),
+        Err(CompletionStatus::RemoteAccess)
+    );
 }
 
 fn flush_key_writes_nothing(harness: &dyn Harness) {
@@ -377,31 +560,56 @@ fn scattered_extents(harness: &dyn Harness) {
     assert_eq!(peer.write(address, &bytes), CompletionStatus::Success);
     assert_eq!(peer.read(address, bytes.len()).unwrap(), bytes);
     let mut at_place = vec![0; 5_000];
-    harness.pool().read_at((5 << 20) + FIRST_BYTES - 5_000, &mut at_place).unwrap();
-    assert_eq!(at_place, bytes[..5_000], "the first half lies at the end of the first extent");
+    harness
+        .pool()
+        .read_at((5 << 20) + FIRST_BYTES - 5_000, &mut at_place)
+        .unwrap();
+    assert_eq!(
+        at_place,
+        bytes[..5_000],
+        "the first half lies at the end of the first extent"
+    );
     harness.pool().read_at(1 << 20, &mut at_place).unwrap();
-    assert_eq!(at_place, bytes[5_000..], "the second half lies at the start of the second");
+    assert_eq!(
+        at_place,
+        bytes[5_000..],
+        "the second half lies at the start of the second"
+    );
 }
 
 fn token_works_once(harness: &dyn Harness) {
     let token = ConnectToken::random().unwrap();
     assert!(harness.connect(token).is_err(), "a token nobody expects");
-    let id = harness.unit().expect(token, harness.method(), PATIENCE).unwrap();
+    let id = harness
+        .unit()
+        .expect(token, harness.method(), PATIENCE)
+        .unwrap();
     let _first = harness.connect(token).expect("the first time");
     harness.unit().wait_connected(id, PATIENCE).unwrap();
     assert!(harness.connect(token).is_err(), "the second time");
     let late = ConnectToken::random().unwrap();
-    let id = harness.unit().expect(late, harness.method(), Duration::from_millis(1)).unwrap();
+    let id = harness
+        .unit()
+        .expect(late, harness.method(), Duration::from_millis(1))
+        .unwrap();
     std::thread::sleep(Duration::from_millis(20));
     assert!(harness.connect(late).is_err(), "too late");
-    assert!(harness.unit().wait_connected(id, Duration::from_millis(10)).is_err());
+    assert!(
+        harness
+            .unit()
+            .wait_connected(id, Duration::from_millis(10))
+            .is_err()
+    );
 }
 
 fn other_connection(harness: &dyn Harness) {
     let mut rightful = connect(harness, BOTH);
     let mut thief = connect(harness, READ);
     thief.connection.set_windows(&rightful.windows).unwrap();
-    assert_eq!(thief.write(REGION_ADDRESS, b"stolen"), CompletionStatus::RemoteAccess);
+    assert_eq!(
+        thief.write(REGION_ADDRESS, b"stolen"),
+        CompletionStatus::RemoteAccess
+    );
     assert_eq!(rightful.read(REGION_ADDRESS, 6).unwrap(), [0; 6]);
 }
 
@@ -416,14 +624,19 @@ fn atomic_write_is_whole(harness: &dyn Harness) {
             for round in 0..rounds {
                 chain.clear();
                 let value = if round % 2 == 0 { u64::MAX } else { 0 };
-                chain.atomic_write(REGION_ADDRESS + 64, value).flush(REGION_ADDRESS + 64, 8);
+                chain
+                    .atomic_write(REGION_ADDRESS + 64, value)
+                    .flush(REGION_ADDRESS + 64, 8);
                 assert_eq!(writer.run(&chain), CompletionStatus::Success);
             }
             stop.store(true, Ordering::Release);
         });
         while !stop.load(Ordering::Acquire) {
             let seen = reader.read(REGION_ADDRESS + 64, 8).unwrap();
-            assert!(seen == [0; 8] || seen == [0xff; 8], "a torn value: {seen:?}");
+            assert!(
+                seen == [0; 8] || seen == [0xff; 8],
+                "a torn value: {seen:?}"
+            );
         }
     });
 }
@@ -438,10 +651,14 @@ fn fence_under_fire(harness: &dyn Harness) {
             let mut chain = Chain::default();
             loop {
                 let round = written.fetch_add(1, Ordering::AcqRel) + 1;
-                old.memory.write_at(0, &vec![round as u8 | 1; length]).unwrap();
+                old.memory
+                    .write_at(0, &vec![round as u8 | 1; length])
+                    .unwrap();
                 chain.clear();
                 chain.write(REGION_ADDRESS + 4096, old.slice(0, length));
-                chain.flush(REGION_ADDRESS + 4096, length as u64).atomic_write(REGION_ADDRESS, round);
+                chain
+                    .flush(REGION_ADDRESS + 4096, length as u64)
+                    .atomic_write(REGION_ADDRESS, round);
                 let status = old.run(&chain);
                 if status != CompletionStatus::Success {
                     return (old, status);
@@ -463,33 +680,48 @@ fn fence_under_fire(harness: &dyn Harness) {
         }
         fire.join().expect("the writer's thread")
     });
-    assert_eq!(last_status, CompletionStatus::RemoteAccess, "the fenced writer sees a remote access error");
+    assert_eq!(
+        last_status,
+        CompletionStatus::RemoteAccess,
+        "the fenced writer sees a remote access error"
+    );
     assert_eq!(old.connection.dead(), Some(CompletionStatus::RemoteAccess));
     harness.unit().invalidate(id).expect("twice is nothing");
     let mut next = connect(harness, BOTH);
-    assert_eq!(next.write(REGION_ADDRESS, b"the next writer"), CompletionStatus::Success);
+    assert_eq!(
+        next.write(REGION_ADDRESS, b"the next writer"),
+        CompletionStatus::Success
+    );
 }
 
 fn fence_before_connect(harness: &dyn Harness) {
     let token = ConnectToken::random().unwrap();
-    let id = harness.unit().expect(token, harness.method(), PATIENCE).unwrap();
+    let id = harness
+        .unit()
+        .expect(token, harness.method(), PATIENCE)
+        .unwrap();
     harness.unit().invalidate(id).unwrap();
     assert!(harness.connect(token).is_err());
-    assert!(matches!(harness.unit().wait_connected(id, PATIENCE), Err(FabricError::NoSuchConnection)));
+    assert!(matches!(
+        harness.unit().wait_connected(id, PATIENCE),
+        Err(FabricError::NoSuchConnection)
+    ));
 }
 
 fn end_is_seen(harness: &dyn Harness) {
     let events = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&events);
     harness.unit().observe(Box::new(move |event| {
-        if let FabricEvent::Disconnected { connection, .. } = event {
-            seen.lock().push(connection);
-        }
+        let FabricEvent::Disconnected { connection, .. } = event;
+        seen.lock().push(connection);
     }));
     let wait_for = |id| {
         let deadline = Instant::now() + PATIENCE;
         while !events.lock().contains(&id) {
-            assert!(Instant::now() < deadline, "the unit never saw the end of {id:?}");
+            assert!(
+                Instant::now() < deadline,
+                "the unit never saw the end of {id:?}"
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     };

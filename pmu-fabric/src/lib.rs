@@ -36,4 +36,6 @@ pub use chain::{Chain, LocalSlice, Op};
 pub use connection::{AccessWindow, AttachedMemory, Completion, Connection, Counters, Limits};
 pub use error::{CompletionStatus, FabricError};
 pub use persistence::{PersistenceMethod, Provider};
-pub use unit::{ConnectToken, ConnectionId, ExposedExtent, ExposedRegion, FabricEvent, UnitFabric, WindowAccess};
+pub use unit::{
+    ConnectToken, ConnectionId, ExposedExtent, ExposedRegion, FabricEvent, UnitFabric, WindowAccess,
+};

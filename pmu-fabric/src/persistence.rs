@@ -18,7 +18,12 @@ pub enum PersistenceMethod {
 
 impl PersistenceMethod {
     /// All methods, strongest first.
-    pub const ALL: [Self; 4] = [Self::NativeFlush, Self::ReadAfterWrite, Self::ServerPersist, Self::Volatile];
+    pub const ALL: [Self; 4] = [
+        Self::NativeFlush,
+        Self::ReadAfterWrite,
+        Self::ServerPersist,
+        Self::Volatile,
+    ];
 
     /// The name used in options, receipts and JSON.
     pub fn name(self) -> &'static str {
@@ -53,10 +58,13 @@ pub struct UnknownName {
 impl FromStr for PersistenceMethod {
     type Err = UnknownName;
     fn from_str(name: &str) -> Result<Self, UnknownName> {
-        Self::ALL.into_iter().find(|method| method.name() == name).ok_or_else(|| UnknownName {
-            found: name.to_owned(),
-            expected: "native-flush, read-after-write, server-persist, volatile",
-        })
+        Self::ALL
+            .into_iter()
+            .find(|method| method.name() == name)
+            .ok_or_else(|| UnknownName {
+                found: name.to_owned(),
+                expected: "native-flush, read-after-write, server-persist, volatile",
+            })
     }
 }
 
@@ -95,7 +103,10 @@ impl FromStr for Provider {
             "verbs" => Ok(Self::Verbs),
             "soft-tcp" => Ok(Self::SoftTcp),
             "soft-unix" => Ok(Self::SoftUnix),
-            _ => Err(UnknownName { found: name.to_owned(), expected: "verbs, soft-tcp, soft-unix" }),
+            _ => Err(UnknownName {
+                found: name.to_owned(),
+                expected: "verbs, soft-tcp, soft-unix",
+            }),
         }
     }
 }

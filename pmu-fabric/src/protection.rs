@@ -44,7 +44,9 @@ pub struct WindowGate {
 impl WindowGate {
     /// Holds the gate open. Keep it for one bounded, non-blocking step only.
     pub fn enter(&self) -> OpenGate<'_> {
-        OpenGate { windows: self.windows.read() }
+        OpenGate {
+            windows: self.windows.read(),
+        }
     }
 
     /// Adds windows.
@@ -54,15 +56,22 @@ impl WindowGate {
     pub fn add(&self, new: Vec<BoundWindow>) -> Result<(), FabricError> {
         let mut windows = self.windows.write();
         for window in new {
-            let (start, end) = (window.given.address, window.given.address + window.given.length);
+            let (start, end) = (
+                window.given.address,
+                window.given.address + window.given.length,
+            );
             let index = windows.partition_point(|other| other.given.address < start);
             let clear_before = index == 0 || {
                 let before = &windows[index - 1].given;
                 before.address + before.length <= start
             };
-            let clear_after = windows.get(index).is_none_or(|after| end <= after.given.address);
+            let clear_after = windows
+                .get(index)
+                .is_none_or(|after| end <= after.given.address);
             if !(clear_before && clear_after) {
-                return Err(FabricError::Protocol("windows of one connection overlap".into()));
+                return Err(FabricError::Protocol(
+                    "windows of one connection overlap".into(),
+                ));
             }
             windows.insert(index, window);
         }
@@ -82,8 +91,16 @@ pub struct OpenGate<'a> {
 
 impl OpenGate<'_> {
     /// Finds the window that allows this, and the pool offset of `address`. `None` is a remote access error.
-    pub fn check(&self, key: u32, address: u64, length: u64, intent: Intent) -> Option<(&Arc<PoolMemory>, u64)> {
-        let index = self.windows.partition_point(|window| window.given.address <= address);
+    pub fn check(
+        &self,
+        key: u32,
+        address: u64,
+        length: u64,
+        intent: Intent,
+    ) -> Option<(&Arc<PoolMemory>, u64)> {
+        let index = self
+            .windows
+            .partition_point(|window| window.given.address <= address);
         let window = self.windows.get(index.checked_sub(1)?)?;
         let inside = address.checked_add(length)? <= window.given.address + window.given.length;
         let allowed = match intent {
@@ -91,7 +108,12 @@ impl OpenGate<'_> {
             Intent::Write => window.access.write && key == window.given.access_key,
             Intent::Flush => window.access.write && key == window.given.flush_key,
         };
-        (inside && allowed).then(|| (&window.pool, window.pool_offset + (address - window.given.address)))
+        (inside && allowed).then(|| {
+            (
+                &window.pool,
+                window.pool_offset + (address - window.given.address),
+            )
+        })
     }
 }
 
@@ -105,11 +127,16 @@ pub fn extents_of(
     length: u64,
 ) -> Result<Vec<crate::unit::ExposedExtent>, FabricError> {
     let outside = FabricError::OutsideWindows { address, length };
-    let Some(end) = address.checked_add(length) else { return Err(outside) };
+    let Some(end) = address.checked_add(length) else {
+        return Err(outside);
+    };
     let mut pieces = Vec::new();
     let mut covered = 0;
     for extent in &region.extents {
-        let (start, stop) = (address.max(extent.address), end.min(extent.address + extent.length));
+        let (start, stop) = (
+            address.max(extent.address),
+            end.min(extent.address + extent.length),
+        );
         if start < stop {
             covered += stop - start;
             pieces.push(crate::unit::ExposedExtent {
@@ -119,5 +146,9 @@ pub fn extents_of(
             });
         }
     }
-    if covered == length && length > 0 { Ok(pieces) } else { Err(outside) }
+    if covered == length && length > 0 {
+        Ok(pieces)
+    } else {
+        Err(outside)
+    }
 }

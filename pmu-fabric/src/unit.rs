@@ -27,8 +27,10 @@ impl ConnectToken {
     /// The system has no randomness.
     pub fn random() -> Result<Self, FabricError> {
         let mut bytes = [0u8; 32];
-        getrandom::fill(&mut bytes)
-            .map_err(|error| FabricError::Io { context: "draw a connect token", source: error.into() })?;
+        getrandom::fill(&mut bytes).map_err(|error| FabricError::Io {
+            context: "draw a connect token",
+            source: error.into(),
+        })?;
         Ok(Self(bytes))
     }
 }
@@ -125,7 +127,11 @@ pub trait UnitFabric: Send + Sync {
     ///
     /// # Errors
     /// [`FabricError::TimedOut`]; [`FabricError::NoSuchConnection`] when it has ended or its time is over.
-    fn wait_connected(&self, connection: ConnectionId, timeout: Duration) -> Result<(), FabricError>;
+    fn wait_connected(
+        &self,
+        connection: ConnectionId,
+        timeout: Duration,
+    ) -> Result<(), FabricError>;
 
     /// Binds windows over `address..address+length` of an exposed region to this connection, one for each extent that the range touches.
     ///

@@ -28,7 +28,13 @@ impl Harness for Soft {
     }
     fn connect(&self, token: ConnectToken) -> Result<Box<dyn Connection>, FabricError> {
         let (provider, address) = (self.unit.provider(), self.unit.address());
-        Ok(Box::new(connect(provider, &address, token, self.method, Duration::from_secs(10))?))
+        Ok(Box::new(connect(
+            provider,
+            &address,
+            token,
+            self.method,
+            Duration::from_secs(10),
+        )?))
     }
 }
 
@@ -38,10 +44,27 @@ fn soft(provider: Provider, medium: Medium) -> Box<dyn Harness> {
         Provider::SoftTcp => SoftUnit::listen_tcp("127.0.0.1:0").unwrap(),
         _ => SoftUnit::listen_unix(folder.path().join("unit.sock").to_str().unwrap()).unwrap(),
     };
-    let spec = PoolSpec::new(medium, folder.path().join("pool"));
-    let pool = Arc::new(PoolMemory::create(&spec, POOL_BYTES, CreateOptions::default()).unwrap());
+    let spec = match medium {
+        Medium::Memory => PoolSpec::memory(),
+        _ => PoolSpec::new(medium, folder.path().join("pool")),
+    };
+    let pool = Arc::new(
+        PoolMemory::create(
+            &spec,
+            CreateOptions {
+                len: Some(POOL_BYTES),
+                ..CreateOptions::default()
+            },
+        )
+        .unwrap(),
+    );
     let method = unit.persistence_methods(&pool)[0];
-    Box::new(Soft { unit, pool, method, _folder: folder })
+    Box::new(Soft {
+        unit,
+        pool,
+        method,
+        _folder: folder,
+    })
 }
 
 #[test]

@@ -10,11 +10,13 @@ use pmu_pmem::{LocalMemory, SendPiece};
 
 use super::socket::{Socket, receive_exactly};
 use super::wire::{
-    Answer, CHAINS_IN_FLIGHT_MAX, HEADER_BYTES, Hello, OP_BYTES, OPS_MAX, OpKind, PAYLOAD_BYTES_MAX, Request, WELCOME_BYTES,
-    Welcome, WireOp,
+    Answer, CHAINS_IN_FLIGHT_MAX, HEADER_BYTES, Hello, OP_BYTES, OPS_MAX, OpKind,
+    PAYLOAD_BYTES_MAX, Request, WELCOME_BYTES, Welcome, WireOp,
 };
 use crate::chain::{Chain, LocalSlice, Op};
-use crate::connection::{AccessWindow, AttachedMemory, Completion, Connection, Counters, Limits, WindowMap};
+use crate::connection::{
+    AccessWindow, AttachedMemory, Completion, Connection, Counters, Limits, WindowMap,
+};
 use crate::error::{CompletionStatus, FabricError};
 use crate::persistence::{PersistenceMethod, Provider};
 use crate::unit::ConnectToken;
@@ -79,15 +81,24 @@ pub fn connect(
         Provider::SoftTcp => Socket::connect_tcp(address, timeout)?,
         Provider::SoftUnix => Socket::connect_unix(address)?,
         Provider::Verbs => {
-            return Err(FabricError::Unavailable { provider, reason: "not a soft provider".into() });
+            return Err(FabricError::Unavailable {
+                provider,
+                reason: "not a soft provider".into(),
+            });
         }
     };
-    socket.send_all(&Hello { token }.encode(), deadline).map_err(FabricError::io("send the connect token"))?;
+    socket
+        .send_all(&Hello { token }.encode(), deadline)
+        .map_err(FabricError::io("send the connect token"))?;
     let mut bytes = [0; WELCOME_BYTES];
-    receive_exactly(&socket, &mut bytes, deadline).map_err(FabricError::io("wait for the unit's welcome"))?;
-    let welcome = Welcome::decode(&bytes).map_err(|error| FabricError::Protocol(error.to_string()))?;
+    receive_exactly(&socket, &mut bytes, deadline)
+        .map_err(FabricError::io("wait for the unit's welcome"))?;
+    let welcome =
+        Welcome::decode(&bytes).map_err(|error| FabricError::Protocol(error.to_string()))?;
     if !welcome.accepted {
-        return Err(FabricError::Refused { reason: "the connect token is unknown, used or too old".into() });
+        return Err(FabricError::Refused {
+            reason: "the connect token is unknown, used or too old".into(),
+        });
     }
     let limits = Limits {
         chains_in_flight_max: CHAINS_IN_FLIGHT_MAX.min(welcome.chains_in_flight_max as usize),
@@ -97,7 +108,12 @@ pub fn connect(
 }
 
 impl SoftConnection {
-    fn new(socket: Socket, provider: Provider, persistence: PersistenceMethod, limits: Limits) -> Self {
+    fn new(
+        socket: Socket,
+        provider: Provider,
+        persistence: PersistenceMethod,
+        limits: Limits,
+    ) -> Self {
         Self {
             socket,
             provider,
@@ -131,32 +147,74 @@ impl SoftConnection {
                 Op::Write { remote, local } | Op::Read { remote, local } => {
                     let memory = self.memories.get(local.memory.0 as usize);
                     let capacity = memory.map_or(0, |memory| memory.len() as usize);
-                    if local.offset.checked_add(local.length).is_none_or(|end| end > capacity) {
-                        return Err(FabricError::OutsideMemory { offset: local.offset, length: local.length, capacity });
+                    if local
+                        .offset
+                        .checked_add(local.length)
+                        .is_none_or(|end| end > capacity)
+                    {
+                        return Err(FabricError::OutsideMemory {
+                            offset: local.offset,
+                            length: local.length,
+                            capacity,
+                        });
                     }
-                    let kind = if matches!(op, Op::Write { .. }) { OpKind::Write } else { OpKind::Read };
-                    self.windows.split(remote, local.length as u64, |window, address, length, done| {
-                        let wire = WireOp { kind, key: window.access_key, address, length, value: 0 };
-                        let piece = LocalSlice { offset: local.offset + done as usize, length: length as usize, ..local };
-                        wire_ops.push((wire, Some(piece)));
-                    })?;
+                    let kind = if matches!(op, Op::Write { .. }) {
+                        OpKind::Write
+                    } else {
+                        OpKind::Read
+                    };
+                    self.windows.split(
+                        remote,
+                        local.length as u64,
+                        |window, address, length, done| {
+                            let wire = WireOp {
+                                kind,
+                                key: window.access_key,
+                                address,
+                                length,
+                                value: 0,
+                            };
+                            let piece = LocalSlice {
+                                offset: local.offset + done as usize,
+                                length: length as usize,
+                                ..local
+                            };
+                            wire_ops.push((wire, Some(piece)));
+                        },
+                    )?;
                 }
                 Op::Flush { remote, length } => {
-                    self.windows.split(remote, length, |window, address, length, _| {
-                        let wire = WireOp { kind: OpKind::Flush, key: window.flush_key, address, length, value: 0 };
-                        wire_ops.push((wire, None));
-                    })?;
+                    self.windows
+                        .split(remote, length, |window, address, length, _| {
+                            let wire = WireOp {
+                                kind: OpKind::Flush,
+                                key: window.flush_key,
+                                address,
+                                length,
+                                value: 0,
+                            };
+                            wire_ops.push((wire, None));
+                        })?;
                 }
                 Op::AtomicWrite { remote, value } => {
-                    self.windows.split(remote, 8, |window, address, length, _| {
-                        let wire = WireOp { kind: OpKind::AtomicWrite, key: window.access_key, address, length, value };
-                        wire_ops.push((wire, None));
-                    })?;
+                    self.windows
+                        .split(remote, 8, |window, address, length, _| {
+                            let wire = WireOp {
+                                kind: OpKind::AtomicWrite,
+                                key: window.access_key,
+                                address,
+                                length,
+                                value,
+                            };
+                            wire_ops.push((wire, None));
+                        })?;
                 }
             }
         }
         if self.wire_ops.len() > self.limits.ops_per_chain_max {
-            return Err(FabricError::InvalidChain { reason: "more operations than the connection's limit" });
+            return Err(FabricError::InvalidChain {
+                reason: "more operations than the connection's limit",
+            });
         }
         Ok(())
     }
@@ -166,7 +224,9 @@ impl SoftConnection {
         let head_length = HEADER_BYTES + self.wire_ops.len() * OP_BYTES;
         let head_at = self.heads.len();
         self.heads.resize(head_at + HEADER_BYTES, 0);
-        self.segments.push_back(Segment::Head { length: head_length });
+        self.segments.push_back(Segment::Head {
+            length: head_length,
+        });
         for (wire, local) in &self.wire_ops {
             self.heads.extend_from_slice(&wire.encode());
             match (wire.kind, local) {
@@ -182,9 +242,17 @@ impl SoftConnection {
                 _ => {}
             }
         }
-        let request = Request { ops: self.wire_ops.len() as u16, serial: self.next_serial, payload: written };
+        let request = Request {
+            ops: self.wire_ops.len() as u16,
+            serial: self.next_serial,
+            payload: written,
+        };
         self.heads[head_at..head_at + HEADER_BYTES].copy_from_slice(&request.encode());
-        self.in_flight.push_back(InFlight { tag, reads, read_bytes });
+        self.in_flight.push_back(InFlight {
+            tag,
+            reads,
+            read_bytes,
+        });
         self.next_serial += 1;
         self.counters.chains += 1;
         self.counters.work_requests += self.wire_ops.len() as u64;
@@ -204,9 +272,11 @@ impl SoftConnection {
                         head_at += length;
                         SendPiece::Bytes(&self.heads[head_at - length..head_at])
                     }
-                    Segment::Memory(slice) => {
-                        SendPiece::Memory(&self.memories[slice.memory.0 as usize], slice.offset as u64, slice.length)
-                    }
+                    Segment::Memory(slice) => SendPiece::Memory(
+                        &self.memories[slice.memory.0 as usize],
+                        slice.offset as u64,
+                        slice.length,
+                    ),
                 };
                 count += 1;
             }
@@ -223,7 +293,9 @@ impl SoftConnection {
 
     fn consume(&mut self, mut sent: usize) {
         while sent > 0 {
-            let Some(front) = self.segments.front_mut() else { return };
+            let Some(front) = self.segments.front_mut() else {
+                return;
+            };
             let length = match front {
                 Segment::Head { length } => {
                     self.heads_sent += sent.min(*length);
@@ -255,7 +327,9 @@ impl SoftConnection {
         let answer = match self.answer {
             Some(answer) => answer,
             None => {
-                let Some(answer) = self.pull_head()? else { return Ok(None) };
+                let Some(answer) = self.pull_head()? else {
+                    return Ok(None);
+                };
                 self.check_answer(&answer)?;
                 self.answer = Some(answer);
                 answer
@@ -280,7 +354,11 @@ impl SoftConnection {
             self.inbox.copy_within(self.inbox_start..self.inbox_end, 0);
             (self.inbox_start, self.inbox_end) = (0, length);
             // With reads in flight, payload follows: read little, so that most of it goes straight to its place.
-            let room = if self.reads.is_empty() { self.inbox.len() } else { length + 4096 };
+            let room = if self.reads.is_empty() {
+                self.inbox.len()
+            } else {
+                length + 4096
+            };
             match self.socket.receive(&mut self.inbox[length..room]) {
                 Ok(0) => return Err(Broken),
                 Ok(count) => self.inbox_end += count,
@@ -291,27 +369,47 @@ impl SoftConnection {
     }
 
     fn check_answer(&self, answer: &Answer) -> Result<(), Broken> {
-        let Some(expected) = self.in_flight.front() else { return Err(Broken) };
-        let payload = if answer.status == CompletionStatus::Success { expected.read_bytes } else { 0 };
-        if answer.serial == self.next_answer && answer.payload == payload { Ok(()) } else { Err(Broken) }
+        let Some(expected) = self.in_flight.front() else {
+            return Err(Broken);
+        };
+        let payload = if answer.status == CompletionStatus::Success {
+            expected.read_bytes
+        } else {
+            0
+        };
+        if answer.serial == self.next_answer && answer.payload == payload {
+            Ok(())
+        } else {
+            Err(Broken)
+        }
     }
 
     /// Moves payload of the answer at hand into the reads at the front; true when all of it is there.
     fn pull_payload(&mut self) -> Result<bool, Broken> {
-        let Some(head) = self.in_flight.front_mut() else { return Err(Broken) };
+        let Some(head) = self.in_flight.front_mut() else {
+            return Err(Broken);
+        };
         while head.reads > 0 {
-            let Some(slice) = self.reads.front_mut() else { return Err(Broken) };
+            let Some(slice) = self.reads.front_mut() else {
+                return Err(Broken);
+            };
             let memory = &self.memories[slice.memory.0 as usize];
             let there = self.inbox_end - self.inbox_start;
             let count = if there > 0 {
                 let count = there.min(slice.length);
                 memory
-                    .write_at(slice.offset as u64, &self.inbox[self.inbox_start..self.inbox_start + count])
+                    .write_at(
+                        slice.offset as u64,
+                        &self.inbox[self.inbox_start..self.inbox_start + count],
+                    )
                     .map_err(|_| Broken)?;
                 self.inbox_start += count;
                 count
             } else {
-                match self.socket.receive_into(memory, slice.offset as u64, slice.length) {
+                match self
+                    .socket
+                    .receive_into(memory, slice.offset as u64, slice.length)
+                {
                     Ok(0) => return Err(Broken),
                     Ok(count) => count,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -348,7 +446,10 @@ impl SoftConnection {
                 Some(CompletionStatus::ConnectionLost) => CompletionStatus::ConnectionLost,
                 _ => CompletionStatus::Flushed,
             };
-            completions[count] = Completion { tag: head.tag, status };
+            completions[count] = Completion {
+                tag: head.tag,
+                status,
+            };
             count += 1;
         }
         count
@@ -389,7 +490,9 @@ impl Connection for SoftConnection {
         }
         chain.validate()?;
         if chain.payload_bytes() > PAYLOAD_BYTES_MAX {
-            return Err(FabricError::InvalidChain { reason: "more than 1 GiB in one chain" });
+            return Err(FabricError::InvalidChain {
+                reason: "more than 1 GiB in one chain",
+            });
         }
         self.translate(chain)?;
         self.enqueue(tag);
@@ -406,10 +509,15 @@ impl Connection for SoftConnection {
         while self.dead.is_none() && count < completions.len() && !self.in_flight.is_empty() {
             match self.pull_answer() {
                 Ok(Some(answer)) => {
-                    let Some(head) = self.in_flight.pop_front() else { break };
+                    let Some(head) = self.in_flight.pop_front() else {
+                        break;
+                    };
                     self.next_answer += 1;
                     self.counters.completions += 1;
-                    completions[count] = Completion { tag: head.tag, status: answer.status };
+                    completions[count] = Completion {
+                        tag: head.tag,
+                        status: answer.status,
+                    };
                     count += 1;
                     if answer.status != CompletionStatus::Success {
                         self.die(answer.status);

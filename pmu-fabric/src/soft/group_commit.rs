@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
-use pmu_pmem::{ByteRange, PoolMemory};
+use pmu_pmem::PoolMemory;
 
 use super::wire::{OpKind, WireOp};
 use crate::error::CompletionStatus;
@@ -46,7 +46,11 @@ impl Batch {
     pub(super) fn push(&mut self, serial: u64, tail: &[WireOp]) {
         let start = self.ops.len();
         self.ops.extend_from_slice(tail);
-        self.chains.push(TailWork { serial, ops: start..self.ops.len(), status: CompletionStatus::Success });
+        self.chains.push(TailWork {
+            serial,
+            ops: start..self.ops.len(),
+            status: CompletionStatus::Success,
+        });
     }
 
     pub(super) fn clear(&mut self) {
@@ -70,12 +74,17 @@ pub(super) struct GroupCommit {
     shared: Mutex<Shared>,
     changed: Condvar,
     /// The leader's working space; only the leader takes it.
-    ranges: Mutex<Vec<ByteRange>>,
+    ranges: Mutex<Vec<Range<u64>>>,
 }
 
 impl GroupCommit {
     pub(super) fn new(pool: Arc<PoolMemory>) -> Self {
-        Self { pool, shared: Mutex::default(), changed: Condvar::new(), ranges: Mutex::default() }
+        Self {
+            pool,
+            shared: Mutex::default(),
+            changed: Condvar::new(),
+            ranges: Mutex::default(),
+        }
     }
 
     /// Carries the batch out and gives it back with each chain's status. Blocks until it is done.
@@ -114,7 +123,7 @@ impl GroupCommit {
             for (_, batch) in group.iter_mut() {
                 collect_flushes(batch, &mut ranges);
             }
-            let persisted = ranges.is_empty() || self.pool.persist(&mut ranges).is_ok();
+            let persisted = ranges.is_empty() || self.pool.persist(&ranges).is_ok();
             let mut more = false;
             for (_, batch) in group.iter_mut() {
                 more |= publish(batch, persisted);
@@ -127,19 +136,28 @@ impl GroupCommit {
 }
 
 /// Takes the flushes that stand next in each chain out of the batch and into `ranges`.
-fn collect_flushes(batch: &mut Batch, ranges: &mut Vec<ByteRange>) {
+fn collect_flushes(batch: &mut Batch, ranges: &mut Vec<Range<u64>>) {
     let Some(gate) = &batch.gate else { return };
     let open = gate.enter();
     let mut failed = false;
     for chain in &mut batch.chains {
         if failed || chain.status != CompletionStatus::Success {
-            chain.status = if failed { CompletionStatus::Flushed } else { chain.status };
+            chain.status = if failed {
+                CompletionStatus::Flushed
+            } else {
+                chain.status
+            };
             failed = true;
             continue;
         }
-        while let Some(op) = batch.ops[chain.ops.clone()].first().filter(|op| op.kind == OpKind::Flush) {
+        while let Some(op) = batch.ops[chain.ops.clone()]
+            .first()
+            .filter(|op| op.kind == OpKind::Flush)
+        {
             match open.check(op.key, op.address, op.length, Intent::Flush) {
-                Some((_, offset)) if !batch.volatile => ranges.push(ByteRange::new(offset, op.length)),
+                Some((_, offset)) if !batch.volatile => {
+                    add_range(ranges, offset..offset + op.length)
+                }
                 Some(_) => {}
                 None => {
                     chain.status = CompletionStatus::RemoteAccess;
@@ -152,9 +170,24 @@ fn collect_flushes(batch: &mut Batch, ranges: &mut Vec<ByteRange>) {
     }
 }
 
+/// Bytes between two ranges that are flushed along rather than told apart: a page is written whole anyway.
+const GAP_BYTES_MAX: u64 = 4096;
+
+/// Adds a range, as part of the last one where they nearly touch: records of a log follow each other.
+fn add_range(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.start <= range.start && range.start <= last.end + GAP_BYTES_MAX => {
+            last.end = last.end.max(range.end);
+        }
+        _ => ranges.push(range),
+    }
+}
+
 /// Carries out the atomic writes that stand next; true if any chain still has work.
 fn publish(batch: &mut Batch, persisted: bool) -> bool {
-    let Some(gate) = &batch.gate else { return false };
+    let Some(gate) = &batch.gate else {
+        return false;
+    };
     let open = gate.enter();
     let (mut more, mut failed) = (false, false);
     for chain in &mut batch.chains {
@@ -162,11 +195,18 @@ fn publish(batch: &mut Batch, persisted: bool) -> bool {
             chain.status = CompletionStatus::PersistFailed;
         }
         if failed || chain.status != CompletionStatus::Success {
-            chain.status = if failed { CompletionStatus::Flushed } else { chain.status };
+            chain.status = if failed {
+                CompletionStatus::Flushed
+            } else {
+                chain.status
+            };
             failed = true;
             continue;
         }
-        while let Some(op) = batch.ops[chain.ops.clone()].first().filter(|op| op.kind == OpKind::AtomicWrite) {
+        while let Some(op) = batch.ops[chain.ops.clone()]
+            .first()
+            .filter(|op| op.kind == OpKind::AtomicWrite)
+        {
             let stored = open
                 .check(op.key, op.address, op.length, Intent::Write)
                 .is_some_and(|(pool, offset)| pool.store_u64_release(offset, op.value).is_ok());

@@ -4,11 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pmu_pmem::{ByteRange, PoolMemory, SendPiece};
+use pmu_pmem::{PoolMemory, SendPiece};
 
 use super::group_commit::{Batch, GroupCommit};
 use super::socket::Socket;
-use super::wire::{Answer, HEADER_BYTES, OP_BYTES, OPS_MAX, OpKind, Request, WireError, WireOp, decode_ops};
+use super::wire::{
+    Answer, HEADER_BYTES, OP_BYTES, OPS_MAX, OpKind, Request, WireError, WireOp, decode_ops,
+};
 use crate::error::CompletionStatus;
 use crate::persistence::PersistenceMethod;
 use crate::protection::{Intent, WindowGate};
@@ -67,7 +69,11 @@ pub(super) struct Service {
 }
 
 impl Service {
-    pub(super) fn new(shared: Arc<Shared>, committers: Arc<dyn Committers>, method: PersistenceMethod) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        committers: Arc<dyn Committers>,
+        method: PersistenceMethod,
+    ) -> Self {
         let batch = Some(Batch::new(Arc::clone(&shared.gate), method));
         Self {
             shared,
@@ -102,7 +108,8 @@ impl Service {
 
     fn serve_one(&mut self) -> Result<(), End> {
         self.need(HEADER_BYTES)?;
-        let Some((head, _)) = self.inbox[self.start..self.end].split_first_chunk::<HEADER_BYTES>() else {
+        let Some((head, _)) = self.inbox[self.start..self.end].split_first_chunk::<HEADER_BYTES>()
+        else {
             return Err(End::Wire(WireError::Bounds));
         };
         let request = Request::decode(head)?;
@@ -113,22 +120,36 @@ impl Service {
         self.start += HEADER_BYTES;
         let ops_bytes = usize::from(request.ops) * OP_BYTES;
         self.need(ops_bytes)?;
-        decode_ops(&request, &self.inbox[self.start..self.start + ops_bytes], &mut self.ops)?;
+        decode_ops(
+            &request,
+            &self.inbox[self.start..self.start + ops_bytes],
+            &mut self.ops,
+        )?;
         self.start += ops_bytes;
 
         if self.ops[0].kind == OpKind::Read {
             return self.answer_reads(request.serial);
         }
-        let writes = self.ops.iter().take_while(|op| op.kind == OpKind::Write).count();
+        let writes = self
+            .ops
+            .iter()
+            .take_while(|op| op.kind == OpKind::Write)
+            .count();
         for index in 0..writes {
             let op = self.ops[index];
             if self.receive_write(op)? == CompletionStatus::RemoteAccess {
                 return self.refuse(request.serial);
             }
         }
-        let Some(batch) = &mut self.batch else { return Err(End::Closing) };
+        let Some(batch) = &mut self.batch else {
+            return Err(End::Closing);
+        };
         batch.push(request.serial, &self.ops[writes..]);
-        if batch.chains.len() >= BATCH_CHAINS_MAX { self.commit() } else { Ok(()) }
+        if batch.chains.len() >= BATCH_CHAINS_MAX {
+            self.commit()
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes sure that `count` bytes are in the inbox. Whenever that means to wait, first finishes what was received.
@@ -169,7 +190,8 @@ impl Service {
             let step = left.min(STEP_BYTES_MAX);
             let gate = Arc::clone(&self.shared.gate);
             let open = gate.enter();
-            let Some((pool, offset)) = open.check(op.key, op.address + done, step, Intent::Write) else {
+            let Some((pool, offset)) = open.check(op.key, op.address + done, step, Intent::Write)
+            else {
                 return Ok(CompletionStatus::RemoteAccess);
             };
             let op_offset = offset - done;
@@ -192,7 +214,7 @@ impl Service {
                 }
             }
             if done - written_back >= WRITE_BACK_BYTES_MIN {
-                pool.start_write_back(ByteRange::new(op_offset + written_back, done - written_back));
+                pool.start_write_back(op_offset + written_back..op_offset + done);
                 written_back = done;
             }
         }
@@ -212,13 +234,20 @@ impl Service {
         let gate = Arc::clone(&self.shared.gate);
         let all_allowed = {
             let open = gate.enter();
-            ops.iter().all(|op| open.check(op.key, op.address, op.length, Intent::Read).is_some())
+            ops.iter().all(|op| {
+                open.check(op.key, op.address, op.length, Intent::Read)
+                    .is_some()
+            })
         };
         if !all_allowed {
             return self.refuse(serial);
         }
         let payload = ops.iter().map(|op| op.length).sum();
-        let answer = Answer { status: CompletionStatus::Success, serial, payload };
+        let answer = Answer {
+            status: CompletionStatus::Success,
+            serial,
+            payload,
+        };
         self.outbox.extend_from_slice(&answer.encode());
         for op in ops {
             let mut done = 0;
@@ -226,10 +255,15 @@ impl Service {
                 let step = (op.length - done).min(STEP_BYTES_MAX);
                 let open = gate.enter();
                 // The answer's head has gone out: a window invalidated meanwhile can only end the connection.
-                let Some((pool, offset)) = open.check(op.key, op.address + done, step, Intent::Read) else {
+                let Some((pool, offset)) =
+                    open.check(op.key, op.address + done, step, Intent::Read)
+                else {
                     return Err(End::Closing);
                 };
-                let pieces = [SendPiece::Bytes(&self.outbox), SendPiece::Memory(pool, offset, step as usize)];
+                let pieces = [
+                    SendPiece::Bytes(&self.outbox),
+                    SendPiece::Memory(pool, offset, step as usize),
+                ];
                 let sent = match self.shared.socket.send_pieces(&pieces) {
                     Ok(sent) => sent,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -250,7 +284,11 @@ impl Service {
     /// Answers with a remote access error, and ends the connection.
     fn refuse(&mut self, serial: u64) -> Result<(), End> {
         self.commit()?;
-        let answer = Answer { status: CompletionStatus::RemoteAccess, serial, payload: 0 };
+        let answer = Answer {
+            status: CompletionStatus::RemoteAccess,
+            serial,
+            payload: 0,
+        };
         self.outbox.extend_from_slice(&answer.encode());
         self.send_outbox()?;
         Err(End::RemoteAccess)
@@ -258,7 +296,9 @@ impl Service {
 
     /// Carries out the flushes and atomic writes of the chains at hand, together, and queues the answers.
     fn commit(&mut self) -> Result<(), End> {
-        let Some(mut batch) = self.batch.take() else { return Ok(()) };
+        let Some(mut batch) = self.batch.take() else {
+            return Ok(());
+        };
         if batch.chains.is_empty() {
             self.batch = Some(batch);
             return Ok(());
@@ -275,8 +315,19 @@ impl Service {
         }
         let mut end = Ok(());
         for chain in &batch.chains {
-            let status = if end.is_err() { CompletionStatus::Flushed } else { chain.status };
-            self.outbox.extend_from_slice(&Answer { status, serial: chain.serial, payload: 0 }.encode());
+            let status = if end.is_err() {
+                CompletionStatus::Flushed
+            } else {
+                chain.status
+            };
+            self.outbox.extend_from_slice(
+                &Answer {
+                    status,
+                    serial: chain.serial,
+                    payload: 0,
+                }
+                .encode(),
+            );
             match status {
                 CompletionStatus::RemoteAccess => end = Err(End::RemoteAccess),
                 CompletionStatus::PersistFailed => end = Err(End::PersistFailed),
@@ -295,7 +346,11 @@ impl Service {
     fn find_committer(&mut self, batch: &Batch) -> Option<Arc<GroupCommit>> {
         if self.committer.is_none() {
             let op = batch.ops.first()?;
-            let intent = if op.kind == OpKind::Flush { Intent::Flush } else { Intent::Write };
+            let intent = if op.kind == OpKind::Flush {
+                Intent::Flush
+            } else {
+                Intent::Write
+            };
             let open = self.shared.gate.enter();
             let (pool, _) = open.check(op.key, op.address, op.length, intent)?;
             self.committer = Some(self.committers.for_pool(pool));
@@ -306,7 +361,11 @@ impl Service {
     fn send_outbox(&mut self) -> Result<(), End> {
         let mut sent = 0;
         while sent < self.outbox.len() {
-            match self.shared.socket.send_pieces(&[SendPiece::Bytes(&self.outbox[sent..])]) {
+            match self
+                .shared
+                .socket
+                .send_pieces(&[SendPiece::Bytes(&self.outbox[sent..])])
+            {
                 Ok(count) => sent += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.shared.closing.load(Ordering::Acquire) {

@@ -58,15 +58,21 @@ impl Socket {
         let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
         for candidate in address.to_socket_addrs().map_err(resolve)? {
             match TcpStream::connect_timeout(&candidate, timeout) {
-                Ok(stream) => return Self::from_tcp(stream).map_err(FabricError::io("set up the socket")),
+                Ok(stream) => {
+                    return Self::from_tcp(stream).map_err(FabricError::io("set up the socket"));
+                }
                 Err(error) => last = error,
             }
         }
-        Err(FabricError::Io { context: "connect to the unit's data address", source: last })
+        Err(FabricError::Io {
+            context: "connect to the unit's data address",
+            source: last,
+        })
     }
 
     pub(super) fn connect_unix(path: &str) -> Result<Self, FabricError> {
-        let stream = UnixStream::connect(path).map_err(FabricError::io("connect to the unit's data socket"))?;
+        let stream = UnixStream::connect(path)
+            .map_err(FabricError::io("connect to the unit's data socket"))?;
         Self::from_unix(stream).map_err(FabricError::io("set up the socket"))
     }
 
@@ -81,7 +87,12 @@ impl Socket {
     }
 
     /// As [`Socket::receive`], straight into mapped memory.
-    pub(super) fn receive_into(&self, memory: &Mapping, offset: u64, length: usize) -> io::Result<usize> {
+    pub(super) fn receive_into(
+        &self,
+        memory: &Mapping,
+        offset: u64,
+        length: usize,
+    ) -> io::Result<usize> {
         memory.recv_into(self.fd.as_fd(), offset, length, libc::MSG_DONTWAIT)
     }
 
@@ -91,14 +102,21 @@ impl Socket {
     }
 
     /// Waits until the socket is readable or writable, as asked; false if the time ran out.
-    pub(super) fn wait(&self, read: bool, write: bool, timeout: Option<Duration>) -> io::Result<bool> {
+    pub(super) fn wait(
+        &self,
+        read: bool,
+        write: bool,
+        timeout: Option<Duration>,
+    ) -> io::Result<bool> {
         let mut events = PollFlags::empty();
         events.set(PollFlags::POLLIN, read);
         events.set(PollFlags::POLLOUT, write);
         let timeout = match timeout {
             None => PollTimeout::NONE,
             // Rounded up: a wait must not end before its time and spin.
-            Some(time) => PollTimeout::try_from(time.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX),
+            Some(time) => {
+                PollTimeout::try_from(time.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
+            }
         };
         loop {
             match poll(&mut [PollFd::new(self.fd.as_fd(), events)], timeout) {
@@ -114,7 +132,9 @@ impl Socket {
         while !bytes.is_empty() {
             match self.send_pieces(&[SendPiece::Bytes(bytes)]) {
                 Ok(sent) => bytes = &bytes[sent..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait_until(false, deadline)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait_until(false, deadline)?
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -131,7 +151,11 @@ impl Socket {
 
     /// True if the peer has closed and nothing is left to read.
     pub(super) fn peer_is_gone(&self) -> bool {
-        match recv(self.fd.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK) {
+        match recv(
+            self.fd.as_raw_fd(),
+            &mut [0],
+            MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK,
+        ) {
             Ok(count) => count == 0,
             Err(error) => !matches!(error, nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR),
         }
@@ -164,13 +188,19 @@ impl Socket {
 }
 
 /// Fills the buffer, waiting as needed.
-pub(super) fn receive_exactly(socket: &Socket, buffer: &mut [u8], deadline: Instant) -> io::Result<()> {
+pub(super) fn receive_exactly(
+    socket: &Socket,
+    buffer: &mut [u8],
+    deadline: Instant,
+) -> io::Result<()> {
     let mut filled = 0;
     while filled < buffer.len() {
         match socket.receive(&mut buffer[filled..]) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.wait_until(true, deadline)?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket.wait_until(true, deadline)?
+            }
             Err(error) => return Err(error),
         }
     }
@@ -186,9 +216,14 @@ pub(super) enum Listener {
 
 impl Listener {
     pub(super) fn tcp(address: &str) -> Result<(Self, String), FabricError> {
-        let listener = TcpListener::bind(address).map_err(FabricError::io("listen on the data address"))?;
-        let bound = listener.local_addr().map_err(FabricError::io("ask for the data address"))?;
-        listener.set_nonblocking(true).map_err(FabricError::io("set up the listener"))?;
+        let listener =
+            TcpListener::bind(address).map_err(FabricError::io("listen on the data address"))?;
+        let bound = listener
+            .local_addr()
+            .map_err(FabricError::io("ask for the data address"))?;
+        listener
+            .set_nonblocking(true)
+            .map_err(FabricError::io("set up the listener"))?;
         Ok((Self::Tcp(listener), bound.to_string()))
     }
 
@@ -199,8 +234,11 @@ impl Listener {
         {
             std::fs::remove_file(path).map_err(FabricError::io("replace the stale data socket"))?;
         }
-        let listener = UnixListener::bind(path).map_err(FabricError::io("listen on the data socket"))?;
-        listener.set_nonblocking(true).map_err(FabricError::io("set up the listener"))?;
+        let listener =
+            UnixListener::bind(path).map_err(FabricError::io("listen on the data socket"))?;
+        listener
+            .set_nonblocking(true)
+            .map_err(FabricError::io("set up the listener"))?;
         Ok(Self::Unix(listener))
     }
 
@@ -213,14 +251,21 @@ impl Listener {
 
     /// Waits for a connection; `None` after a wake-up without one.
     pub(super) fn accept(&self) -> io::Result<Option<Socket>> {
-        match poll(&mut [PollFd::new(self.fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+        match poll(
+            &mut [PollFd::new(self.fd(), PollFlags::POLLIN)],
+            PollTimeout::NONE,
+        ) {
             Ok(_) => {}
             Err(nix::errno::Errno::EINTR) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
         let accepted = match self {
-            Self::Tcp(listener) => listener.accept().and_then(|(stream, _)| Socket::from_tcp(stream)),
-            Self::Unix(listener) => listener.accept().and_then(|(stream, _)| Socket::from_unix(stream)),
+            Self::Tcp(listener) => listener
+                .accept()
+                .and_then(|(stream, _)| Socket::from_tcp(stream)),
+            Self::Unix(listener) => listener
+                .accept()
+                .and_then(|(stream, _)| Socket::from_unix(stream)),
         };
         match accepted {
             Ok(socket) => Ok(Some(socket)),

@@ -20,7 +20,9 @@ use crate::connection::AccessWindow;
 use crate::error::FabricError;
 use crate::persistence::{PersistenceMethod, Provider};
 use crate::protection::{BoundWindow, WindowGate, extents_of};
-use crate::unit::{ConnectToken, ConnectionId, ExposedRegion, FabricEvent, Observer, UnitFabric, WindowAccess};
+use crate::unit::{
+    ConnectToken, ConnectionId, ExposedRegion, FabricEvent, Observer, UnitFabric, WindowAccess,
+};
 
 /// How long a peer that connected may take to say its token.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,7 +30,11 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const STRANGERS_MAX: usize = 128;
 
 enum Entry {
-    Expected { token: ConnectToken, method: PersistenceMethod, until: Instant },
+    Expected {
+        token: ConnectToken,
+        method: PersistenceMethod,
+        until: Instant,
+    },
     Connected(Arc<Shared>),
 }
 
@@ -69,7 +75,12 @@ impl SoftUnit {
     /// [`FabricError::Io`], with the path in use by another process, or not writable.
     pub fn listen_unix(path: &str) -> Result<Self, FabricError> {
         let listener = Listener::unix(path)?;
-        Self::start(Provider::SoftUnix, listener, path.to_owned(), Some(path.into()))
+        Self::start(
+            Provider::SoftUnix,
+            listener,
+            path.to_owned(),
+            Some(path.into()),
+        )
     }
 
     fn start(
@@ -97,7 +108,11 @@ impl SoftUnit {
             .name(format!("{provider}-accept"))
             .spawn(move || accept_loop(&for_thread, &listening))
             .map_err(FabricError::io("start the accepting thread"))?;
-        Ok(Self { inner, listener, acceptor: Mutex::new(Some(acceptor)) })
+        Ok(Self {
+            inner,
+            listener,
+            acceptor: Mutex::new(Some(acceptor)),
+        })
     }
 }
 
@@ -114,7 +129,10 @@ fn accept_loop(inner: &Arc<Inner>, listener: &Listener) {
         };
         if inner.strangers.fetch_add(1, Ordering::AcqRel) >= STRANGERS_MAX {
             inner.strangers.fetch_sub(1, Ordering::AcqRel);
-            tracing::warn!(address = inner.address, "too many connections without a token: closed one");
+            tracing::warn!(
+                address = inner.address,
+                "too many connections without a token: closed one"
+            );
             continue;
         }
         let for_thread = Arc::clone(inner);
@@ -144,7 +162,10 @@ fn welcome_and_serve(inner: &Arc<Inner>, socket: Socket) {
     inner.changed.notify_all();
     tracing::debug!(connection = connection.0, reason = %end, "data connection ended");
     if let Some(observer) = inner.observer.get() {
-        observer(FabricEvent::Disconnected { connection, reason: end.to_string() });
+        observer(FabricEvent::Disconnected {
+            connection,
+            reason: end.to_string(),
+        });
     }
 }
 
@@ -155,7 +176,8 @@ fn greet(
 ) -> Result<(ConnectionId, Arc<Shared>, PersistenceMethod), FabricError> {
     let deadline = Instant::now() + HELLO_TIMEOUT;
     let mut bytes = [0; HELLO_BYTES];
-    receive_exactly(&socket, &mut bytes, deadline).map_err(FabricError::io("wait for the connect token"))?;
+    receive_exactly(&socket, &mut bytes, deadline)
+        .map_err(FabricError::io("wait for the connect token"))?;
     let hello = Hello::decode(&bytes).map_err(|error| FabricError::Protocol(error.to_string()))?;
     let shared = Arc::new(Shared {
         socket,
@@ -176,19 +198,33 @@ fn greet(
         }
         (Some((connection, _)), Err(error)) => {
             inner.connections.lock().remove(&connection);
-            Err(FabricError::Io { context: "send the welcome", source: error })
+            Err(FabricError::Io {
+                context: "send the welcome",
+                source: error,
+            })
         }
-        (None, _) => Err(FabricError::Refused { reason: "unknown connect token".into() }),
+        (None, _) => Err(FabricError::Refused {
+            reason: "unknown connect token".into(),
+        }),
     }
 }
 
 impl Inner {
-    fn redeem(&self, token: ConnectToken, shared: &Arc<Shared>) -> Option<(ConnectionId, PersistenceMethod)> {
+    fn redeem(
+        &self,
+        token: ConnectToken,
+        shared: &Arc<Shared>,
+    ) -> Option<(ConnectionId, PersistenceMethod)> {
         let mut connections = self.connections.lock();
         let now = Instant::now();
-        connections.retain(|_, entry| !matches!(entry, Entry::Expected { until, .. } if *until < now));
+        connections
+            .retain(|_, entry| !matches!(entry, Entry::Expected { until, .. } if *until < now));
         let found = connections.iter().find_map(|(id, entry)| match entry {
-            Entry::Expected { token: expected, method, .. } if *expected == token => Some((*id, *method)),
+            Entry::Expected {
+                token: expected,
+                method,
+                ..
+            } if *expected == token => Some((*id, *method)),
             _ => None,
         })?;
         connections.insert(found.0, Entry::Connected(Arc::clone(shared)));
@@ -206,7 +242,10 @@ impl Inner {
 impl Committers for Inner {
     fn for_pool(&self, pool: &Arc<PoolMemory>) -> Arc<GroupCommit> {
         let mut committers = self.committers.lock();
-        if let Some((_, committer)) = committers.iter().find(|(known, _)| Arc::ptr_eq(known, pool)) {
+        if let Some((_, committer)) = committers
+            .iter()
+            .find(|(known, _)| Arc::ptr_eq(known, pool))
+        {
             return Arc::clone(committer);
         }
         let committer = Arc::new(GroupCommit::new(Arc::clone(pool)));
@@ -219,8 +258,10 @@ impl Committers for Inner {
 fn random_key() -> Result<u32, FabricError> {
     let mut bytes = [0; 4];
     loop {
-        getrandom::fill(&mut bytes)
-            .map_err(|error| FabricError::Io { context: "draw an access key", source: error.into() })?;
+        getrandom::fill(&mut bytes).map_err(|error| FabricError::Io {
+            context: "draw an access key",
+            source: error.into(),
+        })?;
         let key = u32::from_le_bytes(bytes);
         if key != 0 {
             return Ok(key);
@@ -252,7 +293,10 @@ impl UnitFabric for SoftUnit {
     }
 
     fn expose(&self, region: &ExposedRegion) -> Result<(), FabricError> {
-        self.inner.regions.write().insert(region.address, region.clone());
+        self.inner
+            .regions
+            .write()
+            .insert(region.address, region.clone());
         Ok(())
     }
 
@@ -267,17 +311,31 @@ impl UnitFabric for SoftUnit {
         method: PersistenceMethod,
         within: Duration,
     ) -> Result<ConnectionId, FabricError> {
-        if matches!(method, PersistenceMethod::NativeFlush | PersistenceMethod::ReadAfterWrite) {
-            let reason = format!("{} has no network interface that could do it", self.inner.provider);
+        if matches!(
+            method,
+            PersistenceMethod::NativeFlush | PersistenceMethod::ReadAfterWrite
+        ) {
+            let reason = format!(
+                "{} has no network interface that could do it",
+                self.inner.provider
+            );
             return Err(FabricError::UnfitPersistence { method, reason });
         }
         let connection = ConnectionId(self.inner.next_connection.fetch_add(1, Ordering::Relaxed));
-        let entry = Entry::Expected { token, method, until: Instant::now() + within };
+        let entry = Entry::Expected {
+            token,
+            method,
+            until: Instant::now() + within,
+        };
         self.inner.connections.lock().insert(connection, entry);
         Ok(connection)
     }
 
-    fn wait_connected(&self, connection: ConnectionId, timeout: Duration) -> Result<(), FabricError> {
+    fn wait_connected(
+        &self,
+        connection: ConnectionId,
+        timeout: Duration,
+    ) -> Result<(), FabricError> {
         let deadline = Instant::now() + timeout;
         let mut connections = self.inner.connections.lock();
         loop {
@@ -286,9 +344,17 @@ impl UnitFabric for SoftUnit {
                 Some(Entry::Expected { until, .. }) if *until >= Instant::now() => {}
                 _ => return Err(FabricError::NoSuchConnection),
             }
-            if self.inner.changed.wait_until(&mut connections, deadline).timed_out() {
+            if self
+                .inner
+                .changed
+                .wait_until(&mut connections, deadline)
+                .timed_out()
+            {
                 let waited_ms = timeout.as_millis() as u64;
-                return Err(FabricError::TimedOut { what: "the data connection", waited_ms });
+                return Err(FabricError::TimedOut {
+                    what: "the data connection",
+                    waited_ms,
+                });
             }
         }
     }
@@ -303,9 +369,9 @@ impl UnitFabric for SoftUnit {
     ) -> Result<Vec<AccessWindow>, FabricError> {
         let shared = self.inner.connected(connection)?;
         let regions = self.inner.regions.read();
-        let region = regions
-            .get(&region_address)
-            .ok_or_else(|| FabricError::Protocol(format!("no region is exposed at {region_address:#x}")))?;
+        let region = regions.get(&region_address).ok_or_else(|| {
+            FabricError::Protocol(format!("no region is exposed at {region_address:#x}"))
+        })?;
         let mut bound = Vec::new();
         for extent in extents_of(region, address, length)? {
             let given = AccessWindow {
@@ -315,7 +381,12 @@ impl UnitFabric for SoftUnit {
                 flush_key: random_key()?,
             };
             let pool = Arc::clone(&region.pool);
-            bound.push(BoundWindow { given, access, pool, pool_offset: extent.pool_offset });
+            bound.push(BoundWindow {
+                given,
+                access,
+                pool,
+                pool_offset: extent.pool_offset,
+            });
         }
         let given = bound.iter().map(|window| window.given).collect();
         shared.gate.add(bound)?;

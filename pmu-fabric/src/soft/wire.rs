@@ -141,7 +141,9 @@ impl Hello {
         check_opening(bytes)?;
         let mut token = [0; 32];
         token.copy_from_slice(&bytes[16..]);
-        Ok(Self { token: ConnectToken(token) })
+        Ok(Self {
+            token: ConnectToken(token),
+        })
     }
 }
 
@@ -177,7 +179,11 @@ impl Welcome {
         if accepted && (chains == 0 || ops == 0) {
             return Err(WireError::Bounds);
         }
-        Ok(Self { accepted, chains_in_flight_max: chains, ops_max: ops })
+        Ok(Self {
+            accepted,
+            chains_in_flight_max: chains,
+            ops_max: ops,
+        })
     }
 }
 
@@ -195,9 +201,17 @@ impl Request {
         if u32_at(bytes, 0) != REQUEST_MAGIC {
             return Err(WireError::Magic);
         }
-        let request = Self { ops: u16_at(bytes, 4), serial: u64_at(bytes, 8), payload: u64_at(bytes, 16) };
+        let request = Self {
+            ops: u16_at(bytes, 4),
+            serial: u64_at(bytes, 8),
+            payload: u64_at(bytes, 16),
+        };
         let ops_fit = (1..=OPS_MAX).contains(&usize::from(request.ops));
-        if ops_fit && request.payload <= PAYLOAD_BYTES_MAX { Ok(request) } else { Err(WireError::Bounds) }
+        if ops_fit && request.payload <= PAYLOAD_BYTES_MAX {
+            Ok(request)
+        } else {
+            Err(WireError::Bounds)
+        }
     }
 }
 
@@ -229,7 +243,11 @@ impl WireOp {
         };
         let fits = op.length > 0 && op.address.checked_add(op.length).is_some();
         let atomic_fits = kind != OpKind::AtomicWrite || (op.length == 8 && op.address % 8 == 0);
-        if fits && atomic_fits { Ok(op) } else { Err(WireError::Bounds) }
+        if fits && atomic_fits {
+            Ok(op)
+        } else {
+            Err(WireError::Bounds)
+        }
     }
 }
 
@@ -262,7 +280,11 @@ pub fn decode_ops(request: &Request, bytes: &[u8], ops: &mut Vec<WireOp>) -> Res
         }
         ops.push(op);
     }
-    if written == request.payload && read <= PAYLOAD_BYTES_MAX { Ok(()) } else { Err(WireError::Bounds) }
+    if written == request.payload && read <= PAYLOAD_BYTES_MAX {
+        Ok(())
+    } else {
+        Err(WireError::Bounds)
+    }
 }
 
 impl Answer {
@@ -294,8 +316,16 @@ impl Answer {
             4 => CompletionStatus::ConnectionLost,
             other => return Err(WireError::Code(u32::from(other))),
         };
-        let answer = Self { status, serial: u64_at(bytes, 8), payload: u64_at(bytes, 16) };
-        if answer.payload <= PAYLOAD_BYTES_MAX { Ok(answer) } else { Err(WireError::Bounds) }
+        let answer = Self {
+            status,
+            serial: u64_at(bytes, 8),
+            payload: u64_at(bytes, 16),
+        };
+        if answer.payload <= PAYLOAD_BYTES_MAX {
+            Ok(answer)
+        } else {
+            Err(WireError::Bounds)
+        }
     }
 }
 
@@ -304,13 +334,15 @@ impl Answer {
 pub fn fuzz_decode(data: &[u8]) {
     let mut ops = Vec::new();
     if let Some((bytes, _)) = data.split_first_chunk::<HELLO_BYTES>() {
-        let _ = Hello::decode(bytes).map(|hello| assert_eq!(Hello::decode(&hello.encode()), Ok(hello)));
+        let _ =
+            Hello::decode(bytes).map(|hello| assert_eq!(Hello::decode(&hello.encode()), Ok(hello)));
     }
     if let Some((bytes, _)) = data.split_first_chunk::<WELCOME_BYTES>() {
         let _ = Welcome::decode(bytes);
     }
     if let Some((bytes, rest)) = data.split_first_chunk::<HEADER_BYTES>() {
-        let _ = Answer::decode(bytes).map(|answer| assert_eq!(Answer::decode(&answer.encode()), Ok(answer)));
+        let _ = Answer::decode(bytes)
+            .map(|answer| assert_eq!(Answer::decode(&answer.encode()), Ok(answer)));
         if let Ok(request) = Request::decode(bytes) {
             let _ = decode_ops(&request, rest, &mut ops);
             let wanted = usize::from(request.ops) * OP_BYTES;
@@ -325,12 +357,22 @@ mod tests {
     use proptest::prelude::*;
 
     fn op(kind: OpKind, length: u64) -> WireOp {
-        WireOp { kind, key: 7, address: 4096, length, value: 0 }
+        WireOp {
+            kind,
+            key: 7,
+            address: 4096,
+            length,
+            value: 0,
+        }
     }
 
     fn decode(ops: &[WireOp], payload: u64) -> Result<(), WireError> {
         let bytes: Vec<u8> = ops.iter().flat_map(WireOp::encode).collect();
-        let request = Request { ops: ops.len() as u16, serial: 1, payload };
+        let request = Request {
+            ops: ops.len() as u16,
+            serial: 1,
+            payload,
+        };
         assert_eq!(Request::decode(&request.encode()), Ok(request));
         decode_ops(&request, &bytes, &mut Vec::new())
     }
@@ -338,11 +380,26 @@ mod tests {
     #[test]
     fn p01_requests_keep_the_grammar_of_chains() {
         use OpKind::{AtomicWrite, Flush, Read, Write};
-        assert_eq!(decode(&[op(Write, 5), op(Flush, 5), op(AtomicWrite, 8), op(Flush, 8)], 5), Ok(()));
+        assert_eq!(
+            decode(
+                &[op(Write, 5), op(Flush, 5), op(AtomicWrite, 8), op(Flush, 8)],
+                5
+            ),
+            Ok(())
+        );
         assert_eq!(decode(&[op(Read, 5), op(Read, 6)], 0), Ok(()));
-        assert_eq!(decode(&[op(Flush, 5), op(Write, 5)], 5), Err(WireError::Order));
-        assert_eq!(decode(&[op(Read, 5), op(Write, 5)], 5), Err(WireError::Order));
-        assert_eq!(decode(&[op(Read, 5), op(Flush, 5)], 0), Err(WireError::Order));
+        assert_eq!(
+            decode(&[op(Flush, 5), op(Write, 5)], 5),
+            Err(WireError::Order)
+        );
+        assert_eq!(
+            decode(&[op(Read, 5), op(Write, 5)], 5),
+            Err(WireError::Order)
+        );
+        assert_eq!(
+            decode(&[op(Read, 5), op(Flush, 5)], 0),
+            Err(WireError::Order)
+        );
         assert_eq!(decode(&[op(Write, 5)], 4), Err(WireError::Bounds));
         assert_eq!(decode(&[op(Write, 0)], 0), Err(WireError::Bounds));
         assert_eq!(decode(&[op(AtomicWrite, 4)], 0), Err(WireError::Bounds));
@@ -350,7 +407,10 @@ mod tests {
 
     #[test]
     fn p08_another_version_is_refused_by_number() {
-        let mut bytes = Hello { token: ConnectToken([3; 32]) }.encode();
+        let mut bytes = Hello {
+            token: ConnectToken([3; 32]),
+        }
+        .encode();
         bytes[8] = 9;
         assert_eq!(Hello::decode(&bytes), Err(WireError::Version(9)));
         bytes[0] = 0;
