@@ -63,7 +63,8 @@ impl WriteBack {
         }
     }
 
-    /// Starts the write-back of every line that holds one of `len` bytes at `start`. [`fence`] ends it.
+    /// Starts the write-back of every line that holds one of `len` bytes at `start`. [`fence`] ends
+    /// it.
     ///
     /// # Safety
     /// The bytes are mapped for reading. The processor has this instruction.
@@ -73,8 +74,9 @@ impl WriteBack {
         }
         let first = start as usize & !(CACHE_LINE_BYTES - 1);
         let end = start as usize + len;
-        // SAFETY: each address lies in a line that holds a mapped byte, and pages are larger than lines,
-        // so the line is mapped. The instructions change no value. The processor has them (caller).
+        // SAFETY: each address lies in a line that holds a mapped byte, and pages are larger than
+        // lines, so the line is mapped. The instructions change no value. The processor has them
+        // (caller).
         unsafe {
             match self {
                 Self::Clwb => each_line(first, end, |line| clwb(line)),
@@ -130,8 +132,8 @@ unsafe fn clflush(line: usize) {
     let _ = line;
 }
 
-/// Waits until every write-back that this thread started has been accepted by the memory controller, whose
-/// queues are in the domain that survives a power cut (ADR).
+/// Waits until every write-back that this thread started has been accepted by the memory
+/// controller, whose queues are in the domain that survives a power cut (ADR).
 pub(crate) fn fence() {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: sfence is in the base set of x86-64 and touches no memory.

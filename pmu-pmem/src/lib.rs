@@ -1,10 +1,12 @@
 //! Memory of pools, mapped and made durable; and local memory with the same accessors.
 //!
-//! This room never interprets what lies in a pool. It is one of the rooms where unsafe code is allowed: callers see
-//! a memory that a NIC and other threads may change at any time, through accessors that are safe to call from any thread.
+//! This room never interprets what lies in a pool. It is one of the rooms where unsafe code is
+//! allowed: callers see a memory that a NIC and other threads may change at any time, through
+//! accessors that are safe to call from any thread.
 //!
-//! *Written* is what [`Mapping::write_at`] or a NIC stored; *visible* is what [`Mapping::store_u64_release`] published to others; *durable*
-//! is what [`PoolMemory::persist`] returned `Ok` for, on a medium for which [`Medium::is_durable`] holds.
+//! *Written* is what [`Mapping::write_at`] or a NIC stored; *visible* is what
+//! [`Mapping::store_u64_release`] published to others; *durable* is what [`PoolMemory::persist`]
+//! returned `Ok` for, on a medium for which [`Medium::is_durable`] holds.
 
 mod copy;
 mod cpu;

@@ -19,9 +19,11 @@ pub struct LocalOptions {
 
 /// Volatile memory of this process, with the accessors of [`Mapping`].
 ///
-/// **Sharing it with a device.** Behind an `Arc` every thread and device may read and write it through [`Mapping`]'s accessors and
-/// [`Mapping::as_ptr`]. Whoever gives the address to a device (or to another thread's posted work) holds a clone of the `Arc` until that is over:
-/// then `Arc::get_mut` gives no `&mut`, and plain slices ([`Self::bytes_mut`]) can't exist while a device may write. That is ownership, not a promise.
+/// **Sharing it with a device.** Behind an `Arc` every thread and device may read and write it
+/// through [`Mapping`]'s accessors and [`Mapping::as_ptr`]. Whoever gives the address to a device
+/// (or to another thread's posted work) holds a clone of the `Arc` until that is over: then
+/// `Arc::get_mut` gives no `&mut`, and plain slices ([`Self::bytes_mut`]) can't exist while a
+/// device may write. That is ownership, not a promise.
 #[derive(Debug)]
 pub struct LocalMemory {
     mapping: Mapping,
@@ -68,7 +70,8 @@ impl LocalMemory {
         }
     }
 
-    /// Gives the bytes back: the very ones where they were adopted, a copy where they were allocated.
+    /// Gives the bytes back: the very ones where they were adopted, a copy where they were
+    /// allocated.
     #[must_use]
     pub fn into_bytes(self) -> Box<[u8]> {
         self.mapping.into_box()
@@ -87,7 +90,8 @@ impl LocalMemory {
         self.mapping.bytes_mut(0, len).unwrap_or_default()
     }
 
-    /// `len` bytes from `offset` on, as a plain slice. Possible only while nothing else holds the memory.
+    /// `len` bytes from `offset` on, as a plain slice. Possible only while nothing else holds the
+    /// memory.
     ///
     /// # Errors
     /// [`AccessError::OutOfBounds`].

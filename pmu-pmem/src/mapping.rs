@@ -14,13 +14,14 @@ use crate::range::ByteRange;
 
 /// A contiguous memory that a NIC, other threads or other processes may change at any time.
 ///
-/// [`crate::PoolMemory`] and [`crate::LocalMemory`] dereference to it. No method hands out a reference
-/// into the memory; bytes are copied out and in (see the module `copy` for why that is sound under concurrent
-/// change), and words that are to be seen whole go through the 8-byte accessors. All methods may be called from any thread at any
-/// time. None of them makes anything durable.
+/// [`crate::PoolMemory`] and [`crate::LocalMemory`] dereference to it. No method hands out a
+/// reference into the memory; bytes are copied out and in (see the module `copy` for why that is
+/// sound under concurrent change), and words that are to be seen whole go through the 8-byte
+/// accessors. All methods may be called from any thread at any time. None of them makes anything
+/// durable.
 ///
-/// Offsets and lengths are in bytes, from the start of the memory. A range that doesn't lie wholly inside is
-/// refused with [`AccessError::OutOfBounds`] before anything is touched.
+/// Offsets and lengths are in bytes, from the start of the memory. A range that doesn't lie wholly
+/// inside is refused with [`AccessError::OutOfBounds`] before anything is touched.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
@@ -37,10 +38,12 @@ enum Owner {
     Boxed,
 }
 
-// SAFETY: the memory belongs to this value, not to a thread, and munmap and free may run on any thread.
+// SAFETY: the memory belongs to this value, not to a thread, and munmap and free may run on any
+// thread.
 unsafe impl Send for Mapping {}
-// SAFETY: through `&self` the bytes are touched only by inline assembly, by system calls and by atomics, none of
-// which makes a data race; `&mut [u8]` is given out only by `LocalMemory` for `&mut self`.
+// SAFETY: through `&self` the bytes are touched only by inline assembly, by system calls and by
+// atomics, none of which makes a data race; `&mut [u8]` is given out only by `LocalMemory` for
+// `&mut self`.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -51,8 +54,8 @@ impl Mapping {
         flags: MapFlags,
     ) -> nix::Result<Self> {
         let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: the kernel chooses addresses that nothing else uses. The flags are those of this crate:
-        // none of them is MAP_FIXED.
+        // SAFETY: the kernel chooses addresses that nothing else uses. The flags are those of this
+        // crate: none of them is MAP_FIXED.
         let start = unsafe { mman::mmap(None, len, rights, flags, file, 0)? };
         Ok(Self {
             start: start.cast(),
@@ -61,7 +64,8 @@ impl Mapping {
         })
     }
 
-    /// Maps anonymous zeroed memory: `len` bytes, of which `mapped_len` (not less) are really mapped.
+    /// Maps anonymous zeroed memory: `len` bytes, of which `mapped_len` (not less) are really
+    /// mapped.
     pub(crate) fn map_anonymous(len: usize, mapped_len: NonZeroUsize) -> nix::Result<Self> {
         let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_PRIVATE;
@@ -92,8 +96,9 @@ impl Mapping {
         match self.owner {
             Owner::Boxed => {
                 let this = std::mem::ManuallyDrop::new(self);
-                // SAFETY: `adopt` took the pointer and length from such a box, and this value, which would give
-                // it back, is never dropped. We own it, so nobody else may look at the bytes.
+                // SAFETY: `adopt` took the pointer and length from such a box, and this value,
+                // which would give it back, is never dropped. We own it, so nobody else may look at
+                // the bytes.
                 unsafe { Box::from_raw(this.slice_pointer()) }
             }
             Owner::Mapped { .. } => {
@@ -118,8 +123,8 @@ impl Mapping {
 
     /// The address of the first byte, for registering the memory with a NIC.
     ///
-    /// Looking through this pointer is for the caller to justify. Who gives it to a device keeps this value (or its
-    /// `Arc`) alive, unmoved from its owner, until the device has let go.
+    /// Looking through this pointer is for the caller to justify. Who gives it to a device keeps
+    /// this value (or its `Arc`) alive, unmoved from its owner, until the device has let go.
     #[must_use]
     pub const fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
@@ -145,21 +150,21 @@ impl Mapping {
         Ok(())
     }
 
-    /// Copies `bytes` to `offset`. They are seen by others before anything that this thread stores later
-    /// with [`Self::store_u64_release`]. Not durable.
+    /// Copies `bytes` to `offset`. They are seen by others before anything that this thread stores
+    /// later with [`Self::store_u64_release`]. Not durable.
     ///
     /// # Errors
     /// [`AccessError::OutOfBounds`].
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), AccessError> {
         let target = self.pointer(offset, bytes.len())?;
-        // SAFETY: the target is checked, mapped for writing while `self` lives, and no reference into it exists,
-        // as `LocalMemory` gives those for `&mut self` only.
+        // SAFETY: the target is checked, mapped for writing while `self` lives, and no reference
+        // into it exists, as `LocalMemory` gives those for `&mut self` only.
         unsafe { copy::copy(bytes.as_ptr(), target, bytes.len()) };
         Ok(())
     }
 
-    /// Copies `len` bytes from another memory (or this one: where the two ranges overlap, any mixture of
-    /// old and new bytes may come out). Not durable.
+    /// Copies `len` bytes from another memory (or this one: where the two ranges overlap, any
+    /// mixture of old and new bytes may come out). Not durable.
     ///
     /// # Errors
     /// [`AccessError::OutOfBounds`] for either range.
@@ -172,7 +177,8 @@ impl Mapping {
     ) -> Result<(), AccessError> {
         let target = self.pointer(offset, len)?;
         let source = source.pointer(source_offset, len)?;
-        // SAFETY: both ranges are checked and mapped while their owners are borrowed; no references exist.
+        // SAFETY: both ranges are checked and mapped while their owners are borrowed; no references
+        // exist.
         unsafe { copy::copy(source, target, len) };
         Ok(())
     }
@@ -194,22 +200,25 @@ impl Mapping {
         if !(pointer as usize).is_multiple_of(8) {
             return Err(AccessError::Misaligned { offset });
         }
-        // SAFETY: eight mapped bytes, aligned, for as long as `self` is borrowed. All other accesses of this process are
-        // atomic or not Rust's (see `Sync` above).
+        // SAFETY: eight mapped bytes, aligned, for as long as `self` is borrowed. All other
+        // accesses of this process are atomic or not Rust's (see `Sync` above).
         Ok(unsafe { AtomicU64::from_ptr(pointer.cast()) })
     }
 
-    /// Stores one word, little-endian, in one piece: others see the old or the new one, and with the new one everything that
-    /// this thread wrote before. After a power cut likewise the old or the new one. Not durable by itself.
+    /// Stores one word, little-endian, in one piece: others see the old or the new one, and with
+    /// the new one everything that this thread wrote before. After a power cut likewise the old or
+    /// the new one. Not durable by itself.
     ///
     /// # Errors
-    /// [`AccessError::OutOfBounds`]; [`AccessError::Misaligned`] where its address isn't a multiple of 8.
+    /// [`AccessError::OutOfBounds`]; [`AccessError::Misaligned`] where its address isn't a multiple
+    /// of 8.
     pub fn store_u64_release(&self, offset: u64, value: u64) -> Result<(), AccessError> {
         self.word(offset)?.store(value.to_le(), Ordering::Release);
         Ok(())
     }
 
-    /// Loads one little-endian word in one piece, and with it everything that its writer wrote before.
+    /// Loads one little-endian word in one piece, and with it everything that its writer wrote
+    /// before.
     ///
     /// # Errors
     /// As [`Self::store_u64_release`].
@@ -217,12 +226,15 @@ impl Mapping {
         Ok(u64::from_le(self.word(offset)?.load(Ordering::Acquire)))
     }
 
-    /// Gives `len` bytes from `offset` on to `look`, piece by piece, each copied into `scratch` first.
+    /// Gives `len` bytes from `offset` on to `look`, piece by piece, each copied into `scratch`
+    /// first.
     ///
-    /// So a checksum is computed over, say, 256 KiB while they are in the cache, and over the very bytes that are used afterwards.
+    /// So a checksum is computed over, say, 256 KiB while they are in the cache, and over the very
+    /// bytes that are used afterwards.
     ///
     /// # Errors
-    /// [`AccessError::OutOfBounds`], or [`AccessError::NoScratch`] for an empty scratch; `look` was not called.
+    /// [`AccessError::OutOfBounds`], or [`AccessError::NoScratch`] for an empty scratch; `look` was
+    /// not called.
     pub fn for_each_piece(
         &self,
         offset: u64,
@@ -245,10 +257,12 @@ impl Mapping {
         Ok(())
     }
 
-    /// Receives up to `len` bytes from a socket straight to `offset`: one `recv`, no copy in between.
+    /// Receives up to `len` bytes from a socket straight to `offset`: one `recv`, no copy in
+    /// between.
     ///
-    /// `flags` are those of recv(2). Blocks as the socket does. A call that a signal interrupted is made again.
-    /// Returns how many bytes came; 0 means that the other end closed (or `len` is 0). Not durable.
+    /// `flags` are those of recv(2). Blocks as the socket does. A call that a signal interrupted is
+    /// made again. Returns how many bytes came; 0 means that the other end closed (or `len` is 0).
+    /// Not durable.
     ///
     /// # Errors
     /// What the kernel says; `InvalidInput` around an [`AccessError`] for a range outside.
@@ -261,8 +275,8 @@ impl Mapping {
     ) -> io::Result<usize> {
         let target = self.pointer(offset, len)?;
         loop {
-            // SAFETY: the target is checked and mapped for writing while `self` lives. The kernel writes it, as
-            // another process would: no reference into it exists.
+            // SAFETY: the target is checked and mapped for writing while `self` lives. The kernel
+            // writes it, as another process would: no reference into it exists.
             let count = unsafe { libc::recv(socket.as_raw_fd(), target.cast(), len, flags) };
             if let Some(result) = crate::socket::outcome(count) {
                 return result;
@@ -270,10 +284,12 @@ impl Mapping {
         }
     }
 
-    /// Sends up to `len` bytes from `offset` on to a socket: one `send`, no copy in between, and no SIGPIPE.
+    /// Sends up to `len` bytes from `offset` on to a socket: one `send`, no copy in between, and no
+    /// SIGPIPE.
     ///
-    /// `flags` are those of send(2), without those that let the kernel keep the pages (MSG_ZEROCOPY). Returns how many bytes went.
-    /// Where others write the bytes at the same time, any mixture goes.
+    /// `flags` are those of send(2), without those that let the kernel keep the pages
+    /// (MSG_ZEROCOPY). Returns how many bytes went. Where others write the bytes at the same time,
+    /// any mixture goes.
     ///
     /// # Errors
     /// As [`Self::recv_into`].
@@ -304,8 +320,8 @@ impl Mapping {
     pub(crate) fn bytes_mut(&mut self, offset: u64, len: u64) -> Result<&mut [u8], AccessError> {
         let (_, checked_len) = ByteRange::new(offset, len).check(self.len)?;
         let start = self.pointer(offset, checked_len)?;
-        // SAFETY: checked, initialised (zero pages or a former box), and `&mut self` excludes every accessor of
-        // this process; that no device is at it, is the contract of `as_ptr`.
+        // SAFETY: checked, initialised (zero pages or a former box), and `&mut self` excludes every
+        // accessor of this process; that no device is at it, is the contract of `as_ptr`.
         Ok(unsafe { std::slice::from_raw_parts_mut(start, checked_len) })
     }
 
@@ -314,14 +330,17 @@ impl Mapping {
         let Owner::Mapped { mapped_len } = self.owner else {
             return Ok(());
         };
-        // SAFETY: the range is one whole mapping of ours; callers give only advice that changes no bytes.
+        // SAFETY: the range is one whole mapping of ours; callers give only advice that changes no
+        // bytes.
         unsafe { mman::madvise(self.start.cast(), mapped_len.get(), advice) }
     }
 
-    /// Makes the kernel set up the page tables of a range for writing, in one go instead of one fault a page.
+    /// Makes the kernel set up the page tables of a range for writing, in one go instead of one
+    /// fault a page.
     ///
-    /// A hint: on a kernel without MADV_POPULATE_WRITE (before 5.14), and on an adopted memory, nothing happens.
-    /// It changes no bytes. Where the pages must still be found (local memory), this allocates them. Blocks meanwhile.
+    /// A hint: on a kernel without MADV_POPULATE_WRITE (before 5.14), and on an adopted memory,
+    /// nothing happens. It changes no bytes. Where the pages must still be found (local memory),
+    /// this allocates them. Blocks meanwhile.
     ///
     /// # Errors
     /// [`AccessError::OutOfBounds`].
@@ -333,8 +352,8 @@ impl Mapping {
         let page = page_bytes();
         let first = offset / page * page;
         let populate_len = (offset + len - first).next_multiple_of(page);
-        // SAFETY: whole pages of our own mapping (its last page is mapped to its end); populating changes no bytes.
-        // A failure is a hint not taken.
+        // SAFETY: whole pages of our own mapping (its last page is mapped to its end); populating
+        // changes no bytes. A failure is a hint not taken.
         unsafe {
             let start = self.start.as_ptr().add(first);
             libc::madvise(start.cast(), populate_len, libc::MADV_POPULATE_WRITE);
@@ -347,8 +366,8 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         match self.owner {
             Owner::Mapped { mapped_len } => {
-                // SAFETY: the mapping is ours, and with `self` goes the last way to it (`as_ptr`'s contract). It
-                // can't fail for a range that mmap returned.
+                // SAFETY: the mapping is ours, and with `self` goes the last way to it (`as_ptr`'s
+                // contract). It can't fail for a range that mmap returned.
                 let _ = unsafe { mman::munmap(self.start.cast(), mapped_len.get()) };
             }
             // SAFETY: `adopt` took it from such a box; dropped once.

@@ -32,8 +32,8 @@ const FILE_MODE: u32 = 0o600;
 /// How a pool's memory is created.
 #[derive(Default)]
 pub struct CreateOptions<'a> {
-    /// Length in bytes: a multiple of 4096 (hugetlbfs: of the huge page; devdax: of the device's alignment). None stands for
-    /// the whole device, and is refused for everything else.
+    /// Length in bytes: a multiple of 4096 (hugetlbfs: of the huge page; devdax: of the device's
+    /// alignment). None stands for the whole device, and is refused for everything else.
     pub len: Option<u64>,
     /// Take a file that exists, and lose what it holds. A file in use is refused nevertheless.
     pub replace: bool,
@@ -69,17 +69,20 @@ pub(crate) fn open(spec: &PoolSpec) -> Result<Parts> {
     if spec.medium() == Medium::Devdax {
         return target.device(file, None);
     }
-    probe::check_file(&file, path, spec.medium())?;
+    let in_place = probe::check_file(&file, path, spec.medium())?;
     let metadata = file
         .metadata()
         .map_err(target.failed("look at the length"))?;
-    let len = target.check_length(&file, metadata.len())?;
+    // A file that was cut anywhere is mapped: what its pool says of its length tells more than we
+    // could.
+    let len = target.check_length(&file, metadata.len(), 1)?;
     if spec.medium() != Medium::Hugetlbfs && metadata.blocks() * 512 < len {
-        // A copy may have lost its zeros. A hole is filled at the first store, where "no space" is a SIGBUS.
+        // A copy may have lost its zeros. A hole is filled at the first store, where "no space" is
+        // a SIGBUS.
         tracing::warn!(path = %path.display(), "pool file has holes; allocating them");
         target.allocate(&file, len)?;
     }
-    let mapped = target.map(&file, len)?;
+    let mapped = target.map(&file, len, in_place)?;
     Ok(target.parts(mapped, file, None))
 }
 
@@ -91,7 +94,7 @@ pub(crate) fn create(spec: &PoolSpec, mut options: CreateOptions<'_>) -> Result<
             let file = memfd::memfd_create("pmu-pool", MFdFlags::MFD_CLOEXEC)
                 .map_err(|error| target.failed("make a memfd")(error.into()))?;
             let file = target.lock(File::from(file))?;
-            let mapped = target.fill(&file, &mut options)?;
+            let mapped = target.fill(&file, false, &mut options)?;
             Ok(target.parts(mapped, file, None))
         }
         Some(path) if spec.medium() == Medium::Devdax => {
@@ -185,10 +188,10 @@ impl Target {
             Err(error) => return Err(self.failed("create the pool file")(error)),
         };
         let file = self.lock(file)?;
-        let made = probe::check_file(&file, path, self.medium).and_then(|()| {
+        let made = probe::check_file(&file, path, self.medium).and_then(|in_place| {
             file.set_len(0)
                 .map_err(self.failed("empty the pool file"))?;
-            let mapped = self.fill(&file, options)?;
+            let mapped = self.fill(&file, in_place, options)?;
             sync_directory(path).map_err(self.failed("make the file's name durable"))?;
             Ok(mapped)
         });
@@ -208,17 +211,17 @@ impl Target {
     }
 
     /// Gives an empty file its length and its zeros, and maps it.
-    fn fill(&self, file: &File, options: &mut CreateOptions<'_>) -> Result<Mapped> {
+    fn fill(&self, file: &File, in_place: bool, options: &mut CreateOptions<'_>) -> Result<Mapped> {
         let Some(len) = options.len else {
             return self.bad_length(0, "a length is needed, as only a device has one of its own");
         };
-        let len = self.check_length(file, len)?;
+        let len = self.check_length(file, len, LENGTH_STEP_BYTES)?;
         let set_len = file.set_len(len);
         set_len.map_err(|error| {
             self.failed_for_room("give the file its length", len, errno_of(&error))
         })?;
         // Mapped before the long work, so that a file system without DAX refuses at once.
-        let mapped = self.map(file, len)?;
+        let mapped = self.map(file, len, in_place)?;
         self.allocate(file, len)?;
         if self.medium.is_durable() {
             self.write_zeros(file, len, options)?;
@@ -236,8 +239,9 @@ impl Target {
         }
     }
 
-    /// Writes zeros over the whole file and makes them durable. Allocated blocks alone would not do: they are
-    /// marked "unwritten", and turning each into a written one is a change of metadata in a later persist.
+    /// Writes zeros over the whole file and makes them durable. Allocated blocks alone would not
+    /// do: they are marked "unwritten", and turning each into a written one is a change of metadata
+    /// in a later persist.
     fn write_zeros(&self, file: &File, len: u64, options: &mut CreateOptions<'_>) -> Result<()> {
         let failed = |error: io::Error| {
             self.failed_for_room("write zeros to the pool file", len, errno_of(&error))
@@ -256,13 +260,13 @@ impl Target {
         file.sync_all().map_err(failed)
     }
 
-    /// The length if it can be mapped.
-    fn check_length(&self, file: &File, len: u64) -> Result<u64> {
+    /// The length if it can be mapped, and is a multiple of `step` (hugetlbfs: of the huge page).
+    fn check_length(&self, file: &File, len: u64, step: u64) -> Result<u64> {
         let step = match self.medium {
             Medium::Hugetlbfs => {
                 probe::huge_page_bytes(file).map_err(self.failed("ask for the huge page"))?
             }
-            _ => LENGTH_STEP_BYTES,
+            _ => step,
         };
         if len == 0 {
             return self.bad_length(len, "it is empty");
@@ -287,7 +291,7 @@ impl Target {
         if !len.is_multiple_of(device.align) {
             return self.bad_length(len, format!("it is no multiple of {}", device.align));
         }
-        let mapped = self.map(&file, len)?;
+        let mapped = self.map(&file, len, false)?;
         Ok(self.parts(mapped, file, Some(lock)))
     }
 
@@ -304,10 +308,10 @@ impl Target {
         })
     }
 
-    fn map(&self, file: &File, len: u64) -> Result<Mapped> {
-        let persistence = Persistence::of(self.medium)?;
-        // MAP_SYNC counts only together with MAP_SHARED_VALIDATE: plain MAP_SHARED ignores flags that it doesn't know,
-        // and would map a file without DAX with no word about it.
+    fn map(&self, file: &File, len: u64, in_place: bool) -> Result<Mapped> {
+        let persistence = Persistence::of(self.medium, in_place)?;
+        // MAP_SYNC counts only together with MAP_SHARED_VALIDATE: plain MAP_SHARED ignores flags
+        // that it doesn't know, and would map a file without DAX with no word about it.
         let flags = if self.medium.is_dax() {
             MapFlags::MAP_SHARED_VALIDATE | MapFlags::MAP_SYNC
         } else {

@@ -13,14 +13,16 @@ use crate::open::{self, CreateOptions};
 use crate::persist::{Failure, Persistence, Persister};
 use crate::spec::{Medium, PoolSpec};
 
-/// The memory of one pool: mapped, locked against other units, and made durable by [`Self::persist`].
+/// The memory of one pool: mapped, locked against other units, and made durable by
+/// [`Self::persist`].
 ///
-/// It dereferences to [`Mapping`] for the accessors. Every method may be called from any thread at any time. Dropping it
-/// unmaps the memory and gives the lock back; it makes nothing durable.
+/// It dereferences to [`Mapping`] for the accessors. Every method may be called from any thread at
+/// any time. Dropping it unmaps the memory and gives the lock back; it makes nothing durable.
 ///
-/// **Two things kill the process** (SIGBUS), as they would any program that maps its data: truncating the file of a pool in use, and
-/// an uncorrectable error of the medium under a load. The first is refused at `open` and [`Self::check_length`]; the second
-/// ends the unit, which is a failure of the unit that its clients see and survive.
+/// **Two things kill the process** (SIGBUS), as they would any program that maps its data:
+/// truncating the file of a pool in use, and an uncorrectable error of the medium under a load. The
+/// first is refused at `open` and [`Self::check_length`]; the second ends the unit, which is a
+/// failure of the unit that its clients see and survive.
 #[derive(Debug)]
 pub struct PoolMemory {
     // The order matters: unmapped first, unlocked last.
@@ -48,17 +50,19 @@ impl PoolMemory {
     /// Blocks while the file system answers. Changes no byte.
     ///
     /// # Errors
-    /// [`PmemError::InUse`]; [`PmemError::WrongMedium`] where the path lies on something else than `spec` says, so a volatile
-    /// one is never taken for a durable one; [`PmemError::BadLength`]; [`PmemError::BadSpec`] for a memfd, which can only be created;
-    /// [`PmemError::NoSpace`] where the file has holes that can't be filled; [`PmemError::NoWriteBack`]; [`PmemError::Io`].
+    /// [`PmemError::InUse`]; [`PmemError::WrongMedium`] where the path lies on something else than
+    /// `spec` says, so a volatile one is never taken for a durable one; [`PmemError::BadLength`];
+    /// [`PmemError::BadSpec`] for a memfd, which can only be created; [`PmemError::NoSpace`] where
+    /// the file has holes that can't be filled; [`PmemError::NoWriteBack`]; [`PmemError::Io`].
     pub fn open(spec: &PoolSpec) -> Result<Self> {
         open::open(spec).map(Self::from)
     }
 
     /// Creates the memory of a new pool, maps it and locks it against other units.
     ///
-    /// A file is allocated wholly, and on a durable medium its zeros are written and durable on return (a later persist then needs no
-    /// change of metadata), as is its entry in the directory. This takes time: `options.progress` tells how far it is. A device keeps the bytes it has.
+    /// A file is allocated wholly, and on a durable medium its zeros are written and durable on
+    /// return (a later persist then needs no change of metadata), as is its entry in the directory.
+    /// This takes time: `options.progress` tells how far it is. A device keeps the bytes it has.
     /// Where it fails, a file that it made is removed again.
     ///
     /// # Errors
@@ -85,25 +89,29 @@ impl PoolMemory {
         &self.path
     }
 
-    /// Makes every byte of the ranges durable that was written and visible before the call, whoever wrote it: this thread,
-    /// another one that handed over, or a NIC whose completion was seen.
+    /// Makes every byte of the ranges durable that was written and visible before the call, whoever
+    /// wrote it: this thread, another one that handed over, or a NIC whose completion was seen.
     ///
-    /// Blocks until the medium has them. Ranges that overlap or touch are merged. Whole cache lines (DAX) or pages (files) are
-    /// written back, so neighbours may become durable too, and any byte may become durable at any earlier time. Nothing is promised of the order within
-    /// one call. On a volatile medium (`!self.medium().is_durable()`) it only orders stores.
+    /// Blocks until the medium has them. Ranges that overlap or touch are merged. Whole cache lines
+    /// (DAX) or pages (files) are written back, so neighbours may become durable too, and any byte
+    /// may become durable at any earlier time. Nothing is promised of the order within one call. On
+    /// a volatile medium (`!self.medium().is_durable()`) it only orders stores.
     ///
     /// Allocates nothing. Any thread; calls run side by side.
     ///
     /// # Errors
-    /// [`PmemError::Access`] for a range outside: nothing was done. [`PmemError::Persist`] where the kernel could not write: some of the bytes may be lost
-    /// for good, and from then on every call fails with [`PmemError::PoolFailed`].
+    /// [`PmemError::Access`] for a range outside: nothing was done. [`PmemError::Persist`] where
+    /// the kernel could not write: some of the bytes may be lost for good, and from then on every
+    /// call fails with [`PmemError::PoolFailed`].
     pub fn persist(&self, ranges: &[Range<u64>]) -> Result<()> {
         self.persister().persist(ranges)
     }
 
-    /// Hints that a range is complete and will be persisted soon: its write-back starts now, beside whatever comes next.
+    /// Hints that a range is complete and will be persisted soon: its write-back starts now, beside
+    /// whatever comes next.
     ///
-    /// Nothing is durable by it. A range outside is ignored. May block a little where the device's queue is full.
+    /// Nothing is durable by it. A range outside is ignored. May block a little where the device's
+    /// queue is full.
     pub fn start_write_back(&self, range: Range<u64>) {
         self.persister().start(&range);
     }

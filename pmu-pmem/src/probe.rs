@@ -19,6 +19,8 @@ enum Promise {
     HugePages,
     /// fsync makes a mapped file's bytes survive a power cut (as far as its block device does).
     Durable,
+    /// Likewise, and a block that was written once is overwritten in place.
+    DurableInPlace,
     /// Unknown to this program, or depending on what lies below.
     Unknown,
 }
@@ -29,14 +31,15 @@ const ZFS_MAGIC: u64 = 0x2fc1_2fc1;
 const BCACHEFS_MAGIC: u64 = 0xca45_1a4e;
 const XFS_MAGIC: u64 = 0x5846_5342;
 
-/// The file systems that are known to keep a file's bytes once fsync has returned. What isn't here is
-/// refused: overlayfs, say, may have its upper layer on tmpfs, and a FUSE server may do anything.
+/// The file systems that are known to keep a file's bytes once fsync has returned. What isn't here
+/// is refused: overlayfs, say, may have its upper layer on tmpfs, and a FUSE server may do
+/// anything.
 fn promise(kind: FsType) -> (Promise, String) {
     let known = |promise, name: &str| (promise, name.to_owned());
     match kind {
         statfs::TMPFS_MAGIC => known(Promise::Volatile, "tmpfs"),
         statfs::HUGETLBFS_MAGIC => known(Promise::HugePages, "hugetlbfs"),
-        statfs::EXT4_SUPER_MAGIC => known(Promise::Durable, "ext4"),
+        statfs::EXT4_SUPER_MAGIC => known(Promise::DurableInPlace, "ext4"),
         statfs::BTRFS_SUPER_MAGIC => known(Promise::Durable, "btrfs"),
         statfs::F2FS_SUPER_MAGIC => known(Promise::Durable, "f2fs"),
         statfs::OVERLAYFS_SUPER_MAGIC => known(Promise::Unknown, "overlayfs"),
@@ -46,7 +49,7 @@ fn promise(kind: FsType) -> (Promise, String) {
             RAMFS_MAGIC => known(Promise::Volatile, "ramfs"),
             ZFS_MAGIC => known(Promise::Durable, "ZFS"),
             BCACHEFS_MAGIC => known(Promise::Durable, "bcachefs"),
-            XFS_MAGIC => known(Promise::Durable, "XFS"),
+            XFS_MAGIC => known(Promise::DurableInPlace, "XFS"),
             magic => (
                 Promise::Unknown,
                 format!("a file system of type {magic:#x}"),
@@ -57,11 +60,12 @@ fn promise(kind: FsType) -> (Promise, String) {
 
 /// Refuses a file that lies on another kind of file system than its medium says.
 ///
-/// For fsdax only what is surely wrong is refused here; whether DAX works is asked of mmap.
+/// For fsdax only what is surely wrong is refused here; whether DAX works is asked of mmap. Returns
+/// whether the file system overwrites blocks in place.
 ///
 /// # Errors
 /// [`PmemError::WrongMedium`], [`PmemError::Io`].
-pub(crate) fn check_file(file: &File, path: &Path, medium: Medium) -> Result<()> {
+pub(crate) fn check_file(file: &File, path: &Path, medium: Medium) -> Result<bool> {
     let failed = |action| {
         move |source: io::Error| PmemError::Io {
             action,
@@ -96,9 +100,10 @@ pub(crate) fn check_file(file: &File, path: &Path, medium: Medium) -> Result<()>
         .filesystem_type();
     let (promise, name) = promise(found);
     match (medium, promise) {
+        (Medium::File | Medium::Fsdax, Promise::DurableInPlace) => Ok(true),
         (Medium::File | Medium::Fsdax, Promise::Durable)
         | (Medium::Memory, Promise::Volatile)
-        | (Medium::Hugetlbfs, Promise::HugePages) => Ok(()),
+        | (Medium::Hugetlbfs, Promise::HugePages) => Ok(false),
         (_, Promise::Volatile | Promise::HugePages) => {
             refuse(format!("it lies on {name}, which is volatile"))
         }
@@ -126,7 +131,8 @@ pub(crate) struct DaxDevice {
 /// Asks sysfs about an open device, and refuses what isn't a DAX device on persistent memory.
 ///
 /// # Errors
-/// [`PmemError::WrongMedium`] for another file or device, or a DAX device over volatile memory; [`PmemError::Io`].
+/// [`PmemError::WrongMedium`] for another file or device, or a DAX device over volatile memory;
+/// [`PmemError::Io`].
 pub(crate) fn check_device(file: &File, path: &Path) -> Result<DaxDevice> {
     let failed = |action| {
         move |source: io::Error| PmemError::Io {
@@ -159,7 +165,8 @@ pub(crate) fn check_device(file: &File, path: &Path) -> Result<DaxDevice> {
     })
 }
 
-/// Length and alignment of the DAX device that a sysfs directory describes, or why it is not one to trust.
+/// Length and alignment of the DAX device that a sysfs directory describes, or why it is not one to
+/// trust.
 fn device_facts(directory: &Path) -> Result<(u64, u64), String> {
     let subsystem = fs::canonicalize(directory.join("subsystem")).unwrap_or_default();
     if subsystem.file_name().is_none_or(|name| name != "dax") {
@@ -175,8 +182,9 @@ fn device_facts(directory: &Path) -> Result<(u64, u64), String> {
     Ok((len, align))
 }
 
-/// A DAX device may lie over volatile memory too (high-bandwidth or CXL memory, "dax_hmem"). One over persistent memory
-/// lies below a region of the NVDIMM bus; that of virtio-pmem needs a flush command that a devdax can't give.
+/// A DAX device may lie over volatile memory too (high-bandwidth or CXL memory, "dax_hmem"). One
+/// over persistent memory lies below a region of the NVDIMM bus; that of virtio-pmem needs a flush
+/// command that a devdax can't give.
 fn check_region(directory: &Path) -> Result<(), String> {
     let bytes = |path: &Path| path.as_os_str().as_encoded_bytes().to_owned();
     if bytes(directory).windows(7).any(|part| part == b"/virtio") {

@@ -56,8 +56,9 @@ impl ByteRange {
 
 /// Widens ranges to whole grains, sorts them and merges those that overlap or touch.
 ///
-/// Works in place and allocates nothing; the merged ranges are the first ones of `ranges`, their number
-/// is returned. Each range lies inside `memory_len` (checked by the caller). Empty ranges vanish.
+/// Works in place and allocates nothing; the merged ranges are the first ones of `ranges`, their
+/// number is returned. Each range lies inside `memory_len` (checked by the caller). Empty ranges
+/// vanish.
 pub(crate) fn coalesce(ranges: &mut [ByteRange], grain: u64, memory_len: u64) -> usize {
     for range in ranges.iter_mut().filter(|range| range.len > 0) {
         *range = range.widened(grain, memory_len);

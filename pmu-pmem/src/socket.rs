@@ -33,11 +33,13 @@ const NO_BYTES: libc::iovec = libc::iovec {
 
 /// Sends the pieces, one after the other, with one `sendmsg` and no SIGPIPE. Allocates nothing.
 ///
-/// `flags` are those of sendmsg(2); not MSG_ZEROCOPY, as the borrowed bytes are free again on return. Blocks as the socket does; a call
-/// that a signal interrupted is made again. Returns how many bytes went, which may be fewer than all.
+/// `flags` are those of sendmsg(2); not MSG_ZEROCOPY, as the borrowed bytes are free again on
+/// return. Blocks as the socket does; a call that a signal interrupted is made again. Returns how
+/// many bytes went, which may be fewer than all.
 ///
 /// # Errors
-/// What the kernel says; `InvalidInput` for more than [`PIECES_MAX`] pieces, a range outside of its memory, or MSG_ZEROCOPY.
+/// What the kernel says; `InvalidInput` for more than [`PIECES_MAX`] pieces, a range outside of its
+/// memory, or MSG_ZEROCOPY.
 pub fn send_pieces(
     socket: BorrowedFd<'_>,
     pieces: &[SendPiece<'_>],
@@ -64,8 +66,9 @@ pub fn send_pieces(
     }
     let message = message(&mut vector, pieces.len());
     loop {
-        // SAFETY: the message names `pieces.len()` entries of `vector`, each a range that its borrow (for the length
-        // of this call) keeps readable. The kernel only reads them, and is done on return as zero-copy is excluded.
+        // SAFETY: the message names `pieces.len()` entries of `vector`, each a range that its
+        // borrow (for the length of this call) keeps readable. The kernel only reads them, and is
+        // done on return as zero-copy is excluded.
         let count =
             unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags | libc::MSG_NOSIGNAL) };
         if let Some(result) = outcome(count) {
@@ -74,13 +77,16 @@ pub fn send_pieces(
     }
 }
 
-/// Receives into the pieces, one after the other, with one `recvmsg`. Allocates nothing; makes nothing durable.
+/// Receives into the pieces, one after the other, with one `recvmsg`. Allocates nothing; makes
+/// nothing durable.
 ///
-/// `flags` are those of recvmsg(2). Blocks as the socket does; a call that a signal interrupted is made again. Returns how many
-/// bytes came, which may be fewer than there is room for; 0 means that the other end closed (or there was no room).
+/// `flags` are those of recvmsg(2). Blocks as the socket does; a call that a signal interrupted is
+/// made again. Returns how many bytes came, which may be fewer than there is room for; 0 means that
+/// the other end closed (or there was no room).
 ///
 /// # Errors
-/// What the kernel says; `InvalidInput` for more than [`PIECES_MAX`] pieces or a range outside of its memory.
+/// What the kernel says; `InvalidInput` for more than [`PIECES_MAX`] pieces or a range outside of
+/// its memory.
 pub fn receive_pieces(
     socket: BorrowedFd<'_>,
     pieces: &mut [ReceivePiece<'_>],
@@ -101,8 +107,9 @@ pub fn receive_pieces(
     }
     let mut message = message(&mut vector, pieces.len());
     loop {
-        // SAFETY: the message names `pieces.len()` entries of `vector`, each a range that its borrow keeps writable:
-        // exclusively borrowed bytes, or memory that tolerates concurrent writing.
+        // SAFETY: the message names `pieces.len()` entries of `vector`, each a range that its
+        // borrow keeps writable: exclusively borrowed bytes, or memory that tolerates concurrent
+        // writing.
         let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, flags) };
         if let Some(result) = outcome(count) {
             return result;

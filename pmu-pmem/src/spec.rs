@@ -9,7 +9,8 @@ use crate::error::PmemError;
 /// What the bytes of a pool lie on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Medium {
-    /// A character device of persistent memory, `/dev/daxX.Y`. Durable through cache-line write-back.
+    /// A character device of persistent memory, `/dev/daxX.Y`. Durable through cache-line
+    /// write-back.
     Devdax,
     /// A file on a file system mounted with `dax`. Durable through cache-line write-back.
     Fsdax,
@@ -30,7 +31,8 @@ impl Medium {
         matches!(self, Self::Devdax | Self::Fsdax | Self::File)
     }
 
-    /// Whether loads and stores go to the persistent memory itself, with no copy kept by the kernel.
+    /// Whether loads and stores go to the persistent memory itself, with no copy kept by the
+    /// kernel.
     #[must_use]
     pub const fn is_dax(self) -> bool {
         matches!(self, Self::Devdax | Self::Fsdax)
@@ -55,11 +57,11 @@ impl fmt::Display for Medium {
     }
 }
 
-/// Where a pool is: `devdax:PATH`, `fsdax:PATH`, `hugetlbfs:PATH`, `file:PATH`, `memory:PATH` (a file
-/// on tmpfs), or `memory` alone (a memfd, gone with the process).
+/// Where a pool is: `devdax:PATH`, `fsdax:PATH`, `hugetlbfs:PATH`, `file:PATH`, `memory:PATH` (a
+/// file on tmpfs), or `memory` alone (a memfd, gone with the process).
 ///
-/// The medium is always named, never guessed, and `open` and `create` refuse a path that is on another
-/// one: nobody is told "durable" because a path happened to look like it.
+/// The medium is always named, never guessed, and `open` and `create` refuse a path that is on
+/// another one: nobody is told "durable" because a path happened to look like it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PoolSpec {
     medium: Medium,
