@@ -51,11 +51,38 @@ stage_binaries() { # STATE
 	done
 }
 
+# What a memory holds, by the info block of its name space: new, devdax or fsdax.
+memory_format() { # FILE
+	local signature
+	[[ -e $1 ]] || { echo new; return; }
+	signature=$(dd if="$1" bs=4096 skip=1 count=1 status=none | head -c 15 | tr -d '\0')
+	case $signature in
+	NVDIMM_DAX_INFO) echo devdax ;;
+	NVDIMM_PFN_INFO) echo fsdax ;;
+	'') echo new ;;
+	*) die "$1 holds something that the lab did not make" ;;
+	esac
+}
+
+# Fills memories; refuses to turn one kind into another, since that loses data.
+check_memories() { # STATE
+	local number wanted found
+	memories=()
+	for number in 0 1; do
+		wanted=devdax
+		((guest_fsdax == 0 || number == 0)) || wanted=fsdax
+		found=$(memory_format "$1/mem$number.img") || exit "$LAB_FAILED"
+		[[ $found = new || $found = "$wanted" ]] ||
+			die "$1/mem$number.img is $found and not $wanted: --fresh would remove it"
+		memories+=("$found")
+	done
+}
+
 write_guest_env() { # STATE
 	local registry=
 	[[ ! -d $registry_dir ]] || registry=$registry_dir
-	printf 'LAB_NAME=%q\nLAB_INDEX=%q\nLAB_FSDAX=%q\nLAB_HUGEPAGES=%q\nLAB_REPO=%q\nLAB_REGISTRY=%q\nLAB_HOSTS=%q\n' \
-		"$guest_name" "$guest_index" "$guest_fsdax" "$guest_hugepages" "$repo_dir" "$registry" \
+	printf 'LAB_NAME=%q\nLAB_INDEX=%q\nLAB_FSDAX=%q\nLAB_HUGEPAGES=%q\nLAB_REPO=%q\nLAB_REGISTRY=%q\nLAB_MEMORIES=%q\nLAB_HOSTS=%q\n' \
+		"$guest_name" "$guest_index" "$guest_fsdax" "$guest_hugepages" "$repo_dir" "$registry" "${memories[*]}" \
 		"$([[ -z $guest_network ]] || cat "$guest_network/hosts")" >"$1/lab/.agent/guest.env"
 }
 
@@ -63,7 +90,7 @@ write_guest_env() { # STATE
 start_guest() { # STATE [--tied]
 	local state=$1 accel wrap=(setsid)
 	[[ ${2:-} != --tied ]] || wrap+=(setpriv --pdeathsig KILL)
-	local guest_name guest_index guest_fsdax guest_hugepages guest_network
+	local guest_name guest_index guest_fsdax guest_hugepages guest_network memories
 	# shellcheck source=/dev/null
 	. "$state/config"
 	exec {lock}>"$state/lock"
@@ -72,6 +99,7 @@ start_guest() { # STATE [--tied]
 	mkdir -p "$state/boot" "$state/lab/.agent"
 	mkfifo "$state/boot/requests.in" "$state/boot/requests.out"
 	stage_binaries "$state"
+	check_memories "$state"
 	write_guest_env "$state"
 	accel=$("$lab_dir/choose-accel") || exit "$LAB_FAILED"
 	make_qemu_command "$state" "$accel"
@@ -180,6 +208,7 @@ end_command() { # STATE ID GATE
 # A power cut: nothing in the guest gets the chance to write anything more.
 cut_guest() { # STATE
 	local pid
+	[[ -e $1/boot/pid ]] || return 0
 	guest_runs "$1" || return 0
 	pid=$(<"$1/boot/pid")
 	kill -KILL "$pid" 2>/dev/null || true
