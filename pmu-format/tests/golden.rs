@@ -1,0 +1,386 @@
+//! Every structure's bytes are pinned, decoded back, and every single damaged bit is found.
+//!
+//! `PMU_WRITE_GOLDEN=1 cargo test -p pmu-format --test golden` writes the images anew: only together
+//! with a new version of the format.
+
+// Helpers of tests fail like tests.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::*;
+use pmu_format::*;
+
+fn check_golden(name: &str, bytes: &[u8]) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    if std::env::var_os("PMU_WRITE_GOLDEN").is_some() {
+        std::fs::write(&path, to_hex(bytes)).expect("write the image");
+    }
+    let pinned = std::fs::read_to_string(&path).expect("the image is in the repository");
+    assert_eq!(
+        to_hex(bytes),
+        pinned,
+        "{name} changed: that is a new version of the format"
+    );
+    assert_eq!(from_hex(&pinned), bytes);
+}
+
+/// Calls `check` with each bit of `bytes` inverted once.
+fn each_bit(bytes: &[u8], mut check: impl FnMut(usize, &[u8])) {
+    let mut damaged = bytes.to_vec();
+    for bit in 0..bytes.len() * 8 {
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        check(bit, &damaged);
+        damaged[bit / 8] ^= 1 << (bit % 8);
+    }
+}
+
+#[test]
+fn checksums_are_the_published_ones() {
+    assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    assert_eq!(crc64_nvme(b"123456789"), 0xae8b_1486_0a79_9888);
+}
+
+#[test]
+fn golden_superblock() {
+    let superblock = small_superblock();
+    let page = superblock.encode();
+    assert!(page[SUPERBLOCK_BYTES..].iter().all(|byte| *byte == 0));
+    check_golden("superblock.hex", &page[..SUPERBLOCK_BYTES]);
+    assert_eq!(&page[..8], b"PMUPOOL1");
+    assert_eq!(Superblock::decode(&page), Ok(superblock));
+}
+
+#[test]
+fn golden_region_table() {
+    check_golden("region-table.hex", &table_image());
+    assert_eq!(
+        RegionTable::decode(&superblock(), &table_image()),
+        Ok(table())
+    );
+}
+
+#[test]
+fn golden_set() {
+    let header = set_header();
+    let bytes = header.encode(&REGION);
+    check_golden("set-header.hex", &bytes);
+    check_golden("chunk-table.hex", &chunk_table());
+    let slot = set_geometry().slot_of(header.number);
+    assert_eq!(
+        SetHeader::decode(&bytes, &REGION, &set_geometry(), slot),
+        Ok(header)
+    );
+    assert_eq!(
+        header.verify_chunk_table(&chunk_table()),
+        Ok(&chunk_table()[..])
+    );
+}
+
+#[test]
+fn golden_record() {
+    let header = record();
+    let bytes = header.encode();
+    check_golden("record-header.hex", &bytes);
+    let geometry = LogGeometry::new(1 << 16).unwrap();
+    assert_eq!(
+        RecordHeader::decode(&bytes, header.position, &geometry),
+        Ok(header)
+    );
+    let mut whole = bytes.to_vec();
+    whole.extend_from_slice(b"hello world\0\0\0\0\0");
+    assert_eq!(whole.len() as u64, header.record_bytes());
+    check_golden("record.hex", &whole);
+}
+
+#[test]
+fn golden_log_words() {
+    let mut page = vec![0; PAGE_PAIR_BYTES as usize];
+    page[..8].copy_from_slice(&64_u64.to_le_bytes());
+    page[64..].copy_from_slice(&3_u64.to_le_bytes());
+    check_golden("log-publish-page.hex", &page);
+    let words = LogPublishWords {
+        tail: LogPosition(64),
+        epoch: Epoch(3),
+    };
+    assert_eq!(LogPublishWords::decode(&page), Ok(words));
+    let pair = CursorPair::new(LogPosition(64));
+    page[..8].copy_from_slice(&pair.cursor.to_le_bytes());
+    page[64..].copy_from_slice(&pair.inverse.to_le_bytes());
+    check_golden("log-cursor-page.hex", &page);
+    assert_eq!(
+        CursorPair::decode(&page).unwrap().agreed(),
+        Some(LogPosition(64))
+    );
+    let empty = CursorPair::decode(&[0; 72]).unwrap();
+    assert_eq!(empty.agreed(), Some(LogPosition(0)));
+}
+
+#[test]
+fn each_damaged_bit_of_a_superblock_is_found_and_the_other_copy_used() {
+    let page = small_superblock().encode();
+    each_bit(&page, |bit, damaged| {
+        assert!(Superblock::decode(damaged).is_err(), "bit {bit}");
+        let chosen = choose_superblock(damaged, &page).unwrap();
+        assert_eq!(
+            (chosen.value, chosen.copy),
+            (small_superblock(), CopyName::B)
+        );
+        assert!(
+            matches!(chosen.other, OtherCopy::Faulty(CopyFault::Damaged(_))),
+            "bit {bit}"
+        );
+    });
+}
+
+#[test]
+fn each_damaged_bit_of_a_table_is_found_and_the_other_copy_used() {
+    let image = table_image();
+    each_bit(&image, |bit, damaged| {
+        assert!(
+            RegionTable::decode(&superblock(), damaged).is_err(),
+            "bit {bit}"
+        );
+        let chosen = choose_table(&superblock(), &image, damaged).unwrap();
+        assert_eq!((chosen.value, chosen.copy), (table(), CopyName::A));
+        assert!(
+            matches!(chosen.other, OtherCopy::Faulty(CopyFault::Damaged(_))),
+            "bit {bit}"
+        );
+    });
+}
+
+#[test]
+fn each_damaged_bit_of_a_set_header_and_chunk_table_is_found() {
+    let header = set_header();
+    let slot = set_geometry().slot_of(header.number);
+    each_bit(&header.encode(&REGION), |bit, damaged| {
+        let found = SetHeader::decode(damaged, &REGION, &set_geometry(), slot);
+        assert!(found.is_err(), "bit {bit}");
+    });
+    each_bit(&chunk_table(), |bit, damaged| {
+        assert!(header.verify_chunk_table(damaged).is_err(), "bit {bit}");
+    });
+}
+
+#[test]
+fn each_damaged_bit_of_a_record_is_found() {
+    let header = record();
+    let geometry = LogGeometry::new(1 << 16).unwrap();
+    each_bit(&header.encode(), |bit, damaged| {
+        let found = RecordHeader::decode(damaged, header.position, &geometry);
+        assert!(found.is_err(), "bit {bit}");
+    });
+    each_bit(b"hello world", |bit, damaged| {
+        let computed = record_payload_checksum(&REGION, damaged);
+        assert!(
+            header.verify_payload_checksum(computed).is_err(),
+            "bit {bit}"
+        );
+    });
+}
+
+#[test]
+fn nothing_of_another_region_slot_position_or_pool_is_believed() {
+    let (header, geometry) = (set_header(), set_geometry());
+    let bytes = header.encode(&REGION);
+    let slot = geometry.slot_of(header.number);
+    let other = RegionId([1; 16]);
+    assert!(SetHeader::decode(&bytes, &other, &geometry, slot).is_err());
+    let next = SlotIndex((slot.0 + 1) % 3);
+    assert!(SetHeader::decode(&bytes, &REGION, &geometry, next).is_err());
+    let small = SetGeometry::new(1 << 22, 500_000, 2).unwrap();
+    let error = SetHeader::decode(&bytes, &REGION, &small, small.slot_of(header.number));
+    assert!(matches!(
+        error,
+        Err(FormatError::OutOfBounds {
+            length_bytes: 600_000,
+            ..
+        })
+    ));
+    let log = LogGeometry::new(1 << 16).unwrap();
+    assert!(RecordHeader::decode(&record().encode(), LogPosition(8), &log).is_err());
+    assert!(
+        record()
+            .verify_payload_checksum(crc64_nvme(b"hello world"))
+            .is_err()
+    );
+    let foreign = Superblock::new(PoolId([9; 16]), 1 << 32, 1 << 18, 1, Medium::Memory).unwrap();
+    assert!(matches!(
+        RegionTable::decode(&foreign, &table_image()),
+        Err(FormatError::Mismatch {
+            field: "pool id (first half)",
+            ..
+        })
+    ));
+}
+
+fn with_version(bytes: &[u8], version: u32) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[8..12].copy_from_slice(&version.to_le_bytes());
+    let checksum = checksum::crc32c_around(&bytes[..SUPERBLOCK_BYTES], 12).unwrap();
+    bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn copies_missing_older_newer_and_contradicting() {
+    let page = small_superblock().encode();
+    let empty = [0; 4096];
+    let structure = Structure::Superblock;
+    assert_eq!(
+        choose_superblock(&empty, &empty),
+        Err(CopiesError::Missing { structure })
+    );
+    let chosen = choose_superblock(&empty, &page).unwrap();
+    assert_eq!(chosen.other, OtherCopy::Faulty(CopyFault::Missing));
+    assert_eq!(
+        choose_superblock(&page, &page).unwrap().other,
+        OtherCopy::Same
+    );
+    let newer = with_version(&page, 2);
+    assert_eq!(
+        choose_superblock(&page, &newer),
+        Err(CopiesError::Version {
+            structure,
+            copy: CopyName::B,
+            found: 2
+        })
+    );
+    let differs = Superblock::new(PoolId([1; 16]), 1 << 20, 1 << 16, 0, Medium::Fsdax)
+        .unwrap()
+        .encode();
+    assert_eq!(
+        choose_superblock(&page, &differs),
+        Err(CopiesError::Contradiction { structure })
+    );
+    let both = choose_superblock(&page[..100], &empty)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        both.contains("copy A is damaged: superblock: 100 bytes"),
+        "{both}"
+    );
+
+    let mut next = table();
+    next.generation += 1;
+    next.regions.pop();
+    let mut image = vec![0; next.encoded_length_bytes()];
+    next.encode(&superblock(), &mut image).unwrap();
+    let chosen = choose_table(&superblock(), &table_image(), &image).unwrap();
+    assert_eq!((chosen.value.generation, chosen.copy), (18, CopyName::B));
+    assert_eq!(chosen.other, OtherCopy::Older { generation: 17 });
+}
+
+type Change<'a> = &'a dyn Fn(&mut RegionTable);
+
+#[test]
+fn p10_a_table_that_cannot_be_is_refused() {
+    let superblock = superblock();
+    let refused = |change: &dyn Fn(&mut RegionTable)| {
+        let mut changed = table();
+        change(&mut changed);
+        let mut image = vec![0; 1 << 18];
+        let error = changed.encode(&superblock, &mut image).unwrap_err();
+        assert!(
+            image.iter().all(|byte| *byte == 0),
+            "nothing is written on {error}"
+        );
+        error.to_string()
+    };
+    let changes: [(Change<'_>, &str); 16] = [
+        (&|table| table.generation = 0, "generation is 0"),
+        (
+            &|table| table.next_address = VirtualAddress(1),
+            "next address",
+        ),
+        (
+            &|table| table.next_address = VirtualAddress(1 << 16),
+            "leaves the limit",
+        ),
+        (&|table| table.regions[1].id = REGION, "region id"),
+        (
+            &|table| table.regions[1].name = table.regions[0].name.clone(),
+            "trainer.step-1",
+        ),
+        (
+            &|table| table.regions[1].base = table.regions[0].base,
+            "virtual ranges",
+        ),
+        (
+            &|table| table.regions[0].base = VirtualAddress(u64::MAX - 0xffff),
+            "virtual range",
+        ),
+        (&|table| table.regions[0].length_bytes = 0, "length is 0"),
+        (&|table| table.regions[0].capacity_bytes = 1 << 22, "needs"),
+        (&|table| table.regions[0].sets_kept = 0, "sets kept is 0"),
+        (
+            &|table| table.regions[1].sets_kept = 1,
+            "sets kept in append mode",
+        ),
+        (
+            &|table| table.regions[0].extents[0].offset = PoolOffset(0),
+            "extent 0+",
+        ),
+        (
+            &|table| table.regions[0].extents[0].offset.0 += 4096,
+            "offset of an extent",
+        ),
+        (
+            &|table| table.regions[1].extents[0].offset = table.regions[0].extents[1].offset,
+            "overlap",
+        ),
+        (
+            &|table| table.regions[0].grants[0].rights = Rights::empty(),
+            "rights",
+        ),
+        (
+            &|table| {
+                let grant = table.regions[0].grants[0].clone();
+                table.regions[0].grants.push(grant);
+            },
+            "principal primary is there twice",
+        ),
+    ];
+    for (change, expected) in changes {
+        let error = refused(change);
+        assert!(error.contains(expected), "{error}: expected {expected}");
+    }
+    let mut full = vec![0; 100];
+    assert!(matches!(
+        table().encode(&superblock, &mut full),
+        Err(FormatError::TooShort {
+            found_bytes: 100,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn p05_slots_never_overlap_and_fit_exactly() {
+    for (capacity, sets_kept) in [(1, 1), (4096, 3), (300_000, 2), (1 << 28, 7)] {
+        let length = SetGeometry::region_bytes_for(capacity, sets_kept).unwrap();
+        let geometry = SetGeometry::new(length, capacity, sets_kept).unwrap();
+        assert!(SetGeometry::new(length - 1, capacity, sets_kept).is_err());
+        let mut end = PAGE_BYTES;
+        for slot in (0..geometry.slot_count()).map(SlotIndex) {
+            assert_eq!(geometry.header_offset(slot).get(), end);
+            assert_eq!(geometry.chunk_table_offset(slot).get(), end + PAGE_BYTES);
+            end += geometry.slot_bytes();
+            let payload_end = geometry.payload_offset(slot).get() + capacity;
+            assert!(payload_end <= end && end - payload_end < PAGE_BYTES);
+        }
+        assert_eq!(end, length);
+    }
+    assert!(SetGeometry::new(u64::MAX, 0, 1).is_err());
+    assert!(SetGeometry::new(u64::MAX, u64::MAX, 1).is_err());
+    assert!(SetGeometry::new(u64::MAX, 1, SETS_KEPT_MAX + 1).is_err());
+    assert!(matches!(
+        SetGeometry::capacity_max_bytes(1 << 14, 1),
+        Err(FormatError::TooShort { .. })
+    ));
+}
