@@ -96,6 +96,9 @@ pub enum FabricError {
         /// The cause.
         source: std::io::Error,
     },
+    /// A verbs call failed.
+    #[error(transparent)]
+    Verbs(#[from] pmu_verbs::VerbsError),
     /// The pool's memory failed.
     #[error(transparent)]
     Memory(#[from] pmu_pmem::PmemError),

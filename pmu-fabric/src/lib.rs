@@ -26,6 +26,7 @@ pub mod connection;
 #[cfg(feature = "contract")]
 pub mod contract;
 pub mod error;
+mod group_commit;
 pub mod persistence;
 pub mod protection;
 pub mod soft;

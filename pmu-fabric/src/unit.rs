@@ -94,7 +94,9 @@ pub trait UnitFabric: Send + Sync {
     /// Where initiators connect to: `host:port`, or a path.
     fn address(&self) -> String;
 
-    /// The methods that this provider can honour for a pool, strongest first. Never empty.
+    /// The methods that this provider can honour for a pool, strongest first. None where it can't serve the pool at all (verbs and an
+    /// ordinary file). [`PersistenceMethod::ReadAfterWrite`] is listed where the device could do it: whoever offers it must strike it
+    /// unless the unit attests that inbound writes reach the medium.
     fn persistence_methods(&self, pool: &PoolMemory) -> Vec<PersistenceMethod>;
 
     /// Sets who is told of events. Called once, before the first connection.

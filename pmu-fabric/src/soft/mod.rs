@@ -4,7 +4,6 @@
 //! the connection's windows and receives straight into the pool. Flushes of chains that arrive together are shared (group commit).
 
 mod connection;
-mod group_commit;
 mod service;
 mod socket;
 mod unit;

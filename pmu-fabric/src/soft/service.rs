@@ -4,14 +4,14 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pmu_pmem::{PoolMemory, SendPiece};
+use pmu_pmem::SendPiece;
 
-use super::group_commit::{Batch, GroupCommit};
 use super::socket::Socket;
 use super::wire::{
     Answer, HEADER_BYTES, OP_BYTES, OPS_MAX, OpKind, Request, WireError, WireOp, decode_ops,
 };
 use crate::error::CompletionStatus;
+use crate::group_commit::{Batch, Committers, GroupCommit};
 use crate::persistence::PersistenceMethod;
 use crate::protection::{Intent, WindowGate};
 
@@ -50,14 +50,9 @@ pub(super) enum End {
     Io(#[from] io::Error),
 }
 
-/// Where a pool's group commit is found; one is made on first use.
-pub(super) trait Committers: Send + Sync {
-    fn for_pool(&self, pool: &Arc<PoolMemory>) -> Arc<GroupCommit>;
-}
-
 pub(super) struct Service {
     shared: Arc<Shared>,
-    committers: Arc<dyn Committers>,
+    committers: Arc<Committers>,
     committer: Option<Arc<GroupCommit>>,
     inbox: Box<[u8]>,
     start: usize,
@@ -71,7 +66,7 @@ pub(super) struct Service {
 impl Service {
     pub(super) fn new(
         shared: Arc<Shared>,
-        committers: Arc<dyn Committers>,
+        committers: Arc<Committers>,
         method: PersistenceMethod,
     ) -> Self {
         let batch = Some(Batch::new(Arc::clone(&shared.gate), method));

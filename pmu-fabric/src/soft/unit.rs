@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 use pmu_pmem::PoolMemory;
 
-use super::group_commit::GroupCommit;
-use super::service::{Committers, Service, Shared};
+use super::service::{Service, Shared};
 use super::socket::{Listener, Socket, receive_exactly};
 use super::wire::{CHAINS_IN_FLIGHT_MAX, HELLO_BYTES, Hello, OPS_MAX, Welcome};
 use crate::connection::AccessWindow;
 use crate::error::FabricError;
+use crate::group_commit::{Committers, random_key};
 use crate::persistence::{PersistenceMethod, Provider};
 use crate::protection::{BoundWindow, WindowGate, extents_of};
 use crate::unit::{
@@ -45,7 +45,7 @@ struct Inner {
     regions: RwLock<HashMap<u64, ExposedRegion>>,
     connections: Mutex<HashMap<ConnectionId, Entry>>,
     changed: Condvar,
-    committers: Mutex<Vec<(Arc<PoolMemory>, Arc<GroupCommit>)>>,
+    committers: Arc<Committers>,
     observer: OnceLock<Observer>,
     next_connection: AtomicU64,
     strangers: AtomicUsize,
@@ -96,7 +96,7 @@ impl SoftUnit {
             regions: RwLock::default(),
             connections: Mutex::default(),
             changed: Condvar::new(),
-            committers: Mutex::default(),
+            committers: Arc::default(),
             observer: OnceLock::new(),
             next_connection: AtomicU64::new(1),
             strangers: AtomicUsize::new(0),
@@ -156,7 +156,7 @@ fn welcome_and_serve(inner: &Arc<Inner>, socket: Socket) {
             return;
         }
     };
-    let committers: Arc<dyn Committers> = Arc::clone(inner) as Arc<dyn Committers>;
+    let committers = Arc::clone(&inner.committers);
     let end = Service::new(shared, committers, method).run();
     inner.connections.lock().remove(&connection);
     inner.changed.notify_all();
@@ -235,36 +235,6 @@ impl Inner {
         match self.connections.lock().get(&connection) {
             Some(Entry::Connected(shared)) => Ok(Arc::clone(shared)),
             _ => Err(FabricError::NoSuchConnection),
-        }
-    }
-}
-
-impl Committers for Inner {
-    fn for_pool(&self, pool: &Arc<PoolMemory>) -> Arc<GroupCommit> {
-        let mut committers = self.committers.lock();
-        if let Some((_, committer)) = committers
-            .iter()
-            .find(|(known, _)| Arc::ptr_eq(known, pool))
-        {
-            return Arc::clone(committer);
-        }
-        let committer = Arc::new(GroupCommit::new(Arc::clone(pool)));
-        committers.push((Arc::clone(pool), Arc::clone(&committer)));
-        committer
-    }
-}
-
-/// A random key that is not zero.
-fn random_key() -> Result<u32, FabricError> {
-    let mut bytes = [0; 4];
-    loop {
-        getrandom::fill(&mut bytes).map_err(|error| FabricError::Io {
-            context: "draw an access key",
-            source: error.into(),
-        })?;
-        let key = u32::from_le_bytes(bytes);
-        if key != 0 {
-            return Ok(key);
         }
     }
 }

@@ -10,31 +10,31 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 use pmu_pmem::PoolMemory;
 
-use super::wire::{OpKind, WireOp};
-use crate::error::CompletionStatus;
+use crate::error::{CompletionStatus, FabricError};
 use crate::persistence::PersistenceMethod;
 use crate::protection::{Intent, WindowGate};
+use crate::soft::wire::{OpKind, WireOp};
 
 /// The flushes and atomic writes at the end of one chain whose writes have been done.
 #[derive(Debug, Clone)]
-pub(super) struct TailWork {
-    pub(super) serial: u64,
+pub(crate) struct TailWork {
+    pub(crate) serial: u64,
     /// Where its operations lie in the batch.
-    pub(super) ops: Range<usize>,
-    pub(super) status: CompletionStatus,
+    pub(crate) ops: Range<usize>,
+    pub(crate) status: CompletionStatus,
 }
 
 /// Chains of one connection, in order.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
-    pub(super) gate: Option<Arc<WindowGate>>,
-    pub(super) volatile: bool,
-    pub(super) ops: Vec<WireOp>,
-    pub(super) chains: Vec<TailWork>,
+pub(crate) struct Batch {
+    pub(crate) gate: Option<Arc<WindowGate>>,
+    pub(crate) volatile: bool,
+    pub(crate) ops: Vec<WireOp>,
+    pub(crate) chains: Vec<TailWork>,
 }
 
 impl Batch {
-    pub(super) fn new(gate: Arc<WindowGate>, method: PersistenceMethod) -> Self {
+    pub(crate) fn new(gate: Arc<WindowGate>, method: PersistenceMethod) -> Self {
         Self {
             gate: Some(gate),
             volatile: method == PersistenceMethod::Volatile,
@@ -43,7 +43,7 @@ impl Batch {
         }
     }
 
-    pub(super) fn push(&mut self, serial: u64, tail: &[WireOp]) {
+    pub(crate) fn push(&mut self, serial: u64, tail: &[WireOp]) {
         let start = self.ops.len();
         self.ops.extend_from_slice(tail);
         self.chains.push(TailWork {
@@ -53,7 +53,7 @@ impl Batch {
         });
     }
 
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.ops.clear();
         self.chains.clear();
     }
@@ -69,7 +69,7 @@ struct Shared {
 
 /// The group commit of one pool.
 #[derive(Debug)]
-pub(super) struct GroupCommit {
+pub(crate) struct GroupCommit {
     pool: Arc<PoolMemory>,
     shared: Mutex<Shared>,
     changed: Condvar,
@@ -78,7 +78,7 @@ pub(super) struct GroupCommit {
 }
 
 impl GroupCommit {
-    pub(super) fn new(pool: Arc<PoolMemory>) -> Self {
+    pub(crate) fn new(pool: Arc<PoolMemory>) -> Self {
         Self {
             pool,
             shared: Mutex::default(),
@@ -88,7 +88,7 @@ impl GroupCommit {
     }
 
     /// Carries the batch out and gives it back with each chain's status. Blocks until it is done.
-    pub(super) fn commit(&self, batch: Batch) -> Batch {
+    pub(crate) fn commit(&self, batch: Batch) -> Batch {
         let mut shared = self.shared.lock();
         let ticket = shared.next_ticket;
         shared.next_ticket += 1;
@@ -220,4 +220,36 @@ fn publish(batch: &mut Batch, persisted: bool) -> bool {
         more |= chain.status == CompletionStatus::Success && !chain.ops.is_empty();
     }
     more
+}
+
+/// The group commits of a unit, one for each pool.
+#[derive(Debug, Default)]
+pub(crate) struct Committers {
+    known: Mutex<Vec<(Arc<PoolMemory>, Arc<GroupCommit>)>>,
+}
+
+impl Committers {
+    /// The one of this pool; made on first use.
+    pub(crate) fn for_pool(&self, pool: &Arc<PoolMemory>) -> Arc<GroupCommit> {
+        let mut known = self.known.lock();
+        if let Some((_, committer)) = known.iter().find(|(other, _)| Arc::ptr_eq(other, pool)) {
+            return Arc::clone(committer);
+        }
+        let committer = Arc::new(GroupCommit::new(Arc::clone(pool)));
+        known.push((Arc::clone(pool), Arc::clone(&committer)));
+        committer
+    }
+}
+
+/// A random key that is not zero.
+pub(crate) fn random_key() -> Result<u32, FabricError> {
+    let mut bytes = [0; 4];
+    loop {
+        getrandom::fill(&mut bytes)
+            .map_err(|error| FabricError::Io { context: "draw an access key", source: error.into() })?;
+        let key = u32::from_le_bytes(bytes);
+        if key != 0 {
+            return Ok(key);
+        }
+    }
 }
