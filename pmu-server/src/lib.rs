@@ -1,1 +1,24 @@
+//! The persistent memory unit: pools, region tables, sessions, and the control service in front of them.
+//! It never looks at what programs write into their regions, and moves none of those bytes itself.
+//!
+//! * [`unit::Unit::start`] runs a unit in-process; the binary `pmu-server` is a thin shell around it.
+//! * [`config`] is its configuration; `example.toml` documents every key.
+//! * [`session`] and [`control`] are how programs and managers reach it.
 
+#![forbid(unsafe_code)]
+
+mod administration;
+pub mod cli;
+pub mod config;
+pub mod control;
+mod fencing;
+pub mod logging;
+pub mod metrics;
+pub mod notify;
+mod opening;
+pub mod pool;
+pub mod pools;
+pub mod session;
+mod state;
+pub mod unit;
+mod writers;

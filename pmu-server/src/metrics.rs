@@ -1,0 +1,242 @@
+//! What the unit counts, and the HTTP listener that shows it: `/metrics` and `/healthz`.
+//!
+//! The names below are the whole list; `docs/operations.md` explains them. Without a recorder (in tests that run a unit
+//! in-process) counting does nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use pmu_fabric::Provider;
+use pmu_proto::v1::{Reason, SessionRole};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+/// Sessions by `role`.
+pub const SESSIONS: &str = "pmu_sessions";
+/// Regions in all pools.
+pub const REGIONS: &str = "pmu_regions";
+/// Bytes in which regions could be made, by `pool`.
+pub const POOL_FREE: &str = "pmu_pool_free_bytes";
+/// Length by `pool`.
+pub const POOL_LENGTH: &str = "pmu_pool_length_bytes";
+/// Fences.
+pub const FENCES: &str = "pmu_fences_total";
+/// From the arrival of a fence to the last invalidation.
+pub const FENCE_DURATION: &str = "pmu_fence_duration_seconds";
+/// Refused requests by `reason`.
+pub const REFUSED: &str = "pmu_refused_requests_total";
+/// Data connections by `provider`.
+pub const DATA_CONNECTIONS: &str = "pmu_data_connections";
+/// Processor time that the unit has used, user and system.
+pub const CPU_SECONDS: &str = "pmu_cpu_seconds";
+/// 1 while the unit is locked.
+pub const LOCKED: &str = "pmu_locked";
+/// 1 while the pool by `pool` has failed.
+pub const POOL_FAILED: &str = "pmu_pool_failed";
+
+/// HTTP connections at one time.
+const CONNECTIONS_MAX: usize = 32;
+/// How long a peer may take to send its request's head.
+const HEAD_WITHIN: Duration = Duration::from_secs(5);
+/// How long one connection may stay.
+const CONNECTION_WITHIN: Duration = Duration::from_secs(60);
+/// How often the recorder tidies its histograms.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// What `/healthz` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// False: 503.
+    pub serving: bool,
+    /// For people and for scripts: `locked`, `unlocked`, or what has failed.
+    pub text: String,
+}
+
+/// Whom the listener asks when somebody looks.
+pub trait Observed: Send + Sync {
+    /// The unit's health. Doesn't block.
+    fn health(&self) -> Health;
+    /// Sets the gauges to what is true now. Doesn't block for longer than a lock is held.
+    fn refresh(&self);
+}
+
+/// Starts counting for the whole process; called by `main` alone.
+///
+/// # Errors
+/// A recorder was installed before.
+pub fn set_up() -> Result<PrometheusHandle, BuildError> {
+    let buckets = [
+        0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5,
+        1.0, 5.0,
+    ];
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(FENCE_DURATION.into()), &buckets)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    metrics::describe_gauge!(SESSIONS, "Sessions by role");
+    metrics::describe_gauge!(REGIONS, "Regions in all pools");
+    metrics::describe_gauge!(POOL_FREE, "Bytes in which regions could be made");
+    metrics::describe_gauge!(POOL_LENGTH, "Length of the pool");
+    metrics::describe_gauge!(POOL_FAILED, "1 while the pool has failed");
+    metrics::describe_counter!(FENCES, "Fences");
+    metrics::describe_histogram!(
+        FENCE_DURATION,
+        "From the arrival of a fence to the last invalidation"
+    );
+    metrics::describe_counter!(REFUSED, "Refused requests by reason");
+    metrics::describe_gauge!(DATA_CONNECTIONS, "Data connections by provider");
+    metrics::describe_gauge!(
+        CPU_SECONDS,
+        "Processor time that the unit has used, user and system"
+    );
+    metrics::describe_gauge!(LOCKED, "1 while the unit is locked");
+}
+
+/// Counts a refusal.
+pub fn count_refusal(reason: Reason) {
+    metrics::counter!(REFUSED, "reason" => pmu_proto::reason::name(reason)).increment(1);
+}
+
+/// Counts a fence and how long it took.
+pub fn count_fence(took: Duration) {
+    metrics::counter!(FENCES).increment(1);
+    metrics::histogram!(FENCE_DURATION).record(took.as_secs_f64());
+}
+
+/// Sets the number of sessions in a role.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a gauge is a float; far fewer than 2^52"
+)]
+pub fn set_sessions(role: SessionRole, count: usize) {
+    let role = match role {
+        SessionRole::Primary => "primary",
+        SessionRole::Backup => "backup",
+        SessionRole::Reader => "reader",
+        SessionRole::Unspecified => return,
+    };
+    metrics::gauge!(SESSIONS, "role" => role).set(count as f64);
+}
+
+/// Sets the number of data connections of a provider.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a gauge is a float; far fewer than 2^52"
+)]
+pub fn set_data_connections(provider: Provider, count: usize) {
+    metrics::gauge!(DATA_CONNECTIONS, "provider" => provider.name()).set(count as f64);
+}
+
+/// Sets what is known of a pool.
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+pub fn set_pool(name: &str, free_bytes: u64, length_bytes: u64, failed: bool) {
+    metrics::gauge!(POOL_FREE, "pool" => name.to_owned()).set(free_bytes as f64);
+    metrics::gauge!(POOL_LENGTH, "pool" => name.to_owned()).set(length_bytes as f64);
+    metrics::gauge!(POOL_FAILED, "pool" => name.to_owned()).set(f64::from(u8::from(failed)));
+}
+
+/// Sets what is known of the unit as a whole.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a gauge is a float; far fewer than 2^52"
+)]
+pub fn set_unit(locked: bool, regions: usize) {
+    metrics::gauge!(LOCKED).set(f64::from(u8::from(locked)));
+    metrics::gauge!(REGIONS).set(regions as f64);
+    if let Ok(time) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID) {
+        metrics::gauge!(CPU_SECONDS).set(time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9);
+    }
+}
+
+/// Serves `/metrics` (if there is a recorder) and `/healthz` until `stop` becomes true.
+pub async fn serve(
+    listener: TcpListener,
+    observed: Arc<dyn Observed>,
+    recorder: Option<PrometheusHandle>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
+    loop {
+        let socket = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((socket, _)) => socket,
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a connection for metrics failed");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            _ = upkeep.tick() => {
+                if let Some(recorder) = &recorder {
+                    recorder.run_upkeep();
+                }
+                continue;
+            }
+            () = async { drop(stop.wait_for(|stop| *stop).await) } => return,
+        };
+        // More connections than that are closed at once.
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            continue;
+        };
+        let (observed, recorder) = (Arc::clone(&observed), recorder.clone());
+        tokio::spawn(async move {
+            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+                let (observed, recorder) = (Arc::clone(&observed), recorder.clone());
+                // Looking may wait for a lock that is held while something becomes durable.
+                tokio::task::spawn_blocking(move || {
+                    answer(&request, observed.as_ref(), recorder.as_ref())
+                })
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_WITHIN)
+                .serve_connection(TokioIo::new(socket), service);
+            // A peer that breaks off or is slow is no concern of anybody's.
+            let _ = tokio::time::timeout(CONNECTION_WITHIN, connection).await;
+            drop(permit);
+        });
+    }
+}
+
+fn answer(
+    request: &Request<Incoming>,
+    observed: &dyn Observed,
+    recorder: Option<&PrometheusHandle>,
+) -> Response<Full<Bytes>> {
+    let (status, text) = match (request.method(), request.uri().path(), recorder) {
+        (&Method::GET | &Method::HEAD, "/metrics", Some(recorder)) => {
+            observed.refresh();
+            (StatusCode::OK, recorder.render())
+        }
+        (&Method::GET | &Method::HEAD, "/healthz", _) => {
+            let health = observed.health();
+            let status = if health.serving {
+                StatusCode::OK
+            } else {
+                StatusCode::SERVICE_UNAVAILABLE
+            };
+            (status, format!("{}\n", health.text))
+        }
+        _ => (
+            StatusCode::NOT_FOUND,
+            "there are /metrics and /healthz\n".into(),
+        ),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let kind = hyper::header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response
+        .headers_mut()
+        .insert(hyper::header::CONTENT_TYPE, kind);
+    response
+}
