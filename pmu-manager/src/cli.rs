@@ -50,6 +50,7 @@ pub struct Arguments {
 
 /// What goes with every command.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Common options")]
 pub struct Common {
     /// Print JSON, one object, with stable field names.
     #[arg(long, global = true)]
@@ -58,10 +59,10 @@ pub struct Common {
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration)]
     pub timeout: Option<Duration>,
     /// The identity to work with: a directory with ca.pem, cert.pem, key.pem [default: HOME/identity].
-    #[arg(long, global = true, value_name = "DIR", env = IDENTITY_VARIABLE)]
+    #[arg(long, global = true, value_name = "DIR", env = IDENTITY_VARIABLE, hide_env_values = true)]
     pub identity: Option<PathBuf>,
     /// Where units.toml, identity/ and ca/ are [default: ~/.config/pmu].
-    #[arg(long, global = true, value_name = "DIR", env = HOME_VARIABLE)]
+    #[arg(long, global = true, value_name = "DIR", env = HOME_VARIABLE, hide_env_values = true)]
     pub home: Option<PathBuf>,
     /// Don't ask before something is destroyed.
     #[arg(long, short, global = true)]
