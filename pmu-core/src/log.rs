@@ -7,14 +7,14 @@
 
 mod reader;
 mod recovery;
+mod step;
+mod walk;
 mod window;
 mod writer;
 
-pub use reader::{
-    ClearError, LogError, LogMode, LogReader, LogStep, Record, RecordMark, WINDOW_DEFAULT_BYTES,
-    WINDOW_MIN_BYTES,
-};
+pub use reader::{LogReader, WINDOW_DEFAULT_BYTES, WINDOW_MIN_BYTES};
 pub use recovery::{LogOpening, LogRecovered};
+pub use step::{ClearError, LogError, LogMode, LogStep, Record, RecordMark};
 pub use writer::{
     Acknowledged, AppendError, Batch, CursorError, CursorSeen, LogStart, LogWriter, Payload,
     Placement, PublishError, PublishId, PublishPlan, UnknownPublish,

@@ -1,11 +1,13 @@
 //! Reads records in order, beside a live writer or after its death.
 
 use pmu_format::{
-    CursorPair, Digest, Epoch, FormatError, LOG_CURSOR_OFFSET, LOG_TAIL_OFFSET, LogGeometry,
-    LogPosition, LogPublishWords, PAGE_PAIR_BYTES, RECORD_HEADER_BYTES, RecordHeader, RegionId,
-    RegionPiece, record_payload_checksum, record_payload_digest,
+    CursorPair, Digest, FormatError, LOG_CURSOR_OFFSET, LOG_TAIL_OFFSET, LogGeometry, LogPosition,
+    LogPublishWords, PAGE_PAIR_BYTES, RECORD_HEADER_BYTES, RecordHeader, RegionId, RegionPiece,
+    Structure, record_payload_checksum, record_payload_digest,
 };
 
+use crate::log::step::{ClearError, LogError, LogMode, LogStep, Record, RecordMark};
+use crate::log::walk::{Differing, Walk};
 use crate::log::window::Window;
 use crate::log::{ClearPlan, LogRecovered, clear_plan};
 use crate::{FeedError, ReadRequest};
@@ -15,202 +17,56 @@ pub const WINDOW_MIN_BYTES: usize = 4096;
 /// The window of a reader unless somebody says otherwise.
 pub const WINDOW_DEFAULT_BYTES: usize = 256 * 1024;
 
-const HEADER_BYTES: u64 = RECORD_HEADER_BYTES as u64;
-
-/// How a log is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum LogMode {
-    /// Beside a live writer: never behind the tail, and on as the tail moves.
-    Live,
-    /// After the former writer was fenced: to the end of what can be believed.
-    Recovery,
-}
-
-/// Why a log can't be read on. What was handed out before remains good.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LogError {
-    /// The tail word is no position.
-    #[error("the log's tail can't be read")]
-    Tail(#[source] FormatError),
-    /// Neither word of the cursor page leads to a record or to the tail.
-    #[error("the cursor says {cursor:#x}, its inverse {inverse:#x}, and neither leads to a record")]
-    Cursor {
-        /// The first word.
-        cursor: u64,
-        /// The second word.
-        inverse: u64,
-    },
-    /// A record that was acknowledged is not what was written.
-    #[error("the record at {position} is damaged; the log should go on to {tail}")]
-    Damaged {
-        /// Where it stands.
-        position: LogPosition,
-        /// Where the log should end.
-        tail: LogPosition,
-        /// What is wrong.
-        #[source]
-        error: FormatError,
-    },
-    /// A sound record does not continue the one before it.
-    #[error("the record at {position} (epoch {epoch}, {sequence}) does not follow its predecessor")]
-    OutOfOrder {
-        /// Where it stands.
-        position: LogPosition,
-        /// Its epoch.
-        epoch: Epoch,
-        /// Its sequence number.
-        sequence: u64,
-    },
-    /// A record reaches over the tail: one of the two is damaged.
-    #[error("the record at {position} ends at {end}, behind the tail {tail}")]
-    OverTail {
-        /// Where it stands.
-        position: LogPosition,
-        /// Where it ends.
-        end: LogPosition,
-        /// What the tail word says.
-        tail: LogPosition,
-    },
-    /// Somebody else cleared the record, and the writer has used its room.
-    #[error("the record at {position} was cleared up to {cursor} by somebody else")]
-    Lapped {
-        /// Where it stood.
-        position: LogPosition,
-        /// Up to where was cleared.
-        cursor: LogPosition,
-    },
-}
-
-/// Why a clear is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ClearError {
-    /// The mark is another region's.
-    #[error("a mark of another region")]
-    OtherRegion,
-    /// The cursor is there or further already.
-    #[error("cleared up to {cursor} before")]
-    Already {
-        /// Where it is.
-        cursor: LogPosition,
-    },
-    /// The record is not published yet: open the log as primary first.
-    #[error("the record is behind the tail {tail}")]
-    NotPublished {
-        /// What the tail word says.
-        tail: LogPosition,
-    },
-}
-
-/// The end of a record that was read: what can be cleared up to. There is no other way to name a
-/// place to clear to, so that the cursor always stands between records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecordMark {
-    region: RegionId,
-    end: LogPosition,
-}
-
-impl RecordMark {
-    /// The position behind the record.
-    #[must_use]
-    pub const fn position(&self) -> LogPosition {
-        self.end
-    }
-}
-
-/// A record, apart from its payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// Where it stands in the log.
-    pub position: LogPosition,
-    /// The epoch of its writer.
-    pub epoch: Epoch,
-    /// Its number within the epoch, from 1.
-    pub sequence: u64,
-    /// How long its payload is.
-    pub payload_bytes: u32,
-    /// Whether its batch goes on with the next record.
-    pub continues: bool,
-    /// Whether the tail stands behind it. In recovery mode a record may be whole without that: it
-    /// was durable, only its receipt was lost.
-    pub published: bool,
-    /// What to clear up to when it is no longer needed.
-    pub mark: RecordMark,
-}
-
-/// What to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LogStep<'reader> {
-    /// Read this range into any buffer, and feed it.
-    Read(ReadRequest),
-    /// The next record, with its payload.
-    Record {
-        /// The record.
-        record: Record,
-        /// Its payload.
-        payload: &'reader [u8],
-    },
-    /// The next record is longer than the window: make room for its payload. Pieces follow.
-    LargeRecord(Record),
-    /// Read this range to `payload_offset` in the large record's payload, and feed it. Nothing of
-    /// it may be believed before [`LogStep::LargeRecordWhole`].
-    ReadPayload {
-        /// The range.
-        request: ReadRequest,
-        /// Where it goes.
-        payload_offset: u64,
-    },
-    /// All pieces of the large record were read, and its checksum holds.
-    LargeRecordWhole(Record),
-    /// All published records are read (live mode): look again later with
-    /// [`LogReader::refresh`].
-    CaughtUp {
-        /// The end of the log.
-        position: LogPosition,
-    },
-    /// The log ends here (recovery mode).
-    End,
-}
+pub(super) const HEADER_BYTES: u64 = RECORD_HEADER_BYTES as u64;
 
 /// A payload that is read piece by piece.
 #[derive(Clone, Copy, Debug)]
-struct Stream {
-    header: RecordHeader,
-    fed_bytes: u64,
-    digest: Digest,
+pub(super) struct Stream {
+    pub(super) header: RecordHeader,
+    pub(super) fed_bytes: u64,
+    pub(super) digest: Digest,
 }
 
 #[derive(Clone, Debug)]
-enum State {
+pub(super) enum State {
     PublishWords,
     CursorWords,
-    /// The cursor's words differ: which of the two leads to a record?
-    Probe {
-        pair: CursorPair,
-        second: bool,
-    },
+    /// The cursor's words differ: does a record begin at the higher one?
+    ProbeHigher(Differing),
+    /// It doesn't: does one begin at the lower one?
+    ProbeLower(Differing),
+    /// It does: is everything from the lower one to it still there?
+    Between(Differing, Walk),
     /// At a record that may be handed out.
     Scan,
-    /// A large record that is being handed out.
-    Large {
-        stream: Stream,
-        announced: bool,
-    },
+    /// A large record that is being handed out, and whether it was announced.
+    Large(Stream, bool),
     /// Behind the tail: is there a whole batch?
-    LookAhead {
-        at: LogPosition,
-        predecessor: Option<RecordHeader>,
-        stream: Option<Stream>,
-    },
+    LookAhead(Walk),
     /// A record looks wrong: has somebody cleared it meanwhile?
-    CheckCursor {
-        error: LogError,
-    },
+    CheckCursor(LogError),
     CaughtUp,
     End,
     Failed(LogError),
+}
+
+impl State {
+    /// The payload that is being read in pieces.
+    const fn stream(&self) -> Option<&Stream> {
+        match self {
+            Self::Large(stream, _) => Some(stream),
+            Self::LookAhead(walk) | Self::Between(_, walk) => walk.stream.as_ref(),
+            _ => None,
+        }
+    }
+
+    const fn stream_mut(&mut self) -> Option<&mut Stream> {
+        match self {
+            Self::Large(stream, _) => Some(stream),
+            Self::LookAhead(walk) | Self::Between(_, walk) => walk.stream.as_mut(),
+            _ => None,
+        }
+    }
 }
 
 /// What `advance` found, without borrowing.
@@ -231,22 +87,22 @@ enum Next {
 /// read is under way at a time. Nothing is allocated after construction.
 #[derive(Debug)]
 pub struct LogReader {
-    geometry: LogGeometry,
-    region: RegionId,
-    mode: LogMode,
-    state: State,
-    window: Window,
-    started: bool,
-    words: LogPublishWords,
-    cursor: LogPosition,
-    cursor_disagreed: bool,
+    pub(super) geometry: LogGeometry,
+    pub(super) region: RegionId,
+    pub(super) mode: LogMode,
+    pub(super) state: State,
+    pub(super) window: Window,
+    pub(super) started: bool,
+    pub(super) words: LogPublishWords,
+    pub(super) cursor: LogPosition,
+    pub(super) cursor_disagreed: bool,
     /// The next record to hand out, and what it must follow.
-    position: LogPosition,
-    predecessor: Option<RecordHeader>,
+    pub(super) position: LogPosition,
+    pub(super) predecessor: Option<RecordHeader>,
     /// Up to where records may be handed out.
-    limit: LogPosition,
-    records: u64,
-    unacknowledged_records: u64,
+    pub(super) limit: LogPosition,
+    pub(super) records: u64,
+    pub(super) unacknowledged_records: u64,
 }
 
 impl LogReader {
@@ -325,7 +181,12 @@ impl LogReader {
                 needed_bytes,
             });
         }
-        match &mut self.state {
+        if let Some(stream) = self.state.stream_mut() {
+            stream.digest.update(bytes);
+            stream.fed_bytes += found_bytes;
+            return Ok(());
+        }
+        match &self.state {
             State::PublishWords => match LogPublishWords::decode(bytes) {
                 Ok(words) => self.words_read(words),
                 Err(error) => self.state = State::Failed(LogError::Tail(error)),
@@ -334,24 +195,15 @@ impl LogReader {
                 Ok(pair) => self.cursor_read(pair),
                 Err(_) => return Err(FeedError::Unexpected),
             },
-            State::CheckCursor { error } => {
-                let cursor = CursorPair::decode(bytes)
-                    .ok()
-                    .and_then(|pair| pair.agreed());
+            State::CheckCursor(error) => {
+                let pair = CursorPair::decode(bytes).ok();
+                let cursor = pair.and_then(|pair| pair.agreed());
                 let position = self.position;
                 let lapped = cursor.filter(|cursor| *cursor > position);
                 self.state = State::Failed(match lapped {
                     Some(cursor) => LogError::Lapped { position, cursor },
                     None => error.clone(),
                 });
-            }
-            State::Large { stream, .. }
-            | State::LookAhead {
-                stream: Some(stream),
-                ..
-            } => {
-                stream.digest.update(bytes);
-                stream.fed_bytes += found_bytes;
             }
             _ => self.window.feed(bytes)?,
         }
@@ -439,34 +291,34 @@ impl LogReader {
     }
 
     /// The read that the present state waits for.
-    fn wanted(&self) -> Option<ReadRequest> {
-        let page = |offset| {
-            Some(ReadRequest {
-                offset,
-                length_bytes: PAGE_PAIR_BYTES,
-            })
-        };
+    pub(super) fn wanted(&self) -> Option<ReadRequest> {
+        let length_bytes = PAGE_PAIR_BYTES;
+        if let Some(stream) = self.state.stream() {
+            return self.stream_request(stream);
+        }
         match &self.state {
-            State::PublishWords => page(LOG_TAIL_OFFSET),
-            State::CursorWords | State::CheckCursor { .. } => page(LOG_CURSOR_OFFSET),
-            State::Large { stream, .. }
-            | State::LookAhead {
-                stream: Some(stream),
-                ..
-            } => self.stream_request(stream),
-            State::Probe { .. } | State::Scan | State::LookAhead { .. } => self.window.missing(),
+            State::PublishWords => Some(ReadRequest {
+                offset: LOG_TAIL_OFFSET,
+                length_bytes,
+            }),
+            State::CursorWords | State::CheckCursor(_) => Some(ReadRequest {
+                offset: LOG_CURSOR_OFFSET,
+                length_bytes,
+            }),
             State::CaughtUp | State::End | State::Failed(_) => None,
+            _ => self.window.missing(),
         }
     }
 
-    fn stream_request(&self, stream: &Stream) -> Option<ReadRequest> {
+    pub(super) fn stream_request(&self, stream: &Stream) -> Option<ReadRequest> {
         let left_bytes = u64::from(stream.header.payload_bytes) - stream.fed_bytes;
         let begin = stream.header.position.get() + HEADER_BYTES + stream.fed_bytes;
         let length_bytes = left_bytes.min(self.window.length_bytes());
+        let piece = self.geometry.pieces(LogPosition(begin), length_bytes).first;
         let RegionPiece {
             offset,
             length_bytes,
-        } = self.geometry.pieces(LogPosition(begin), length_bytes).first;
+        } = piece;
         (length_bytes > 0).then_some(ReadRequest {
             offset,
             length_bytes,
@@ -478,17 +330,13 @@ impl LogReader {
             State::Failed(error) => return Err(error),
             State::CaughtUp => return Ok(Next::CaughtUp),
             State::End => return Ok(Next::End),
-            State::PublishWords | State::CursorWords | State::CheckCursor { .. } => {}
-            State::Probe { pair, second } => self.probe(pair, second),
+            State::PublishWords | State::CursorWords | State::CheckCursor(_) => {}
+            State::ProbeHigher(words) => self.probe_higher(words),
+            State::ProbeLower(words) => self.probe_lower(words),
+            State::Between(words, walk) => self.between(words, walk),
             State::Scan => return Ok(self.scan()),
-            State::Large { stream, announced } => return Ok(self.large(stream, announced)),
-            State::LookAhead {
-                at,
-                predecessor,
-                stream,
-            } => {
-                self.look_ahead(at, predecessor, stream);
-            }
+            State::Large(stream, announced) => return Ok(self.large(stream, announced)),
+            State::LookAhead(walk) => self.look_ahead(walk),
         }
         Ok(self.wanted().map_or(Next::Again, Next::Read))
     }
@@ -506,82 +354,27 @@ impl LogReader {
         self.state = State::Scan;
     }
 
-    fn cursor_read(&mut self, pair: CursorPair) {
-        match pair.agreed() {
-            Some(cursor) => self.start(cursor),
-            None => {
-                self.cursor_disagreed = true;
-                self.state = State::Probe {
-                    pair,
-                    second: false,
-                };
-            }
-        }
-    }
-
-    fn start(&mut self, cursor: LogPosition) {
+    pub(super) fn start(&mut self, cursor: LogPosition) {
         self.started = true;
+        self.window.clear();
         (self.cursor, self.position) = (cursor, cursor);
         // A cursor behind the tail was durable before the tail was; all up to it has been read.
         self.limit = self.words.tail.max(cursor);
         self.state = State::Scan;
     }
 
-    /// Takes the cursor that leads to a record or to the tail: the first word before the second,
-    /// because the room before it may have been given to the writer already.
-    fn probe(&mut self, pair: CursorPair, second: bool) {
-        let word = if second {
-            pair.inverse_word()
-        } else {
-            pair.cursor_word()
-        };
-        let leads = match word {
-            None => Some(false),
-            Some(word) if word == self.words.tail => Some(true),
-            Some(word) => match self.window.bytes(word, HEADER_BYTES) {
-                Some(bytes) => Some(self.is_record(word, bytes)),
-                None => {
-                    if self.window.missing().is_none() {
-                        self.window.fill(&self.geometry, word, HEADER_BYTES);
-                    }
-                    None
-                }
-            },
-        };
-        match (leads, word) {
-            (None, _) => {}
-            (Some(true), Some(word)) => {
-                self.window.clear();
-                self.start(word);
-            }
-            _ if second => {
-                let CursorPair { cursor, inverse } = pair;
-                self.state = State::Failed(LogError::Cursor { cursor, inverse });
-            }
-            _ => {
-                self.window.clear();
-                self.state = State::Probe { pair, second: true };
-            }
-        }
-    }
-
-    fn is_record(&self, position: LogPosition, bytes: &[u8]) -> bool {
-        RecordHeader::decode(bytes, position, &self.geometry)
-            .is_ok_and(|header| position < self.words.tail || header.epoch == self.words.epoch)
-    }
-
     /// Up to where the ring can hold anything.
-    fn ring_end(&self) -> u64 {
+    pub(super) fn ring_end(&self) -> u64 {
         self.cursor.get().saturating_add(self.geometry.ring_bytes())
     }
 
     /// Whether `length_bytes` at `position` are in the window; starts to fill it where not.
-    fn have(&mut self, position: LogPosition, length_bytes: u64, limit: u64) -> bool {
+    pub(super) fn have(&mut self, position: LogPosition, length_bytes: u64, limit: u64) -> bool {
         if self.window.bytes(position, length_bytes).is_some() {
             return true;
         }
         if self.window.missing().is_none() {
-            let room_bytes = limit.min(self.ring_end()).saturating_sub(position.get());
+            let room_bytes = limit.saturating_sub(position.get());
             self.window
                 .fill(&self.geometry, position, room_bytes.max(length_bytes));
         }
@@ -595,9 +388,9 @@ impl LogReader {
         }
         let limit = self.limit.get();
         let end = self.position.get().saturating_add(HEADER_BYTES);
-        if end > limit || end > self.ring_end() {
+        if end > limit {
             let (needed_bytes, found_bytes) = (HEADER_BYTES, end.min(limit));
-            let structure = pmu_format::Structure::RecordHeader;
+            let structure = Structure::RecordHeader;
             return self.damaged(FormatError::TooShort {
                 structure,
                 found_bytes,
@@ -625,10 +418,7 @@ impl LogReader {
                 fed_bytes: 0,
                 digest,
             };
-            self.state = State::Large {
-                stream,
-                announced: false,
-            };
+            self.state = State::Large(stream, false);
             return Next::Again;
         }
         if !self.have(self.position, header.record_bytes(), limit) {
@@ -642,7 +432,7 @@ impl LogReader {
         Next::Record(header)
     }
 
-    fn payload_checksum(&self, header: &RecordHeader) -> u64 {
+    pub(super) fn payload_checksum(&self, header: &RecordHeader) -> u64 {
         let begin = LogPosition(header.position.get() + HEADER_BYTES);
         let payload = self
             .window
@@ -671,7 +461,7 @@ impl LogReader {
         }
         let end = LogPosition(position.get() + header.record_bytes());
         let tail = self.limit;
-        (end > tail || end.get() > self.ring_end()).then_some(LogError::OverTail {
+        (end > tail).then_some(LogError::OverTail {
             position,
             end,
             tail,
@@ -688,7 +478,7 @@ impl LogReader {
     }
 
     fn suspect(&mut self, error: LogError) -> Next {
-        self.state = State::CheckCursor { error };
+        self.state = State::CheckCursor(error);
         Next::Again
     }
 
@@ -705,23 +495,13 @@ impl LogReader {
     fn at_limit(&mut self) {
         self.state = match self.mode {
             LogMode::Live => State::CaughtUp,
-            LogMode::Recovery => {
-                let (at, predecessor) = (self.position, self.predecessor);
-                State::LookAhead {
-                    at,
-                    predecessor,
-                    stream: None,
-                }
-            }
+            LogMode::Recovery => State::LookAhead(Walk::new(self.position, self.predecessor)),
         };
     }
 
     fn large(&mut self, stream: Stream, announced: bool) -> Next {
         if !announced {
-            self.state = State::Large {
-                stream,
-                announced: true,
-            };
+            self.state = State::Large(stream, true);
             return Next::LargeRecord(stream.header);
         }
         if let Some(request) = self.stream_request(&stream) {
@@ -735,78 +515,5 @@ impl LogReader {
         }
         self.step_over(&stream.header);
         Next::LargeRecordWhole(stream.header)
-    }
-
-    /// Goes through the records behind the tail until a batch is whole, which may then be handed
-    /// out, or until one is not, which ends the log.
-    fn look_ahead(
-        &mut self,
-        at: LogPosition,
-        predecessor: Option<RecordHeader>,
-        stream: Option<Stream>,
-    ) {
-        if let Some(stream) = stream {
-            if self.stream_request(&stream).is_some() {
-                return;
-            }
-            let header = stream.header;
-            let whole = header
-                .verify_payload_checksum(stream.digest.finish())
-                .is_ok();
-            self.looked_at(&header, whole);
-            return;
-        }
-        let ring_end = self.ring_end();
-        if at.get().saturating_add(HEADER_BYTES) > ring_end {
-            self.state = State::End;
-            return;
-        }
-        if !self.have(at, HEADER_BYTES, ring_end) {
-            return;
-        }
-        let bytes = self.window.bytes(at, HEADER_BYTES).unwrap_or(&[]);
-        let header = RecordHeader::decode(bytes, at, &self.geometry)
-            .ok()
-            .filter(|header| {
-                header.epoch == self.words.epoch
-                    && predecessor.is_none_or(|predecessor| header.follows(&predecessor))
-                    && at.get().saturating_add(header.record_bytes()) <= ring_end
-            });
-        let Some(header) = header else {
-            self.state = State::End;
-            return;
-        };
-        if header.record_bytes() > self.window.length_bytes() {
-            let digest = record_payload_digest(&self.region);
-            let stream = Some(Stream {
-                header,
-                fed_bytes: 0,
-                digest,
-            });
-            self.state = State::LookAhead {
-                at,
-                predecessor,
-                stream,
-            };
-        } else if self.have(at, header.record_bytes(), ring_end) {
-            let computed = self.payload_checksum(&header);
-            self.looked_at(&header, header.verify_payload_checksum(computed).is_ok());
-        }
-    }
-
-    fn looked_at(&mut self, header: &RecordHeader, whole: bool) {
-        let end = LogPosition(header.position.get() + header.record_bytes());
-        self.state = if !whole {
-            State::End
-        } else if header.continues {
-            State::LookAhead {
-                at: end,
-                predecessor: Some(*header),
-                stream: None,
-            }
-        } else {
-            self.limit = end;
-            State::Scan
-        };
     }
 }
