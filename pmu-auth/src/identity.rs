@@ -31,6 +31,7 @@ pub const IDENTITY_VARIABLE: &str = "PMU_IDENTITY";
 ///
 /// On disk: a directory with [`CA_FILE`], [`CERTIFICATE_FILE`] and [`KEY_FILE`], and, where certificates have been
 /// revoked, [`REVOKED_FILE`]. Several authorities may stand in the first, for as long as one replaces another.
+#[derive(Clone)]
 pub struct Identity {
     /// A directory, or who was just issued: what error messages call it.
     origin: String,
