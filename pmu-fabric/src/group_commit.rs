@@ -245,8 +245,10 @@ impl Committers {
 pub(crate) fn random_key() -> Result<u32, FabricError> {
     let mut bytes = [0; 4];
     loop {
-        getrandom::fill(&mut bytes)
-            .map_err(|error| FabricError::Io { context: "draw an access key", source: error.into() })?;
+        getrandom::fill(&mut bytes).map_err(|error| FabricError::Io {
+            context: "draw an access key",
+            source: error.into(),
+        })?;
         let key = u32::from_le_bytes(bytes);
         if key != 0 {
             return Ok(key);

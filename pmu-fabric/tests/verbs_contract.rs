@@ -26,7 +26,12 @@ impl Harness for Lab {
         self.method
     }
     fn connect(&self, token: ConnectToken) -> Result<Box<dyn Connection>, FabricError> {
-        Ok(Box::new(connect(&self.unit.address(), token, self.method, Duration::from_secs(20))?))
+        Ok(Box::new(connect(
+            &self.unit.address(),
+            token,
+            self.method,
+            Duration::from_secs(20),
+        )?))
     }
     fn slowness(&self) -> usize {
         16
@@ -34,20 +39,32 @@ impl Harness for Lab {
 }
 
 fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: this test runs in the lab (scripts/lab test)"))
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: this test runs in the lab (scripts/lab test)")
+    })
 }
 
 fn lab(method: PersistenceMethod) -> Box<dyn Harness> {
-    let unit = VerbsUnit::listen(&format!("{}:0", variable("PMU_LAB_ADDR0")), VerbsUnitOptions::default()).unwrap();
+    let unit = VerbsUnit::listen(
+        &format!("{}:0", variable("PMU_LAB_ADDR0")),
+        VerbsUnitOptions::default(),
+    )
+    .unwrap();
     let pool = if method == PersistenceMethod::Volatile {
-        let options = CreateOptions { len: Some(POOL_BYTES), ..CreateOptions::default() };
+        let options = CreateOptions {
+            len: Some(POOL_BYTES),
+            ..CreateOptions::default()
+        };
         PoolMemory::create(&PoolSpec::memory(), options).unwrap()
     } else {
         PoolMemory::open(&PoolSpec::new(Medium::Devdax, variable("PMU_LAB_DAX0"))).unwrap()
     };
     pool.zero(0, POOL_BYTES).unwrap();
     let pool = Arc::new(pool);
-    assert!(unit.persistence_methods(&pool).contains(&method), "{method} is not offered");
+    assert!(
+        unit.persistence_methods(&pool).contains(&method),
+        "{method} is not offered"
+    );
     Box::new(Lab { unit, pool, method })
 }
 
@@ -74,15 +91,42 @@ fn p01_contract_on_volatile_memory() {
 #[test]
 fn b01_unfit_methods_are_refused() {
     let address = format!("{}:0", variable("PMU_LAB_ADDR0"));
-    let unit = VerbsUnit::listen(&address, VerbsUnitOptions { without_flush: true }).unwrap();
-    let refused = unit.expect(ConnectToken([1; 32]), PersistenceMethod::NativeFlush, Duration::from_secs(1));
-    assert!(matches!(refused, Err(FabricError::UnfitPersistence { .. })), "{refused:?}");
-    let devdax = PoolMemory::open(&PoolSpec::new(Medium::Devdax, variable("PMU_LAB_DAX0"))).unwrap();
-    assert!(!unit.persistence_methods(&devdax).contains(&PersistenceMethod::NativeFlush));
-    let options = CreateOptions { len: Some(POOL_BYTES), ..CreateOptions::default() };
+    let unit = VerbsUnit::listen(
+        &address,
+        VerbsUnitOptions {
+            without_flush: true,
+        },
+    )
+    .unwrap();
+    let refused = unit.expect(
+        ConnectToken([1; 32]),
+        PersistenceMethod::NativeFlush,
+        Duration::from_secs(1),
+    );
+    assert!(
+        matches!(refused, Err(FabricError::UnfitPersistence { .. })),
+        "{refused:?}"
+    );
+    let devdax =
+        PoolMemory::open(&PoolSpec::new(Medium::Devdax, variable("PMU_LAB_DAX0"))).unwrap();
+    assert!(
+        !unit
+            .persistence_methods(&devdax)
+            .contains(&PersistenceMethod::NativeFlush)
+    );
+    let options = CreateOptions {
+        len: Some(POOL_BYTES),
+        ..CreateOptions::default()
+    };
     let memory = PoolMemory::create(&PoolSpec::memory(), options).unwrap();
-    assert_eq!(unit.persistence_methods(&memory), [PersistenceMethod::Volatile]);
+    assert_eq!(
+        unit.persistence_methods(&memory),
+        [PersistenceMethod::Volatile]
+    );
     let folder = tempfile::tempdir().unwrap();
-    assert!(VerbsUnit::listen("127.0.0.1:0", VerbsUnitOptions::default()).is_err(), "no RDMA device there");
+    assert!(
+        VerbsUnit::listen("127.0.0.1:0", VerbsUnitOptions::default()).is_err(),
+        "no RDMA device there"
+    );
     drop(folder);
 }

@@ -9,18 +9,24 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pmu_pmem::LocalMemory;
 use pmu_verbs::{
-    Access, AttachedRegion, Batch, CmId, CompletionChannel, CompletionQueue, ConnectionParameters, EventChannel, EventKind,
-    FlushLevel, FlushType, MemoryRegion, Operations, QueuePair, QueuePairConfig, Status, VerbsError, WorkCompletion, WrFlags,
+    Access, AttachedRegion, Batch, CmId, CompletionChannel, CompletionQueue, ConnectionParameters,
+    EventChannel, EventKind, FlushLevel, FlushType, MemoryRegion, Operations, QueuePair,
+    QueuePairConfig, Status, VerbsError, WorkCompletion, WrFlags,
 };
 
 use super::device::{Device, chain_status};
 use super::memory::Local;
-use super::message::{MESSAGE_BYTES_MAX, MESSAGE_OPS_MAX, REPLY_BYTES, decode_reply, encode_head, encode_hello};
+use super::message::{
+    MESSAGE_BYTES_MAX, MESSAGE_OPS_MAX, REPLY_BYTES, decode_reply, encode_head, encode_hello,
+};
 use super::{
-    CHAINS_IN_FLIGHT_MAX, COMPLETIONS_AT_ONCE, REQUEST_BYTES_MAX, REQUESTS_PER_CHAIN_MAX, SEND_REQUESTS_MAX, library,
+    CHAINS_IN_FLIGHT_MAX, COMPLETIONS_AT_ONCE, REQUEST_BYTES_MAX, REQUESTS_PER_CHAIN_MAX,
+    SEND_REQUESTS_MAX, library,
 };
 use crate::chain::{Chain, LocalSlice, Op};
-use crate::connection::{AccessWindow, AttachedMemory, Completion, Connection, Counters, Limits, WindowMap};
+use crate::connection::{
+    AccessWindow, AttachedMemory, Completion, Connection, Counters, Limits, WindowMap,
+};
 use crate::error::{CompletionStatus, FabricError};
 use crate::persistence::{PersistenceMethod, Provider};
 use crate::soft::wire::{OP_BYTES, OpKind, WireOp};
@@ -34,11 +40,31 @@ const RECEIVE: u64 = 1 << 63;
 /// One work request of a chain that is being translated.
 #[derive(Debug, Clone, Copy)]
 enum Request {
-    Write { key: u32, address: u64, local: LocalSlice },
-    Read { key: u32, address: u64, local: LocalSlice },
-    Flush { key: u32, address: u64, length: u32 },
-    AtomicWrite { key: u32, address: u64, value: u64, fence: bool },
-    Message { slot: usize, length: usize },
+    Write {
+        key: u32,
+        address: u64,
+        local: LocalSlice,
+    },
+    Read {
+        key: u32,
+        address: u64,
+        local: LocalSlice,
+    },
+    Flush {
+        key: u32,
+        address: u64,
+        length: u32,
+    },
+    AtomicWrite {
+        key: u32,
+        address: u64,
+        value: u64,
+        fence: bool,
+    },
+    Message {
+        slot: usize,
+        length: usize,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -100,14 +126,32 @@ pub fn connect(
     let events = EventChannel::new(&verbs)?;
     let id = CmId::new(&events)?;
     id.resolve_addr(None, destination, timeout)?;
-    expect_event(&events, EventKind::AddressResolved, "the address of the unit", timeout)?;
+    expect_event(
+        &events,
+        EventKind::AddressResolved,
+        "the address of the unit",
+        timeout,
+    )?;
     id.resolve_route(timeout)?;
-    expect_event(&events, EventKind::RouteResolved, "the route to the unit", timeout)?;
+    expect_event(
+        &events,
+        EventKind::RouteResolved,
+        "the route to the unit",
+        timeout,
+    )?;
     let device = Device::of(id.context()?)?;
     let channel = CompletionChannel::new(&device.context)?;
     let depth = SEND_REQUESTS_MAX.min(device.attributes.max_qp_wr());
-    let receives = if persistence == PersistenceMethod::ServerPersist { CHAINS_IN_FLIGHT_MAX as u32 } else { 1 };
-    let queue = CompletionQueue::new(&device.context, depth + receives, Some(Arc::clone(&channel)))?;
+    let receives = if persistence == PersistenceMethod::ServerPersist {
+        CHAINS_IN_FLIGHT_MAX as u32
+    } else {
+        1
+    };
+    let queue = CompletionQueue::new(
+        &device.context,
+        depth + receives,
+        Some(Arc::clone(&channel)),
+    )?;
     let config = QueuePairConfig {
         max_send_wr: depth,
         max_recv_wr: receives,
@@ -116,15 +160,36 @@ pub fn connect(
     };
     let queue_pair = QueuePair::create_on(&id, &config).map_err(|error| match error {
         VerbsError::Unsupported { .. } if persistence == PersistenceMethod::NativeFlush => {
-            let reason = "this side's RDMA device or its library has no FLUSH and ATOMIC WRITE".into();
-            FabricError::UnfitPersistence { method: persistence, reason }
+            let reason =
+                "this side's RDMA device or its library has no FLUSH and ATOMIC WRITE".into();
+            FabricError::UnfitPersistence {
+                method: persistence,
+                reason,
+            }
         }
         other => other.into(),
     })?;
-    let connection = VerbsConnection::new(queue_pair, id, events, queue, channel, device, persistence, depth)?;
+    let connection = VerbsConnection::new(
+        queue_pair,
+        id,
+        events,
+        queue,
+        channel,
+        device,
+        persistence,
+        depth,
+    )?;
     let hello = encode_hello(token, persistence);
-    connection.id.connect(&ConnectionParameters { private_data: &hello, ..ConnectionParameters::default() })?;
-    expect_event(&connection.events, EventKind::Established, "the unit's answer", timeout)?;
+    connection.id.connect(&ConnectionParameters {
+        private_data: &hello,
+        ..ConnectionParameters::default()
+    })?;
+    expect_event(
+        &connection.events,
+        EventKind::Established,
+        "the unit's answer",
+        timeout,
+    )?;
     Ok(connection)
 }
 
@@ -155,22 +220,37 @@ fn expect_event(
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(FabricError::TimedOut { what, waited_ms: timeout.as_millis() as u64 });
+            return Err(FabricError::TimedOut {
+                what,
+                waited_ms: timeout.as_millis() as u64,
+            });
         }
-        let Some(event) = events.wait_event(Some(left))? else { continue };
+        let Some(event) = events.wait_event(Some(left))? else {
+            continue;
+        };
         return match event.kind {
             kind if kind == wanted => Ok(()),
-            EventKind::Rejected if event.status == 28 => {
-                Err(FabricError::Refused { reason: "the connect token is unknown, used or too old".into() })
-            }
-            EventKind::Rejected => Err(FabricError::Refused { reason: "nobody listens there".into() }),
-            kind => Err(FabricError::Refused { reason: format!("{kind:?} (status {}) while waiting for {what}", event.status) }),
+            EventKind::Rejected if event.status == 28 => Err(FabricError::Refused {
+                reason: "the connect token is unknown, used or too old".into(),
+            }),
+            EventKind::Rejected => Err(FabricError::Refused {
+                reason: "nobody listens there".into(),
+            }),
+            kind => Err(FabricError::Refused {
+                reason: format!(
+                    "{kind:?} (status {}) while waiting for {what}",
+                    event.status
+                ),
+            }),
         };
     }
 }
 
 impl VerbsConnection {
-    #[allow(clippy::too_many_arguments, reason = "the parts of one value, made in order")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the parts of one value, made in order"
+    )]
     fn new(
         queue_pair: QueuePair,
         id: CmId,
@@ -217,9 +297,15 @@ impl VerbsConnection {
 
     fn prepare_messages(&mut self) -> Result<(), FabricError> {
         let receive_offset = CHAINS_IN_FLIGHT_MAX * MESSAGE_BYTES_MAX;
-        let memory = Arc::new(LocalMemory::allocate(receive_offset + CHAINS_IN_FLIGHT_MAX * REPLY_BYTES)?);
+        let memory = Arc::new(LocalMemory::allocate(
+            receive_offset + CHAINS_IN_FLIGHT_MAX * REPLY_BYTES,
+        )?);
         let attached = self.attach(Arc::clone(&memory))?;
-        self.messages = Some(Messages { memory, attached, receive_offset });
+        self.messages = Some(Messages {
+            memory,
+            attached,
+            receive_offset,
+        });
         for index in 0..CHAINS_IN_FLIGHT_MAX {
             self.post_receive(index)?;
         }
@@ -227,7 +313,9 @@ impl VerbsConnection {
     }
 
     fn post_receive(&mut self, index: usize) -> Result<(), FabricError> {
-        let Some(messages) = &self.messages else { return Ok(()) };
+        let Some(messages) = &self.messages else {
+            return Ok(());
+        };
         let (region, _) = self.memories[messages.attached.0 as usize];
         let offset = messages.receive_offset + index * REPLY_BYTES;
         let sge = region.sge(offset as u64, REPLY_BYTES as u32)?;
@@ -238,7 +326,10 @@ impl VerbsConnection {
     fn translate(&mut self, chain: &Chain) -> Result<bool, FabricError> {
         self.requests.clear();
         let by_message = self.persistence == PersistenceMethod::ServerPersist
-            && chain.ops().iter().any(|op| matches!(op, Op::Flush { .. } | Op::AtomicWrite { .. }));
+            && chain
+                .ops()
+                .iter()
+                .any(|op| matches!(op, Op::Flush { .. } | Op::AtomicWrite { .. }));
         for op in chain.ops() {
             match *op {
                 Op::Write { remote, local } => self.translate_transfer(remote, local, true)?,
@@ -256,51 +347,94 @@ impl VerbsConnection {
             self.translate_nothing(chain)?;
         }
         if self.requests.len() > self.limits.ops_per_chain_max {
-            return Err(FabricError::InvalidChain { reason: "more work requests than the connection's limit" });
+            return Err(FabricError::InvalidChain {
+                reason: "more work requests than the connection's limit",
+            });
         }
         Ok(by_message)
     }
 
-    fn translate_transfer(&mut self, remote: u64, local: LocalSlice, write: bool) -> Result<(), FabricError> {
-        let capacity = self.memories.get(local.memory.0 as usize).map_or(0, |(_, capacity)| *capacity);
-        if local.offset.checked_add(local.length).is_none_or(|end| end > capacity) {
-            return Err(FabricError::OutsideMemory { offset: local.offset, length: local.length, capacity });
+    fn translate_transfer(
+        &mut self,
+        remote: u64,
+        local: LocalSlice,
+        write: bool,
+    ) -> Result<(), FabricError> {
+        let capacity = self
+            .memories
+            .get(local.memory.0 as usize)
+            .map_or(0, |(_, capacity)| *capacity);
+        if local
+            .offset
+            .checked_add(local.length)
+            .is_none_or(|end| end > capacity)
+        {
+            return Err(FabricError::OutsideMemory {
+                offset: local.offset,
+                length: local.length,
+                capacity,
+            });
         }
         let requests = &mut self.requests;
-        self.windows.split(remote, local.length as u64, |window, address, length, done| {
-            let mut at = 0;
-            while at < length && requests.len() <= REQUESTS_PER_CHAIN_MAX {
-                let piece = (length - at).min(REQUEST_BYTES_MAX);
-                let slice = LocalSlice { offset: local.offset + (done + at) as usize, length: piece as usize, ..local };
-                let (key, address) = (window.access_key, address + at);
-                requests.push(if write {
-                    Request::Write { key, address, local: slice }
-                } else {
-                    Request::Read { key, address, local: slice }
-                });
-                at += piece;
-            }
-        })
+        self.windows.split(
+            remote,
+            local.length as u64,
+            |window, address, length, done| {
+                let mut at = 0;
+                while at < length && requests.len() <= REQUESTS_PER_CHAIN_MAX {
+                    let piece = (length - at).min(REQUEST_BYTES_MAX);
+                    let slice = LocalSlice {
+                        offset: local.offset + (done + at) as usize,
+                        length: piece as usize,
+                        ..local
+                    };
+                    let (key, address) = (window.access_key, address + at);
+                    requests.push(if write {
+                        Request::Write {
+                            key,
+                            address,
+                            local: slice,
+                        }
+                    } else {
+                        Request::Read {
+                            key,
+                            address,
+                            local: slice,
+                        }
+                    });
+                    at += piece;
+                }
+            },
+        )
     }
 
     fn translate_flush(&mut self, remote: u64, length: u64) -> Result<(), FabricError> {
         let (requests, method, scratch) = (&mut self.requests, self.persistence, self.scratch);
-        self.windows.split(remote, length, |window, address, length, _| match method {
-            PersistenceMethod::NativeFlush => {
-                let mut at = 0;
-                while at < length {
-                    let piece = (length - at).min(1 << 30);
-                    requests.push(Request::Flush { key: window.flush_key, address: address + at, length: piece as u32 });
-                    at += piece;
+        self.windows
+            .split(remote, length, |window, address, length, _| match method {
+                PersistenceMethod::NativeFlush => {
+                    let mut at = 0;
+                    while at < length {
+                        let piece = (length - at).min(1 << 30);
+                        requests.push(Request::Flush {
+                            key: window.flush_key,
+                            address: address + at,
+                            length: piece as u32,
+                        });
+                        at += piece;
+                    }
                 }
-            }
-            PersistenceMethod::ReadAfterWrite => requests.push(Request::Read {
-                key: window.access_key,
-                address: address + length - 1,
-                local: LocalSlice { memory: scratch, offset: 0, length: 1 },
-            }),
-            PersistenceMethod::ServerPersist | PersistenceMethod::Volatile => {}
-        })
+                PersistenceMethod::ReadAfterWrite => requests.push(Request::Read {
+                    key: window.access_key,
+                    address: address + length - 1,
+                    local: LocalSlice {
+                        memory: scratch,
+                        offset: 0,
+                        length: 1,
+                    },
+                }),
+                PersistenceMethod::ServerPersist | PersistenceMethod::Volatile => {}
+            })
     }
 
     fn translate_atomic_write(&mut self, remote: u64, value: u64) -> Result<(), FabricError> {
@@ -308,13 +442,20 @@ impl VerbsConnection {
         let fence = self.persistence == PersistenceMethod::ReadAfterWrite;
         let requests = &mut self.requests;
         self.windows.split(remote, 8, |window, address, _, _| {
-            requests.push(Request::AtomicWrite { key: window.access_key, address, value, fence });
+            requests.push(Request::AtomicWrite {
+                key: window.access_key,
+                address,
+                value,
+                fence,
+            });
         })
     }
 
     /// Puts the chain's flushes and atomic writes into the message slot of its serial.
     fn translate_message(&mut self, chain: &Chain) -> Result<(), FabricError> {
-        let Some(messages) = &self.messages else { return Ok(()) };
+        let Some(messages) = &self.messages else {
+            return Ok(());
+        };
         let slot = (self.next_serial % CHAINS_IN_FLIGHT_MAX as u64) as usize;
         let mut ops = [0u8; MESSAGE_OPS_MAX * OP_BYTES];
         let mut count = 0;
@@ -326,44 +467,98 @@ impl VerbsConnection {
         };
         for op in chain.ops() {
             match *op {
-                Op::Flush { remote, length } => self.windows.split(remote, length, |window, address, length, _| {
-                    add(WireOp { kind: OpKind::Flush, key: window.flush_key, address, length, value: 0 });
-                })?,
-                Op::AtomicWrite { remote, value } => self.windows.split(remote, 8, |window, address, length, _| {
-                    add(WireOp { kind: OpKind::AtomicWrite, key: window.access_key, address, length, value });
-                })?,
+                Op::Flush { remote, length } => {
+                    self.windows
+                        .split(remote, length, |window, address, length, _| {
+                            add(WireOp {
+                                kind: OpKind::Flush,
+                                key: window.flush_key,
+                                address,
+                                length,
+                                value: 0,
+                            });
+                        })?
+                }
+                Op::AtomicWrite { remote, value } => {
+                    self.windows
+                        .split(remote, 8, |window, address, length, _| {
+                            add(WireOp {
+                                kind: OpKind::AtomicWrite,
+                                key: window.access_key,
+                                address,
+                                length,
+                                value,
+                            });
+                        })?
+                }
                 _ => {}
             }
         }
         if count > MESSAGE_OPS_MAX {
-            return Err(FabricError::InvalidChain { reason: "more flushes and atomic writes than one message holds" });
+            return Err(FabricError::InvalidChain {
+                reason: "more flushes and atomic writes than one message holds",
+            });
         }
         let at = (slot * MESSAGE_BYTES_MAX) as u64;
         let head = encode_head(self.next_serial, count);
         let inside = |_| FabricError::Protocol("message slot outside its memory".into());
         messages.memory.write_at(at, &head).map_err(inside)?;
-        messages.memory.write_at(at + head.len() as u64, &ops[..count * OP_BYTES]).map_err(inside)?;
-        self.requests.push(Request::Message { slot, length: head.len() + count * OP_BYTES });
+        messages
+            .memory
+            .write_at(at + head.len() as u64, &ops[..count * OP_BYTES])
+            .map_err(inside)?;
+        self.requests.push(Request::Message {
+            slot,
+            length: head.len() + count * OP_BYTES,
+        });
         Ok(())
     }
 
     fn translate_nothing(&mut self, chain: &Chain) -> Result<(), FabricError> {
-        let Some(Op::Flush { remote, .. }) = chain.ops().first().copied() else { return Ok(()) };
+        let Some(Op::Flush { remote, .. }) = chain.ops().first().copied() else {
+            return Ok(());
+        };
         let requests = &mut self.requests;
-        let local = LocalSlice { memory: self.scratch, offset: 0, length: 0 };
+        let local = LocalSlice {
+            memory: self.scratch,
+            offset: 0,
+            length: 0,
+        };
         self.windows.split(remote, 1, |window, address, _, _| {
-            requests.push(Request::Write { key: window.access_key, address, local });
+            requests.push(Request::Write {
+                key: window.access_key,
+                address,
+                local,
+            });
         })
     }
 
     fn post_requests(&mut self, serial: u64) -> Result<(), VerbsError> {
-        let extended = self.queue_pair.accepted().contains(Operations::ATOMIC_WRITE);
-        let message_region = self.messages.as_ref().map(|messages| self.memories[messages.attached.0 as usize].0);
+        let extended = self
+            .queue_pair
+            .accepted()
+            .contains(Operations::ATOMIC_WRITE);
+        let message_region = self
+            .messages
+            .as_ref()
+            .map(|messages| self.memories[messages.attached.0 as usize].0);
         let last = self.requests.len() - 1;
         let mut batch = self.queue_pair.start();
         for (index, request) in self.requests.iter().enumerate() {
-            let flags = if index == last { WrFlags::SIGNALED } else { WrFlags::empty() };
-            post_one(&mut batch, serial, flags, request, &self.memories, message_region, extended)?;
+            let flags = if index == last {
+                WrFlags::SIGNALED
+            } else {
+                WrFlags::empty()
+            };
+            post_one(
+                &mut batch,
+                serial,
+                flags,
+                request,
+                &self.memories,
+                message_region,
+                extended,
+            )?;
         }
         batch.post()
     }
@@ -384,7 +579,11 @@ impl VerbsConnection {
         }
         let serial = work.wr_id();
         if work.status().is_success() {
-            if let Some(chain) = self.in_flight.iter_mut().find(|chain| chain.serial == serial) {
+            if let Some(chain) = self
+                .in_flight
+                .iter_mut()
+                .find(|chain| chain.serial == serial)
+            {
                 chain.sent = true;
             }
             return Ok(());
@@ -401,11 +600,19 @@ impl VerbsConnection {
         let mut bytes = [0; REPLY_BYTES];
         if let Some(messages) = &self.messages {
             let at = (messages.receive_offset + index * REPLY_BYTES) as u64;
-            messages.memory.read_at(at, &mut bytes).map_err(|error| FabricError::Protocol(error.to_string()))?;
+            messages
+                .memory
+                .read_at(at, &mut bytes)
+                .map_err(|error| FabricError::Protocol(error.to_string()))?;
         }
         self.post_receive(index)?;
-        let (serial, status) = decode_reply(&bytes).map_err(|error| FabricError::Protocol(error.to_string()))?;
-        if let Some(chain) = self.in_flight.iter_mut().find(|chain| chain.serial == serial) {
+        let (serial, status) =
+            decode_reply(&bytes).map_err(|error| FabricError::Protocol(error.to_string()))?;
+        if let Some(chain) = self
+            .in_flight
+            .iter_mut()
+            .find(|chain| chain.serial == serial)
+        {
             chain.reply_due = false;
             chain.status = status;
             if status != CompletionStatus::Success {
@@ -435,7 +642,11 @@ impl VerbsConnection {
 
     fn watch_connection(&mut self) -> Result<(), FabricError> {
         while let Some(event) = self.events.next_event()? {
-            if matches!(event.kind, EventKind::Disconnected | EventKind::DeviceRemoval) && self.dead.is_none() {
+            if matches!(
+                event.kind,
+                EventKind::Disconnected | EventKind::DeviceRemoval
+            ) && self.dead.is_none()
+            {
                 self.dead = Some(CompletionStatus::ConnectionLost);
                 let _ = self.queue_pair.to_error();
             }
@@ -452,14 +663,21 @@ impl VerbsConnection {
             let complete = front.sent && !front.reply_due;
             let status = match (complete, self.dead) {
                 (true, _) => front.status,
-                (false, Some(CompletionStatus::ConnectionLost)) if front.status == CompletionStatus::Success => {
+                (false, Some(CompletionStatus::ConnectionLost))
+                    if front.status == CompletionStatus::Success =>
+                {
                     CompletionStatus::ConnectionLost
                 }
-                (false, Some(_)) if front.status == CompletionStatus::Success => CompletionStatus::Flushed,
+                (false, Some(_)) if front.status == CompletionStatus::Success => {
+                    CompletionStatus::Flushed
+                }
                 (false, Some(_)) => front.status,
                 (false, None) => break,
             };
-            completions[count] = Completion { tag: front.tag, status };
+            completions[count] = Completion {
+                tag: front.tag,
+                status,
+            };
             self.requests_in_flight -= front.requests;
             self.in_flight.pop_front();
             count += 1;
@@ -478,19 +696,51 @@ fn post_one(
     atomic_writes: bool,
 ) -> Result<(), VerbsError> {
     match *request {
-        Request::Write { key, address, local } if local.length == 0 => batch.write(serial, flags, key, address, &[]),
-        Request::Write { key, address, local } => {
-            let sge = memories[local.memory.0 as usize].0.sge(local.offset as u64, local.length as u32)?;
+        Request::Write {
+            key,
+            address,
+            local,
+        } if local.length == 0 => batch.write(serial, flags, key, address, &[]),
+        Request::Write {
+            key,
+            address,
+            local,
+        } => {
+            let sge = memories[local.memory.0 as usize]
+                .0
+                .sge(local.offset as u64, local.length as u32)?;
             batch.write(serial, flags, key, address, &[sge])
         }
-        Request::Read { key, address, local, .. } => {
-            let sge = memories[local.memory.0 as usize].0.sge(local.offset as u64, local.length as u32)?;
+        Request::Read {
+            key,
+            address,
+            local,
+            ..
+        } => {
+            let sge = memories[local.memory.0 as usize]
+                .0
+                .sge(local.offset as u64, local.length as u32)?;
             batch.read(serial, flags, key, address, &[sge])
         }
-        Request::Flush { key, address, length } => {
-            batch.flush(serial, flags, key, address, length, FlushType::PERSISTENT, FlushLevel::Range)
-        }
-        Request::AtomicWrite { key, address, value, fence } => {
+        Request::Flush {
+            key,
+            address,
+            length,
+        } => batch.flush(
+            serial,
+            flags,
+            key,
+            address,
+            length,
+            FlushType::PERSISTENT,
+            FlushLevel::Range,
+        ),
+        Request::AtomicWrite {
+            key,
+            address,
+            value,
+            fence,
+        } => {
             let flags = if fence { flags | WrFlags::FENCE } else { flags };
             if atomic_writes {
                 batch.atomic_write(serial, flags, key, address, value.to_le())
@@ -525,9 +775,16 @@ impl Connection for VerbsConnection {
 
     fn attach(&mut self, memory: Arc<LocalMemory>) -> Result<AttachedMemory, FabricError> {
         let length = memory.len() as usize;
-        let region =
-            MemoryRegion::register(&self.device.domain, Arc::new(Local(memory)), 0, length, None, Access::LOCAL_WRITE)?;
-        self.memories.push((self.queue_pair.attach(&region)?, length));
+        let region = MemoryRegion::register(
+            &self.device.domain,
+            Arc::new(Local(memory)),
+            0,
+            length,
+            None,
+            Access::LOCAL_WRITE,
+        )?;
+        self.memories
+            .push((self.queue_pair.attach(&region)?, length));
         Ok(AttachedMemory((self.memories.len() - 1) as u32))
     }
 
@@ -560,7 +817,11 @@ impl Connection for VerbsConnection {
         self.counters.doorbells += 1;
         self.counters.work_requests += u64::from(requests);
         let is_read = matches!(chain.ops().first(), Some(Op::Read { .. }));
-        let counter = if is_read { &mut self.counters.bytes_read } else { &mut self.counters.bytes_written };
+        let counter = if is_read {
+            &mut self.counters.bytes_read
+        } else {
+            &mut self.counters.bytes_written
+        };
         *counter += chain.payload_bytes();
         Ok(())
     }
@@ -585,12 +846,20 @@ impl Connection for VerbsConnection {
         if self.arm()? {
             return Ok(());
         }
-        let timeout = PollTimeout::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX);
-        let mut files =
-            [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN), PollFd::new(self.events.as_fd(), PollFlags::POLLIN)];
+        let timeout =
+            PollTimeout::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX);
+        let mut files = [
+            PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.events.as_fd(), PollFlags::POLLIN),
+        ];
         match poll(&mut files, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(FabricError::Io { context: "wait for completions", source: error.into() }),
+            Err(error) => {
+                return Err(FabricError::Io {
+                    context: "wait for completions",
+                    source: error.into(),
+                });
+            }
         }
         while self.channel.next_event()?.is_some() {}
         self.fill_stash()?;

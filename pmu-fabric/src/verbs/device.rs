@@ -20,12 +20,19 @@ static DEVICES: Mutex<Vec<Device>> = Mutex::new(Vec::new());
 impl Device {
     pub(super) fn of(context: Arc<Context>) -> Result<Self, FabricError> {
         let mut devices = DEVICES.lock();
-        if let Some(known) = devices.iter().find(|device| Arc::ptr_eq(&device.context, &context)) {
+        if let Some(known) = devices
+            .iter()
+            .find(|device| Arc::ptr_eq(&device.context, &context))
+        {
             return Ok(known.clone());
         }
         let attributes = Arc::new(context.attributes()?);
         let domain = ProtectionDomain::allocate(&context)?;
-        let device = Self { context, domain, attributes };
+        let device = Self {
+            context,
+            domain,
+            attributes,
+        };
         devices.push(device.clone());
         Ok(device)
     }

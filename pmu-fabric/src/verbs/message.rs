@@ -27,7 +27,9 @@ pub(super) fn encode_hello(token: ConnectToken, method: PersistenceMethod) -> [u
 
 /// The token of a connection request; the transport may have padded it.
 pub(super) fn decode_hello(bytes: &[u8]) -> Result<ConnectToken, WireError> {
-    let hello = bytes.first_chunk::<HELLO_BYTES>().ok_or(WireError::Bounds)?;
+    let hello = bytes
+        .first_chunk::<HELLO_BYTES>()
+        .ok_or(WireError::Bounds)?;
     if hello[..8] != HELLO_MAGIC.to_le_bytes() {
         return Err(WireError::Magic);
     }
@@ -51,8 +53,27 @@ pub(super) fn encode_head(serial: u64, ops: usize) -> [u8; MESSAGE_HEAD_BYTES] {
 /// Decodes a server-persist message into `ops`; gives the serial.
 pub(super) fn decode_message(bytes: &[u8], ops: &mut Vec<WireOp>) -> Result<u64, WireError> {
     ops.clear();
-    let (head, rest) = bytes.split_first_chunk::<MESSAGE_HEAD_BYTES>().ok_or(WireError::Bounds)?;
-    let [s0, s1, s2, s3, s4, s5, s6, s7, c0, c1, c2, c3, c4, c5, c6, c7] = *head;
+    let (head, rest) = bytes
+        .split_first_chunk::<MESSAGE_HEAD_BYTES>()
+        .ok_or(WireError::Bounds)?;
+    let [
+        s0,
+        s1,
+        s2,
+        s3,
+        s4,
+        s5,
+        s6,
+        s7,
+        c0,
+        c1,
+        c2,
+        c3,
+        c4,
+        c5,
+        c6,
+        c7,
+    ] = *head;
     let serial = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
     let count = u64::from_le_bytes([c0, c1, c2, c3, c4, c5, c6, c7]);
     let (chunks, tail) = rest.as_chunks::<OP_BYTES>();
@@ -83,8 +104,27 @@ pub(super) fn encode_reply(serial: u64, status: CompletionStatus) -> [u8; REPLY_
     out
 }
 
-pub(super) fn decode_reply(bytes: &[u8; REPLY_BYTES]) -> Result<(u64, CompletionStatus), WireError> {
-    let [s0, s1, s2, s3, s4, s5, s6, s7, c0, c1, c2, c3, c4, c5, c6, c7] = *bytes;
+pub(super) fn decode_reply(
+    bytes: &[u8; REPLY_BYTES],
+) -> Result<(u64, CompletionStatus), WireError> {
+    let [
+        s0,
+        s1,
+        s2,
+        s3,
+        s4,
+        s5,
+        s6,
+        s7,
+        c0,
+        c1,
+        c2,
+        c3,
+        c4,
+        c5,
+        c6,
+        c7,
+    ] = *bytes;
     let status = match u64::from_le_bytes([c0, c1, c2, c3, c4, c5, c6, c7]) {
         0 => CompletionStatus::Success,
         1 => CompletionStatus::RemoteAccess,

@@ -48,7 +48,10 @@ pub(crate) fn library() -> Result<Arc<Verbs>, FabricError> {
     LOADED
         .get_or_init(|| Verbs::load().map_err(|error| error.to_string()))
         .clone()
-        .map_err(|reason| FabricError::Unavailable { provider: Provider::Verbs, reason })
+        .map_err(|reason| FabricError::Unavailable {
+            provider: Provider::Verbs,
+            reason,
+        })
 }
 
 /// Says whether this machine can use verbs at all.
@@ -59,7 +62,10 @@ pub fn check_available() -> Result<(), FabricError> {
     let verbs = library()?;
     if pmu_verbs::Device::list(&verbs)?.is_empty() {
         let reason = "this machine has no RDMA device".into();
-        return Err(FabricError::Unavailable { provider: Provider::Verbs, reason });
+        return Err(FabricError::Unavailable {
+            provider: Provider::Verbs,
+            reason,
+        });
     }
     Ok(())
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use pmu_pmem::{LocalMemory, PoolMemory};
 use pmu_verbs::{
-    Access, AttachedRegion, CompletionChannel, CompletionQueue, MemoryRegion, QueuePair, VerbsError, WorkCompletion, WrFlags,
+    Access, AttachedRegion, CompletionChannel, CompletionQueue, MemoryRegion, QueuePair,
+    VerbsError, WorkCompletion, WrFlags,
 };
 
 use super::device::Device;
@@ -41,8 +42,20 @@ impl Inbox {
         let length = CHAINS_IN_FLIGHT_MAX * MESSAGE_BYTES_MAX;
         let memory = Arc::new(LocalMemory::allocate(length)?);
         let registered = Arc::new(Local(Arc::clone(&memory)));
-        let region = MemoryRegion::register(&device.domain, registered, 0, length, None, Access::LOCAL_WRITE)?;
-        let inbox = Self { memory, region: queue_pair.attach(&region)?, queue, channel };
+        let region = MemoryRegion::register(
+            &device.domain,
+            registered,
+            0,
+            length,
+            None,
+            Access::LOCAL_WRITE,
+        )?;
+        let inbox = Self {
+            memory,
+            region: queue_pair.attach(&region)?,
+            queue,
+            channel,
+        };
         for index in 0..CHAINS_IN_FLIGHT_MAX {
             inbox.post(queue_pair, index)?;
         }
@@ -50,7 +63,9 @@ impl Inbox {
     }
 
     fn post(&self, queue_pair: &QueuePair, index: usize) -> Result<(), VerbsError> {
-        let sge = self.region.sge((index * MESSAGE_BYTES_MAX) as u64, MESSAGE_BYTES_MAX as u32)?;
+        let sge = self
+            .region
+            .sge((index * MESSAGE_BYTES_MAX) as u64, MESSAGE_BYTES_MAX as u32)?;
         queue_pair.post_recv(index as u64, &[sge])
     }
 }
@@ -111,10 +126,15 @@ impl PersistService {
             let length = (work.byte_len() as usize).min(MESSAGE_BYTES_MAX);
             let message = &mut bytes[..length];
             let outside = |error: pmu_pmem::AccessError| FabricError::Protocol(error.to_string());
-            self.inbox.memory.read_at((index * MESSAGE_BYTES_MAX) as u64, message).map_err(outside)?;
-            let serial = decode_message(message, ops).map_err(|error| FabricError::Protocol(error.to_string()))?;
+            self.inbox
+                .memory
+                .read_at((index * MESSAGE_BYTES_MAX) as u64, message)
+                .map_err(outside)?;
+            let serial = decode_message(message, ops)
+                .map_err(|error| FabricError::Protocol(error.to_string()))?;
             batch.push(serial, ops);
-            self.posting.with(|queue_pair| self.inbox.post(queue_pair, index))?;
+            self.posting
+                .with(|queue_pair| self.inbox.post(queue_pair, index))?;
         }
         let mut done = self.commit(std::mem::take(batch));
         let mut failed = false;
@@ -123,17 +143,27 @@ impl PersistService {
                 chain.status = CompletionStatus::Flushed;
             }
             failed |= chain.status != CompletionStatus::Success;
-            self.posting.reply(&encode_reply(chain.serial, chain.status), WrFlags::SIGNALED)?;
+            self.posting
+                .reply(&encode_reply(chain.serial, chain.status), WrFlags::SIGNALED)?;
         }
         *batch = done;
-        if failed { Err(FabricError::Dead(CompletionStatus::RemoteAccess)) } else { Ok(()) }
+        if failed {
+            Err(FabricError::Dead(CompletionStatus::RemoteAccess))
+        } else {
+            Ok(())
+        }
     }
 
     fn commit(&self, mut batch: Batch) -> Batch {
         let found = batch.ops.first().and_then(|op| {
-            let intent = if op.kind == OpKind::Flush { Intent::Flush } else { Intent::Write };
+            let intent = if op.kind == OpKind::Flush {
+                Intent::Flush
+            } else {
+                Intent::Write
+            };
             let open = self.gate.enter();
-            open.check(op.key, op.address, op.length, intent).map(|(pool, _)| (self.find_committer)(pool))
+            open.check(op.key, op.address, op.length, intent)
+                .map(|(pool, _)| (self.find_committer)(pool))
         });
         match found {
             Some(committer) => committer.commit(batch),

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 use pmu_pmem::PoolMemory;
 use pmu_verbs::{
-    Access, CmId, CompletionChannel, CompletionQueue, ConnectionParameters, Event, EventChannel, EventKind, MemoryRegion,
-    MemoryWindow, Operations, QueuePair, QueuePairConfig, VerbsError, WindowBinding, WorkCompletion, WrFlags,
+    Access, CmId, CompletionChannel, CompletionQueue, ConnectionParameters, Event, EventChannel,
+    EventKind, MemoryRegion, MemoryWindow, Operations, QueuePair, QueuePairConfig, VerbsError,
+    WindowBinding, WorkCompletion, WrFlags,
 };
 
 use super::device::Device;
@@ -24,7 +25,9 @@ use crate::error::FabricError;
 use crate::group_commit::{Committers, random_key};
 use crate::persistence::{PersistenceMethod, Provider};
 use crate::protection::{BoundWindow, WindowGate, extents_of};
-use crate::unit::{ConnectToken, ConnectionId, ExposedRegion, FabricEvent, Observer, UnitFabric, WindowAccess};
+use crate::unit::{
+    ConnectToken, ConnectionId, ExposedRegion, FabricEvent, Observer, UnitFabric, WindowAccess,
+};
 
 /// How long a window operation of the unit's own queue pair may take: it never leaves the NIC.
 const WINDOW_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,7 +60,10 @@ struct Posting {
 }
 
 impl PostingSide {
-    pub(super) fn with<T>(&self, work: impl FnOnce(&QueuePair) -> Result<T, VerbsError>) -> Result<T, FabricError> {
+    pub(super) fn with<T>(
+        &self,
+        work: impl FnOnce(&QueuePair) -> Result<T, VerbsError>,
+    ) -> Result<T, FabricError> {
         match &self.inner.lock().queue_pair {
             Some(queue_pair) => Ok(work(queue_pair)?),
             None => Err(FabricError::NoSuchConnection),
@@ -71,7 +77,12 @@ impl PostingSide {
         while posting.outstanding >= UNIT_REQUESTS_MAX / 2 {
             posting.reap_one(deadline)?;
         }
-        let Posting { queue_pair: Some(queue_pair), outstanding, .. } = &mut *posting else {
+        let Posting {
+            queue_pair: Some(queue_pair),
+            outstanding,
+            ..
+        } = &mut *posting
+        else {
             return Err(FabricError::NoSuchConnection);
         };
         let mut batch = queue_pair.start();
@@ -90,7 +101,9 @@ impl Posting {
                 self.outstanding = self.outstanding.saturating_sub(1);
                 return match one[0].status() {
                     status if status.is_success() => Ok(()),
-                    status => Err(FabricError::Protocol(format!("a work request of the unit failed: {status}"))),
+                    status => Err(FabricError::Protocol(format!(
+                        "a work request of the unit failed: {status}"
+                    ))),
                 };
             }
             if Instant::now() > deadline {
@@ -123,7 +136,11 @@ struct Made {
 }
 
 enum Entry {
-    Expected { token: ConnectToken, method: PersistenceMethod, until: Instant },
+    Expected {
+        token: ConnectToken,
+        method: PersistenceMethod,
+        until: Instant,
+    },
     Made(Arc<Made>),
 }
 
@@ -175,7 +192,9 @@ impl VerbsUnit {
         listener.bind_addr(wanted)?;
         let context = listener.context().map_err(|_| FabricError::Unavailable {
             provider: Provider::Verbs,
-            reason: format!("{address} is not the address of one RDMA device (a wildcard isn't possible)"),
+            reason: format!(
+                "{address} is not the address of one RDMA device (a wildcard isn't possible)"
+            ),
         })?;
         listener.listen(BACKLOG)?;
         let bound = listener.local_addr().unwrap_or(wanted);
@@ -195,8 +214,13 @@ impl VerbsUnit {
         let handle = thread::Builder::new()
             .name("verbs-events".into())
             .spawn(move || event_loop(&for_thread, &events, &listener))
-            .map_err(FabricError::io("start the thread of the connection manager"))?;
-        Ok(Self { inner, events: Mutex::new(Some(handle)) })
+            .map_err(FabricError::io(
+                "start the thread of the connection manager",
+            ))?;
+        Ok(Self {
+            inner,
+            events: Mutex::new(Some(handle)),
+        })
     }
 }
 
@@ -223,7 +247,10 @@ impl Inner {
                     self.changed.notify_all();
                 }
             }
-            EventKind::Disconnected | EventKind::ConnectError | EventKind::Unreachable | EventKind::DeviceRemoval => {
+            EventKind::Disconnected
+            | EventKind::ConnectError
+            | EventKind::Unreachable
+            | EventKind::DeviceRemoval => {
                 if let Some((connection, made)) = self.find(&event.id) {
                     self.end(connection, &made, &format!("{:?}", event.kind));
                 }
@@ -233,10 +260,15 @@ impl Inner {
     }
 
     fn find(&self, id: &CmId) -> Option<(ConnectionId, Arc<Made>)> {
-        self.connections.lock().iter().find_map(|(connection, entry)| match entry {
-            Entry::Made(made) if made.id.identity() == id.identity() => Some((*connection, Arc::clone(made))),
-            _ => None,
-        })
+        self.connections
+            .lock()
+            .iter()
+            .find_map(|(connection, entry)| match entry {
+                Entry::Made(made) if made.id.identity() == id.identity() => {
+                    Some((*connection, Arc::clone(made)))
+                }
+                _ => None,
+            })
     }
 
     /// The connection is over: its queue pair and windows go, and whoever observes is told.
@@ -245,18 +277,23 @@ impl Inner {
         self.connections.lock().remove(&connection);
         self.changed.notify_all();
         if let Some(observer) = self.observer.get() {
-            observer(FabricEvent::Disconnected { connection, reason: reason.to_owned() });
+            observer(FabricEvent::Disconnected {
+                connection,
+                reason: reason.to_owned(),
+            });
         }
     }
 
-    /// Destroys the queue pair: afterwards no byte of the peer can land. Then gives the windows back.
+    /// Breaks and destroys the queue pair: afterwards no byte of the peer can land. A bound window holds on to its queue pair inside
+    /// the device (soft-RoCE then waits 50 s before it destroys it), so the windows go first.
     fn break_down(&self, made: &Made) {
         made.closing.store(true, Ordering::Release);
         made.gate.invalidate();
+        let _ = made.posting.with(QueuePair::to_error);
         let _ = made.id.disconnect();
+        made.windows.lock().clear();
         let queue_pair = made.posting.inner.lock().queue_pair.take();
         drop(queue_pair);
-        made.windows.lock().clear();
     }
 
     fn connection_request(self: &Arc<Self>, event: Event) {
@@ -270,9 +307,14 @@ impl Inner {
         };
         let mut connections = self.connections.lock();
         let now = Instant::now();
-        connections.retain(|_, entry| !matches!(entry, Entry::Expected { until, .. } if *until < now));
+        connections
+            .retain(|_, entry| !matches!(entry, Entry::Expected { until, .. } if *until < now));
         let found = connections.iter().find_map(|(id, entry)| match entry {
-            Entry::Expected { token: expected, method, .. } if *expected == token => Some((*id, *method)),
+            Entry::Expected {
+                token: expected,
+                method,
+                ..
+            } if *expected == token => Some((*id, *method)),
             _ => None,
         });
         let Some((connection, method)) = found else {
@@ -294,10 +336,18 @@ impl Inner {
         }
     }
 
-    fn accept(self: &Arc<Self>, id: &CmId, method: PersistenceMethod) -> Result<Arc<Made>, FabricError> {
+    fn accept(
+        self: &Arc<Self>,
+        id: &CmId,
+        method: PersistenceMethod,
+    ) -> Result<Arc<Made>, FabricError> {
         let context = &self.device.context;
         let by_message = method == PersistenceMethod::ServerPersist;
-        let receives = if by_message { CHAINS_IN_FLIGHT_MAX as u32 } else { 1 };
+        let receives = if by_message {
+            CHAINS_IN_FLIGHT_MAX as u32
+        } else {
+            1
+        };
         let channel = CompletionChannel::new(context)?;
         let send_queue = CompletionQueue::new(context, UNIT_REQUESTS_MAX, None)?;
         let receive_queue = CompletionQueue::new(context, receives, Some(Arc::clone(&channel)))?;
@@ -311,13 +361,26 @@ impl Inner {
         };
         let mut queue_pair = QueuePair::create_on(id, &config)?;
         let inbox = by_message
-            .then(|| Inbox::prepare(&self.device, &mut queue_pair, Arc::clone(&receive_queue), channel))
+            .then(|| {
+                Inbox::prepare(
+                    &self.device,
+                    &mut queue_pair,
+                    Arc::clone(&receive_queue),
+                    channel,
+                )
+            })
             .transpose()?;
-        let posting = Posting { queue_pair: Some(queue_pair), queue: send_queue, outstanding: 0 };
+        let posting = Posting {
+            queue_pair: Some(queue_pair),
+            queue: send_queue,
+            outstanding: 0,
+        };
         let made = Arc::new(Made {
             id: id.clone(),
             method,
-            posting: Arc::new(PostingSide { inner: Mutex::new(posting) }),
+            posting: Arc::new(PostingSide {
+                inner: Mutex::new(posting),
+            }),
             gate: Arc::new(WindowGate::default()),
             windows: Mutex::default(),
             closing: Arc::new(AtomicBool::new(false)),
@@ -330,7 +393,11 @@ impl Inner {
         Ok(made)
     }
 
-    fn start_persist_service(self: &Arc<Self>, inbox: Inbox, made: &Made) -> Result<(), FabricError> {
+    fn start_persist_service(
+        self: &Arc<Self>,
+        inbox: Inbox,
+        made: &Made,
+    ) -> Result<(), FabricError> {
         let finder = Arc::clone(self);
         let service = PersistService {
             inbox,
@@ -355,25 +422,49 @@ impl Inner {
 
     fn offers_flush(&self, pool: &PoolMemory) -> bool {
         let attributes = &self.device.attributes;
-        let mapped_directly = matches!(pool.medium(), pmu_pmem::Medium::Devdax | pmu_pmem::Medium::Fsdax);
-        mapped_directly && !self.options.without_flush && attributes.flush_persistent() && attributes.atomic_write()
+        let mapped_directly = matches!(
+            pool.medium(),
+            pmu_pmem::Medium::Devdax | pmu_pmem::Medium::Fsdax
+        );
+        mapped_directly
+            && !self.options.without_flush
+            && attributes.flush_persistent()
+            && attributes.atomic_write()
     }
 
     fn register(&self, region: &ExposedRegion) -> Result<Vec<Registered>, FabricError> {
         let memory = Arc::new(Pool(Arc::clone(&region.pool)));
         let mut registered = Vec::with_capacity(region.extents.len());
         for extent in &region.extents {
-            let (offset, length, address) = (extent.pool_offset as usize, extent.length as usize, extent.address);
+            let (offset, length, address) = (
+                extent.pool_offset as usize,
+                extent.length as usize,
+                extent.address,
+            );
             let register = |access| {
-                MemoryRegion::register(&self.device.domain, memory.clone(), offset, length, Some(address), access)
+                MemoryRegion::register(
+                    &self.device.domain,
+                    memory.clone(),
+                    offset,
+                    length,
+                    Some(address),
+                    access,
+                )
             };
-            let rights = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ | Access::WINDOW_BIND;
+            let rights = Access::LOCAL_WRITE
+                | Access::REMOTE_WRITE
+                | Access::REMOTE_READ
+                | Access::WINDOW_BIND;
             let flush = if self.offers_flush(&region.pool) {
                 Some(register(Access::FLUSH_GLOBAL | Access::FLUSH_PERSISTENT)?)
             } else {
                 None
             };
-            registered.push(Registered { address, access: register(rights)?, flush });
+            registered.push(Registered {
+                address,
+                access: register(rights)?,
+                flush,
+            });
         }
         Ok(registered)
     }
@@ -389,7 +480,12 @@ fn bind_window(
 ) -> Result<(MemoryWindow, u32), FabricError> {
     let mut posting = made.posting.inner.lock();
     posting.settle()?;
-    let Posting { queue_pair: Some(queue_pair), outstanding, .. } = &mut *posting else {
+    let Posting {
+        queue_pair: Some(queue_pair),
+        outstanding,
+        ..
+    } = &mut *posting
+    else {
         return Err(FabricError::NoSuchConnection);
     };
     let window = MemoryWindow::allocate_type2(queue_pair.protection_domain())?;
@@ -400,7 +496,12 @@ fn bind_window(
     }
     let key = window.rkey_with_tag(tag);
     let mut batch = queue_pair.start();
-    let binding = WindowBinding { region: &extent.access, address, length, access };
+    let binding = WindowBinding {
+        region: &extent.access,
+        address,
+        length,
+        access,
+    };
     batch.bind_window(1, WrFlags::SIGNALED, &window, key, &binding)?;
     batch.post()?;
     *outstanding += 1;
@@ -448,7 +549,13 @@ impl UnitFabric for VerbsUnit {
             return Ok(());
         }
         let extents = self.inner.register(region)?;
-        regions.insert(region.address, Region { exposed: region.clone(), extents });
+        regions.insert(
+            region.address,
+            Region {
+                exposed: region.clone(),
+                extents,
+            },
+        );
         Ok(())
     }
 
@@ -464,30 +571,53 @@ impl UnitFabric for VerbsUnit {
         within: Duration,
     ) -> Result<ConnectionId, FabricError> {
         let attributes = &self.inner.device.attributes;
-        let has_flush = attributes.flush_persistent() && attributes.atomic_write() && !self.inner.options.without_flush;
+        let has_flush = attributes.flush_persistent()
+            && attributes.atomic_write()
+            && !self.inner.options.without_flush;
         if method == PersistenceMethod::NativeFlush && !has_flush {
-            let reason = format!("the unit's device {} has no FLUSH", self.inner.device.context.device_name());
+            let reason = format!(
+                "the unit's device {} has no FLUSH",
+                self.inner.device.context.device_name()
+            );
             return Err(FabricError::UnfitPersistence { method, reason });
         }
         let connection = ConnectionId(self.inner.next_connection.fetch_add(1, Ordering::Relaxed));
-        let entry = Entry::Expected { token, method, until: Instant::now() + within };
+        let entry = Entry::Expected {
+            token,
+            method,
+            until: Instant::now() + within,
+        };
         self.inner.connections.lock().insert(connection, entry);
         Ok(connection)
     }
 
-    fn wait_connected(&self, connection: ConnectionId, timeout: Duration) -> Result<(), FabricError> {
+    fn wait_connected(
+        &self,
+        connection: ConnectionId,
+        timeout: Duration,
+    ) -> Result<(), FabricError> {
         let deadline = Instant::now() + timeout;
         let mut connections = self.inner.connections.lock();
         loop {
             match connections.get(&connection) {
-                Some(Entry::Made(made)) if made.established.load(Ordering::Acquire) => return Ok(()),
+                Some(Entry::Made(made)) if made.established.load(Ordering::Acquire) => {
+                    return Ok(());
+                }
                 Some(Entry::Made(_)) => {}
                 Some(Entry::Expected { until, .. }) if *until >= Instant::now() => {}
                 _ => return Err(FabricError::NoSuchConnection),
             }
-            if self.inner.changed.wait_until(&mut connections, deadline).timed_out() {
+            if self
+                .inner
+                .changed
+                .wait_until(&mut connections, deadline)
+                .timed_out()
+            {
                 let waited_ms = timeout.as_millis() as u64;
-                return Err(FabricError::TimedOut { what: "the data connection", waited_ms });
+                return Err(FabricError::TimedOut {
+                    what: "the data connection",
+                    waited_ms,
+                });
             }
         }
     }
@@ -502,27 +632,43 @@ impl UnitFabric for VerbsUnit {
     ) -> Result<Vec<AccessWindow>, FabricError> {
         let made = self.inner.made(connection)?;
         let regions = self.inner.regions.read();
-        let region = regions
-            .get(&region_address)
-            .ok_or_else(|| FabricError::Protocol(format!("no region is exposed at {region_address:#x}")))?;
+        let region = regions.get(&region_address).ok_or_else(|| {
+            FabricError::Protocol(format!("no region is exposed at {region_address:#x}"))
+        })?;
         let mut rights = Access::empty();
         rights.set(Access::REMOTE_WRITE, access.write);
         // Read-after-write proves with a READ of what was written.
-        let reads = access.read || (access.write && made.method == PersistenceMethod::ReadAfterWrite);
+        let reads =
+            access.read || (access.write && made.method == PersistenceMethod::ReadAfterWrite);
         rights.set(Access::REMOTE_READ, reads);
         let mut given = Vec::new();
         for piece in extents_of(&region.exposed, address, length)? {
-            let index = region.extents.partition_point(|extent| extent.address <= piece.address);
+            let index = region
+                .extents
+                .partition_point(|extent| extent.address <= piece.address);
             let extent = &region.extents[index.saturating_sub(1)];
-            let (window, access_key) = bind_window(&made, extent, piece.address, piece.length, rights)?;
+            let (window, access_key) =
+                bind_window(&made, extent, piece.address, piece.length, rights)?;
             made.windows.lock().push(window);
             let flush_key = match made.method {
-                PersistenceMethod::NativeFlush => extent.flush.as_ref().map_or(0, |region| region.rkey()),
+                PersistenceMethod::NativeFlush => {
+                    extent.flush.as_ref().map_or(0, |region| region.rkey())
+                }
                 _ => random_key()?,
             };
-            let window = AccessWindow { address: piece.address, length: piece.length, access_key, flush_key };
+            let window = AccessWindow {
+                address: piece.address,
+                length: piece.length,
+                access_key,
+                flush_key,
+            };
             let pool = Arc::clone(&region.exposed.pool);
-            made.gate.add(vec![BoundWindow { given: window, access, pool, pool_offset: piece.pool_offset }])?;
+            made.gate.add(vec![BoundWindow {
+                given: window,
+                access,
+                pool,
+                pool_offset: piece.pool_offset,
+            }])?;
             given.push(window);
         }
         Ok(given)
@@ -581,7 +727,14 @@ fn invalidate_windows(made: &Made, windows: &[MemoryWindow]) -> Result<(), Fabri
     for some in windows.chunks(UNIT_REQUESTS_MAX as usize / 2) {
         let mut posting = made.posting.inner.lock();
         posting.settle()?;
-        let Posting { queue_pair: Some(queue_pair), outstanding, .. } = &mut *posting else { return Ok(()) };
+        let Posting {
+            queue_pair: Some(queue_pair),
+            outstanding,
+            ..
+        } = &mut *posting
+        else {
+            return Ok(());
+        };
         let mut batch = queue_pair.start();
         for window in some {
             batch.local_invalidate(2, WrFlags::SIGNALED, window.rkey())?;
