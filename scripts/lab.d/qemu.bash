@@ -13,7 +13,7 @@ make_qemu_command() { # STATE ACCEL
 		qemu-system-x86_64 -nodefaults -display none -no-reboot -bios qboot.rom
 		-machine q35,nvdimm=on -smp 2 -m "$GUEST_MEMORY,slots=2,maxmem=16G"
 		-kernel "$root/vmlinux" -initrd "$cache_dir/initramfs-$(initramfs_key).cpio"
-		-append "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable nokaslr no_timer_check rcupdate.rcu_expedited=1 random.trust_cpu=on lsm=capability audit=0 hugepages=$guest_hugepages"
+		-append "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable nokaslr no_timer_check rcupdate.rcu_expedited=1 random.trust_cpu=on lsm=capability audit=0 hugepages=$guest_hugepages ${PMU_LAB_KERNEL_ARGS:-}"
 		-drive "file=$root/root.erofs,format=raw,if=virtio,readonly=on"
 		-serial "file:$state/boot/console.log"
 		-device virtio-serial -chardev "pipe,id=requests,path=$state/boot/requests"
