@@ -371,6 +371,36 @@ impl CmId {
         })
     }
 
+    /// Sets how long a request waits for the peer's answer before it is sent again: 4.096 µs times 2
+    /// to the power of `exponent`, 0 to 31 (0 is for ever). A silent peer counts as gone after about
+    /// that times the retries; the kernel's own choice makes that half a minute on RoCE. To be set
+    /// before [`CmId::connect`] or [`CmId::accept`], for this side's requests.
+    ///
+    /// # Errors
+    /// [`VerbsError::Invalid`] over 31; ENOSYS from kernels that can't (before 5.1).
+    pub fn set_ack_timeout(&self, exponent: u8) -> Result<(), VerbsError> {
+        let mut value = exponent;
+        // Five bits on the wire; the kernel takes any number.
+        if exponent > 31 {
+            return Err(VerbsError::Invalid(
+                "an exponent of the acknowledgement timeout over 31",
+            ));
+        }
+        self.call("rdma_set_option", |library, id| {
+            // SAFETY: the identifier is live; this option is a u8, which is copied before the call
+            // returns.
+            unsafe {
+                library.rdma_set_option(
+                    id,
+                    RDMA_OPTION_ID.cast_signed(),
+                    RDMA_OPTION_ID_ACK_TIMEOUT.cast_signed(),
+                    (&raw mut value).cast(),
+                    1,
+                )
+            }
+        })
+    }
+
     /// Asks the peer for a connection of the queue pair on this identifier. Ends with
     /// [`EventKind::Established`], [`EventKind::Rejected`], [`EventKind::Unreachable`] or
     /// [`EventKind::ConnectError`].
@@ -412,15 +442,25 @@ impl CmId {
         })
     }
 
-    /// Ends the connection: this side's queue pair breaks now, the peer's when it hears of it.
-    /// Both get [`EventKind::Disconnected`].
+    /// Ends the connection: this side's queue pair breaks now. The peer gets
+    /// [`EventKind::Disconnected`] and must disconnect (or drop its identifier) in turn, which
+    /// breaks its queue pair; this side then gets [`EventKind::Disconnected`] too, or after some
+    /// seconds without an answer.
     ///
     /// # Errors
-    /// EINVAL where there is no connection.
+    /// [`VerbsError::Invalid`] or EINVAL where there is no connection.
     pub fn disconnect(&self) -> Result<(), VerbsError> {
-        self.with_queue_pair("rdma_disconnect", |library, id| {
-            // SAFETY: the identifier is live.
-            unsafe { library.rdma_disconnect(id) }
+        let _lock = self.inner.channel.lock();
+        let id = self.inner.raw.as_ptr();
+        // SAFETY: the identifier is live, and the lock keeps librdmacm from writing to it.
+        if unsafe { (*id).verbs }.is_null() {
+            return Err(VerbsError::Invalid(
+                "the identifier isn't bound to a device yet",
+            ));
+        }
+        // SAFETY: the identifier is live and bound to a device, whose kind the library looks at.
+        check("rdma_disconnect", unsafe {
+            self.inner.channel.verbs.cm.rdma_disconnect(id)
         })
     }
 
@@ -521,7 +561,7 @@ impl CmId {
                 .channel
                 .verbs
                 .cm
-                .rdma_destroy_qp(self.inner.raw.as_ptr())
+                .rdma_destroy_qp(self.inner.raw.as_ptr());
         };
     }
 }

@@ -70,7 +70,8 @@ impl Poster {
     ///
     /// # Safety
     /// Between `start` and `complete` or `abort`. The queue pair accepts the operation. The
-    /// objects behind the pointers in `request` live until `complete` or `abort`. `payload` has at
+    /// objects behind the pointers in `request` live until `complete` or `abort`, and until then
+    /// nobody else uses the window. `payload` has at
     /// most as many elements or bytes as the queue pair was made for, and a classic poster has
     /// room for one more.
     #[inline]
@@ -241,6 +242,7 @@ impl Extended {
                 Request::Send => call(self.send, |f| f(table)),
                 Request::Bind { window, rkey, info } => {
                     call(self.bind, |f| f(table, window, rkey, &raw const info));
+                    note_key(window, rkey);
                 }
                 Request::Invalidate { rkey } => call(self.invalidate, |f| f(table, rkey)),
                 Request::Flush {
@@ -251,7 +253,7 @@ impl Extended {
                     level,
                 } => {
                     call(self.flush, |f| {
-                        f(table, rkey, address, length, placement, level)
+                        f(table, rkey, address, length, placement, level);
                     });
                 }
                 Request::AtomicWrite {
@@ -417,6 +419,16 @@ impl Classic {
         // `count` requests, and everything that it names is alive by the caller's promise.
         let result = unsafe { inline::ibv_post_send(queue_pair, requests, &raw mut bad) };
         if result == 0 {
+            for request in &self.requests[..count] {
+                if request.opcode == IBV_WR_BIND_MW {
+                    // SAFETY: the opcode says which variant was written; the window is alive and
+                    // nobody else uses it, by the caller's promise.
+                    unsafe {
+                        let bind = request.__bindgen_anon_2.bind_mw;
+                        note_key(bind.mw, bind.rkey);
+                    }
+                }
+            }
             return Ok(());
         }
         let errno = if result < 0 {
@@ -437,6 +449,16 @@ impl Classic {
             }
         }
     }
+}
+
+/// Writes the key of a binding that was handed over into the C structure of its window, from where
+/// the provider takes it for the next binding. For type 2 windows that is the program's duty.
+///
+/// # Safety
+/// The window is live, and nobody else uses it now.
+unsafe fn note_key(window: *mut ibv_mw, rkey: u32) {
+    // SAFETY: the caller's promise.
+    unsafe { (*window).rkey = rkey };
 }
 
 fn remote(rkey: u32, address: u64) -> ibv_send_wr__bindgen_ty_2__bindgen_ty_1 {

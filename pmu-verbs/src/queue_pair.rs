@@ -230,7 +230,7 @@ pub(crate) struct Inner {
     domain: Arc<ProtectionDomain>,
     send_queue: Arc<CompletionQueue>,
     receive_queue: Arc<CompletionQueue>,
-    /// The regions of a `QueuePair` that is gone while a control handle is still in a call.
+    /// The regions of a `QueuePair` that is gone while something else holds this.
     kept: Mutex<Vec<Arc<MemoryRegion>>>,
 }
 
@@ -262,6 +262,14 @@ impl Inner {
             ..Default::default()
         };
         self.modify(&mut raw, IBV_QP_STATE)
+    }
+
+    /// Ends the connection and breaks the queue pair. What refuses is broken already.
+    fn break_off(&self) {
+        if let Maker::ConnectionManager(id) = &self.maker {
+            let _ = id.disconnect();
+        }
+        let _ = self.to_error();
     }
 
     fn state(&self) -> Result<QueuePairState, VerbsError> {
@@ -626,7 +634,7 @@ impl QueuePair {
         }
     }
 
-    pub(crate) fn inner(&self) -> &Inner {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }
 
@@ -708,8 +716,11 @@ fn first_accepted(
 impl Drop for QueuePair {
     fn drop(&mut self) {
         self.abandon_batch();
-        // If a control handle is in a call, the device's queue pair goes when that call ends, and
-        // the regions after it.
+        // Where a window is bound or a control handle is in a call, the device's queue pair lives
+        // on until they are done, and the regions with it. The peer must be cut off now.
+        if Arc::strong_count(&self.inner) > 1 {
+            self.inner.break_off();
+        }
         let regions = self.slots.drain(..).filter_map(|slot| slot.region);
         self.inner
             .kept

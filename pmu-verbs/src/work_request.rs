@@ -360,19 +360,20 @@ impl<'q> Batch<'q> {
     /// `new_rkey` is from [`MemoryWindow::next_rkey`] or [`MemoryWindow::rkey_with_tag`]. The
     /// window must be unbound: new, or invalidated with the completion of that seen.
     ///
-    /// The window holds on to the region from now on, whether or not the batch is posted. The
-    /// window itself must be kept too, until it is invalidated: dropping it unbinds it.
+    /// From now on the window holds the region and the queue pair, whether or not the batch is
+    /// posted; one whose binding wasn't done can only be dropped. Keep the window: dropping it
+    /// unbinds it.
     ///
     /// # Errors
     /// As [`Batch::write`]; [`VerbsError::OutOfBounds`] where the range isn't inside the region;
     /// [`VerbsError::Mixed`] where window, region and queue pair aren't of one domain;
-    /// [`VerbsError::Invalid`] where the region isn't registered for windows or the key isn't one
-    /// of this window.
+    /// [`VerbsError::Invalid`] where the window is bound, the region isn't registered for windows
+    /// or the key isn't one of this window.
     pub fn bind_window(
         &mut self,
         wr_id: u64,
         flags: WrFlags,
-        window: &'q MemoryWindow,
+        window: &'q mut MemoryWindow,
         new_rkey: u32,
         binding: &WindowBinding<'q>,
     ) -> Result<(), VerbsError> {
@@ -382,6 +383,41 @@ impl<'q> Batch<'q> {
             length,
             access,
         } = *binding;
+        self.check_binding(window, new_rkey, binding)?;
+        self.check_room(Operations::BIND_WINDOW)?;
+        let info = ibv_mw_bind_info {
+            mr: region.raw(),
+            addr: address,
+            length,
+            mw_access_flags: access.bits(),
+        };
+        window.note_binding(new_rkey, region, self.queue_pair.inner());
+        let request = Request::Bind {
+            window: window.raw(),
+            rkey: new_rkey,
+            info,
+        };
+        self.push(
+            Operations::BIND_WINDOW,
+            wr_id,
+            flags,
+            request,
+            Payload::None,
+        )
+    }
+
+    fn check_binding(
+        &self,
+        window: &MemoryWindow,
+        new_rkey: u32,
+        binding: &WindowBinding<'_>,
+    ) -> Result<(), VerbsError> {
+        let WindowBinding {
+            region,
+            address,
+            length,
+            ..
+        } = *binding;
         let domain = region.protection_domain();
         if !Arc::ptr_eq(domain, window.protection_domain())
             || !Arc::ptr_eq(domain, self.queue_pair.protection_domain())
@@ -390,6 +426,9 @@ impl<'q> Batch<'q> {
                 what: "window, region and queue pair",
                 owner: "protection domains",
             });
+        }
+        if window.is_bound() {
+            return Err(VerbsError::Invalid("the memory window is bound"));
         }
         if !region.access().contains(Access::WINDOW_BIND) {
             return Err(VerbsError::Invalid(
@@ -408,40 +447,30 @@ impl<'q> Batch<'q> {
         if address < region.start() || !inside || length == 0 {
             return Err(out_of_bounds(offset, length, region.length()));
         }
-        let info = ibv_mw_bind_info {
-            mr: region.raw(),
-            addr: address,
-            length,
-            mw_access_flags: access.bits(),
-        };
-        self.check_room(Operations::BIND_WINDOW)?;
-        window.note_binding(new_rkey, region);
-        let request = Request::Bind {
-            window: window.raw(),
-            rkey: new_rkey,
-            info,
-        };
-        self.push(
-            Operations::BIND_WINDOW,
-            wr_id,
-            flags,
-            request,
-            Payload::None,
-        )
+        Ok(())
     }
 
-    /// Takes a window's rights away: once this completes, no request of the peer under `rkey` is
-    /// served, and one that is tried breaks the connection.
+    /// Takes a window's rights away: once this completes with success, no request of the peer under
+    /// the window's key is served, and one that is tried breaks the connection. Where it doesn't
+    /// succeed (the queue pair was broken already), drop the window.
     ///
     /// # Errors
-    /// As [`Batch::write`].
+    /// As [`Batch::write`]; [`VerbsError::Invalid`] where the window isn't bound: soft-RoCE would
+    /// bring its kernel down over that.
     pub fn local_invalidate(
         &mut self,
         wr_id: u64,
         flags: WrFlags,
-        rkey: u32,
+        window: &'q mut MemoryWindow,
     ) -> Result<(), VerbsError> {
-        let request = Request::Invalidate { rkey };
+        if !window.is_bound() {
+            return Err(VerbsError::Invalid("the memory window isn't bound"));
+        }
+        self.check_room(Operations::LOCAL_INVALIDATE)?;
+        window.note_invalidation();
+        let request = Request::Invalidate {
+            rkey: window.rkey(),
+        };
         self.push(
             Operations::LOCAL_INVALIDATE,
             wr_id,

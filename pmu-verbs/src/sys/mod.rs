@@ -12,6 +12,7 @@
     unreachable_pub,
     unsafe_op_in_unsafe_fn,
     clippy::all,
+    clippy::pedantic,
     clippy::undocumented_unsafe_blocks
 )]
 pub(crate) mod verbs;
@@ -26,6 +27,7 @@ pub(crate) mod verbs;
     unreachable_pub,
     unsafe_op_in_unsafe_fn,
     clippy::all,
+    clippy::pedantic,
     clippy::undocumented_unsafe_blocks
 )]
 pub(crate) mod rdma_cm;
