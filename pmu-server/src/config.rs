@@ -104,6 +104,10 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
+fn yes() -> bool {
+    true
+}
+
 fn word<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -168,6 +172,9 @@ pub struct DataSection {
     pub path: Option<PathBuf>,
     /// For `soft-tcp` and `verbs`: the host that clients are told to connect to; absent: the address of `listen`.
     pub advertise: Option<String>,
+    /// For `verbs`: offer native FLUSH where the device has it.
+    #[serde(default = "yes")]
+    pub native_flush: bool,
 }
 
 /// One pool.
@@ -509,6 +516,9 @@ impl DataSection {
                 "path: only soft-unix has one, {provider} has listen"
             ));
         }
+        if provider == Provider::Verbs && listen.ip().is_unspecified() {
+            return Some("listen: verbs needs the address of one RDMA device's interface".into());
+        }
         match &self.advertise {
             None if listen.ip().is_unspecified() => Some(format!(
                 "advertise: clients can't connect to {}; name the host that they shall connect to",
@@ -576,6 +586,7 @@ mod tests {
             "advertise",
             "medium",
             "size",
+            "native_flush",
             "inbound_writes_reach_medium",
             "format",
             "filter",

@@ -83,8 +83,9 @@ impl UnitState {
         }
         self.pools[region.pool].set_grants(region.id, grants)?;
         tracing::info!(%rights, "grant set");
-        let unfounded =
-            |session: &Session| session.principal == principal && !rights.contains(session.rights);
+        let unfounded = |session: &Session| {
+            session.principal == principal && !rights.contains(session.rights_needed())
+        };
         self.end_sessions(&region, &mut desk, End::Revoked, unfounded)
             .map(|(_, windows)| windows)
     }
@@ -102,17 +103,20 @@ impl UnitState {
         let before = grants.len();
         grants.retain(|grant| grant.principal != *principal);
         let had_grant = grants.len() < before;
-        if had_grant {
-            self.pools[region.pool].set_grants(region.id, grants)?;
-            tracing::info!("grant revoked");
-        }
-        // Also without a grant: an earlier revocation may have failed to take windows away, and is finished here.
+        let durable = match had_grant {
+            true => self.pools[region.pool].set_grants(region.id, grants),
+            false => Ok(()),
+        };
+        // Even where the medium failed. And without a grant too: an earlier revocation may have failed to take windows away,
+        // and is finished here.
         let mut hands = self.hands(&region);
         desk.writers.revoke(principal, &mut hands)?;
+        durable?;
         if !had_grant && hands.sessions == 0 {
             let message = format!("{principal} has no grant on region {name}");
             return Err(Refusal::new(Reason::NoSuchGrant, message));
         }
+        tracing::info!(windows = hands.windows, "grant revoked");
         Ok(hands.windows)
     }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pmu_fabric::{
-    ConnectToken, ExposedExtent, ExposedRegion, PersistenceMethod, Provider, WindowAccess,
+    ConnectToken, ExposedExtent, ExposedRegion, FabricError, PersistenceMethod, Provider,
+    WindowAccess,
 };
 use pmu_format::{LOG_RING_OFFSET, Mode, Need, PAGE_BYTES, PrincipalName, RegionEntry, Rights};
 use pmu_proto::v1::{
@@ -19,6 +20,8 @@ use crate::session::{DataConnection, End, Session, Stage, Wish};
 use crate::state::{Desk, Listener, Region, UnitState, rights_of};
 use crate::writers::{Candidate, Granted};
 
+/// How often whoever waits for a data connection looks whether the session is still there.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const READ_ONLY: WindowAccess = WindowAccess {
     read: true,
     write: false,
@@ -176,14 +179,7 @@ impl UnitState {
         session: &Session,
         timeout_ms: u32,
     ) -> Result<ActivateResponse, Refusal> {
-        let fabric = &self.listeners[session.data.listener].fabric;
-        let longest = self.config.limits.connect_within();
-        let wait = match timeout_ms {
-            0 => longest,
-            asked => Duration::from_millis(asked.into()).min(longest),
-        };
-        let connected = fabric.wait_connected(session.data.connection, wait);
-
+        let connected = self.wait_connected(session, timeout_ms);
         // A fence or a revocation may have come in between: only who holds the region knows.
         let region = self.region(&session.region_name)?;
         let mut desk = region.desk();
@@ -216,6 +212,30 @@ impl UnitState {
                 desk.writers
                     .closed(session.id, End::Failed, &mut self.hands(&region))?;
                 Err(refusal)
+            }
+        }
+    }
+
+    /// Waits for the data connection, for as long as asked and the token is valid; no longer than the session lives.
+    fn wait_connected(&self, session: &Session, timeout_ms: u32) -> Result<(), FabricError> {
+        let fabric = &self.listeners[session.data.listener].fabric;
+        let longest = self.config.limits.connect_within();
+        let wait = match timeout_ms {
+            0 => longest,
+            asked => Duration::from_millis(asked.into()).min(longest),
+        };
+        let until = Instant::now() + wait;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match fabric.wait_connected(session.data.connection, left.min(LOOK_AGAIN)) {
+                Err(FabricError::TimedOut { what, .. }) => {
+                    let stage = self.sessions.get(session.id).map(|session| session.stage);
+                    if left <= LOOK_AGAIN || stage != Some(Stage::Activating) {
+                        let waited_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                        return Err(FabricError::TimedOut { what, waited_ms });
+                    }
+                }
+                done => return done,
             }
         }
     }

@@ -131,6 +131,15 @@ pub struct Session {
 }
 
 impl Session {
+    /// What its principal must be granted for the session to go on. A primary may read though it was not granted that.
+    #[must_use]
+    pub fn rights_needed(&self) -> Rights {
+        match self.role {
+            SessionRole::Primary => self.rights - Rights::READ,
+            _ => self.rights,
+        }
+    }
+
     /// Not ended.
     #[must_use]
     pub fn is_live(&self) -> bool {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use metrics_exporter_prometheus::PrometheusHandle;
 use pmu_auth::{AuthError, Identity};
 use pmu_fabric::soft::SoftUnit;
+use pmu_fabric::verbs::{VerbsUnit, VerbsUnitOptions};
 use pmu_fabric::{FabricError, FabricEvent, Provider, UnitFabric};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -140,7 +141,7 @@ impl Unit {
         );
         let server = tokio::spawn(serve(Arc::clone(&state), incoming, stopped));
         tracing::info!(
-            unit = state.unit_name(), %control_address, pools = state.pools.len(),
+            unit = state.unit_name(), %control_address, metrics_address = metrics_address.map(tracing::field::display), pools = state.pools.len(),
             data = ?data_addresses(&state), "unit started, locked until a manager initialises it"
         );
         Ok(UnitHandle {
@@ -190,32 +191,40 @@ impl UnitHandle {
 
     /// Stops cleanly: no new requests, requests at work end, then sessions and data connections, then the pools are
     /// closed. What was durable stays so; nothing else needs to be written.
-    pub async fn stop(mut self) {
-        let within = self.state.config.limits.stop_within();
-        self.state.begin_stop();
-        self.stop.send_replace(true);
-        let started = Instant::now();
-        if !self.server.is_finished()
-            && tokio::time::timeout(within, &mut self.server)
-                .await
-                .is_err()
-        {
+    pub async fn stop(self) {
+        let Self {
+            state,
+            stop,
+            mut server,
+            mut tasks,
+            ..
+        } = self;
+        let within = state.config.limits.stop_within();
+        let unit = state.unit_name().to_owned();
+        let memories: Vec<_> = state
+            .pools
+            .iter()
+            .map(|pool| Arc::downgrade(&pool.memory()))
+            .collect();
+        state.begin_stop();
+        stop.send_replace(true);
+        if !server.is_finished() && tokio::time::timeout(within, &mut server).await.is_err() {
             tracing::warn!(
                 within_ms = within.as_millis(),
                 "control connections are cut: their requests did not end in time"
             );
-            self.server.abort();
+            server.abort();
         }
-        let state = Arc::clone(&self.state);
         if let Err(error) = tokio::task::spawn_blocking(move || state.close_everything()).await {
             tracing::error!(%error, "closing the unit failed");
         }
-        self.tasks.shutdown().await;
-        // Requests that outlived their connections hold the pools a moment longer.
-        while Arc::strong_count(&self.state) > 1 && started.elapsed() < within * 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        tasks.shutdown().await;
+        // Threads of data connections and requests that outlived their caller hold the pools a moment longer.
+        let until = Instant::now() + within;
+        while memories.iter().any(|memory| memory.strong_count() > 0) && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        tracing::info!(unit = self.state.unit_name(), "unit stopped");
+        tracing::info!(unit, "unit stopped");
     }
 }
 
@@ -308,10 +317,12 @@ fn listen(index: usize, section: &DataSection) -> Result<Listener, StartError> {
     let fabric: Result<Box<dyn UnitFabric>, FabricError> = match section.provider {
         Provider::SoftTcp => SoftUnit::listen_tcp(&address).map(|unit| Box::new(unit) as _),
         Provider::SoftUnix => SoftUnit::listen_unix(&address).map(|unit| Box::new(unit) as _),
-        Provider::Verbs => Err(FabricError::Unavailable {
-            provider: Provider::Verbs,
-            reason: "this build has no verbs provider".into(),
-        }),
+        Provider::Verbs => {
+            let options = VerbsUnitOptions {
+                without_flush: !section.native_flush,
+            };
+            VerbsUnit::listen(&address, options).map(|unit| Box::new(unit) as _)
+        }
     };
     let fabric = fabric.map_err(|error| match &error {
         FabricError::Io { source, .. } => listen_error(&key, &address, source),
@@ -378,16 +389,12 @@ async fn watch_connections(state: Arc<UnitState>, mut events: Events) {
     while let Some((listener, event)) = events.recv().await {
         if let FabricEvent::Disconnected { connection, reason } = event {
             let state = Arc::clone(&state);
+            let data = DataConnection {
+                listener,
+                connection,
+            };
             // Not waited for: one region that is busy must not hold up the others.
-            tokio::task::spawn_blocking(move || {
-                state.disconnected(
-                    DataConnection {
-                        listener,
-                        connection,
-                    },
-                    &reason,
-                )
-            });
+            tokio::task::spawn_blocking(move || state.disconnected(data, &reason));
         }
     }
 }

@@ -1,5 +1,10 @@
 //! A unit in this process, reached as from outside: control over mutual TLS, data over the soft fabric.
-#![allow(missing_docs, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests"
+)]
 
 mod support;
 
@@ -398,6 +403,21 @@ async fn p17_revoked_principals_lose_their_windows_at_once() {
     let mut writer = alice.attach(primary("log")).await.unwrap();
     let mut second = alice.attach(reader("log")).await.unwrap();
     let mut third = bob.attach(reader("log")).await.unwrap();
+    // What a session needs, and no more.
+    let request = v1::SetGrantRequest {
+        region: "log".into(),
+        grant: Some(grant("alice", APPEND | READ | MANAGE)),
+    };
+    assert_eq!(
+        manager
+            .admin
+            .set_grant(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .windows_invalidated,
+        0
+    );
     // Less than before: only the session that uses the lost right ends.
     let request = v1::SetGrantRequest {
         region: "log".into(),
@@ -452,7 +472,6 @@ async fn wrong_roles_are_refused() {
     );
     let delete = v1::DeleteRegionRequest {
         region: "log".into(),
-        ..Default::default()
     };
     refused(alice.admin.delete_region(delete).await, Reason::WrongRole);
     let fence = v1::FenceRegionRequest {
@@ -600,7 +619,6 @@ async fn regions_are_deleted_with_their_sessions_and_erased() {
     writer.write(8192, b"secret").unwrap();
     let delete = v1::DeleteRegionRequest {
         region: "log".into(),
-        ..Default::default()
     };
     let deleted = manager
         .admin
@@ -742,14 +760,15 @@ async fn requests_that_make_no_sense_are_refused_with_their_reason() {
         manager.admin.create_region(good.clone()).await,
         Reason::NameTaken,
     );
-    // A table that is full of grants.
+    // A table that is full.
     let mut full = None;
-    for number in 0..2000 {
-        let request = v1::SetGrantRequest {
-            region: "r".into(),
-            grant: Some(grant(&format!("{number:0>60}"), READ)),
+    for number in 0..40 {
+        let request = v1::CreateRegionRequest {
+            name: format!("r{number}"),
+            attributes: vec![1; 4096],
+            ..good.clone()
         };
-        if let Err(status) = manager.admin.set_grant(request).await {
+        if let Err(status) = manager.admin.create_region(request).await {
             full = Some(status);
             break;
         }

@@ -6,7 +6,7 @@ use pmu_format::{PrincipalName, RegionName};
 use pmu_proto::v1::admin_server::Admin;
 use pmu_proto::v1::{
     CreateRegionRequest, CreateRegionResponse, DeleteRegionRequest, DeleteRegionResponse,
-    FenceRegionRequest, FenceRegionResponse, Grant, InitializeRequest, InitializeResponse,
+    FenceRegionRequest, FenceRegionResponse, InitializeRequest, InitializeResponse,
     ListRegionsRequest, ListRegionsResponse, RevokeGrantRequest, RevokeGrantResponse,
     SetGrantRequest, SetGrantResponse, ShowRegionRequest, ShowRegionResponse, StatusRequest,
     StatusResponse, VerifyPoolRequest, VerifyPoolResponse,
@@ -82,7 +82,7 @@ impl Admin for Control {
         let caller = self.manager(&request)?;
         let request = request.into_inner();
         let region = RegionName::new(&request.region).map_err(Refusal::from)?;
-        let grant = convert::requested_grant(&request.grant.unwrap_or(Grant::default()))?;
+        let grant = convert::requested_grant(&request.grant.unwrap_or_default())?;
         let span =
             info_span!("set_grant", principal = %caller.name, %region, grantee = %grant.principal);
         self.run(span, move |state| {

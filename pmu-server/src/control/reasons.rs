@@ -49,7 +49,7 @@ impl From<Refusal> for Status {
         let reason = pmu_proto::reason::name(refusal.reason);
         match refusal.reason {
             Reason::Medium | Reason::Fabric => {
-                tracing::error!(reason, message = %refusal.message, "request failed")
+                tracing::error!(reason, message = %refusal.message, "request failed");
             }
             _ => tracing::info!(reason, message = %refusal.message, "request refused"),
         }

@@ -4,6 +4,7 @@
     dead_code,
     missing_docs,
     unreachable_pub,
+    clippy::unwrap_used,
     reason = "shared by tests, each of which uses a part"
 )]
 
@@ -233,7 +234,9 @@ impl Peer {
     /// Opens, connects and activates.
     pub async fn attach(&mut self, request: v1::OpenRegionRequest) -> Result<Data, Status> {
         let opened = self.open(request).await?;
-        let connection = data_connection(&opened).unwrap();
+        // A fence may have come in between.
+        let connection =
+            data_connection(&opened).map_err(|error| Status::unavailable(error.to_string()))?;
         let active = self.activate(opened.session_id, 0).await?;
         Ok(Data::new(opened, active, connection))
     }
