@@ -1,1 +1,28 @@
+//! The demonstration: an inverted index over real sources that survives the death of the process that makes it.
+//! It never tells the unit or the client library anything that any other program could not.
+#![forbid(unsafe_code)]
 
+pub mod backup;
+pub mod child;
+pub mod cli;
+pub mod clock;
+pub mod corpus;
+mod error;
+pub mod event;
+pub mod failure;
+pub mod index;
+pub mod orchestrate;
+pub mod primary;
+pub mod record;
+pub mod reference;
+pub mod report;
+pub mod run;
+pub mod seed;
+pub mod site;
+pub mod tools;
+mod varint;
+pub mod watch;
+pub mod words;
+pub mod work;
+
+pub use error::{DemoError, Result};

@@ -1,0 +1,192 @@
+//! The backup: follows the primary, or comes when that is dead; takes over, and does the rest of the work.
+
+use std::time::Duration;
+
+use pmu_client::{ClientError, LogBackup, LogRecord, LogTakeover, OpenOptions, SetPrimary, Unit};
+
+use crate::cli::BackupArguments;
+use crate::clock::now_ns;
+use crate::corpus::Corpus;
+use crate::error::{DemoError, Result};
+use crate::event::Event;
+use crate::index::Index;
+use crate::record;
+use crate::site::{LOG_REGION, STATE_REGION};
+use crate::watch::Watch;
+use crate::work::{Cleaner, Position, connect, finish, options};
+
+/// How much of the log is read at a time.
+const READ_BYTES: usize = 256 << 10;
+/// How long to wait for more where nothing is unread.
+const IDLE: Duration = Duration::from_millis(1);
+/// What is read is cleared when it is so much of the usual distance between sets; the log has room for several distances.
+const CLEAR_SHARE: u64 = 4;
+
+/// Waits for the end of the primary, takes over, and works.
+///
+/// # Errors
+/// [`DemoError`].
+pub fn run(arguments: &BackupArguments) -> Result<()> {
+    let work = &arguments.work;
+    let corpus = Corpus::load(&work.list)?;
+    let unit = connect(&work.unit, &work.identity)?;
+    let options = options(work.transport)?;
+    let mut index = Index::default();
+    let follower = if arguments.warm {
+        let watch = match arguments.watch_pid {
+            Some(id) => Watch::process(id)?,
+            None => Watch::standard_input()?,
+        };
+        let mut follower = unit
+            .open_log_backup(LOG_REGION, true, &options)
+            .map_err(DemoError::client("open the log to read"))?;
+        follow(
+            &mut follower,
+            &mut index,
+            &watch,
+            work.set_every_bytes / CLEAR_SHARE,
+        )?;
+        Some(follower)
+    } else {
+        None
+    };
+    Event::Detected { at_ns: now_ns() }.send()?;
+    let at = take_over(&unit, &options, index, follower)?;
+    finish(work, &corpus, at)
+}
+
+/// Keeps the index at the log's end and clears what it has taken in, until the primary is gone.
+fn follow(
+    follower: &mut LogBackup,
+    index: &mut Index,
+    watch: &Watch,
+    clear_bytes: u64,
+) -> Result<()> {
+    let mut uncleared_bytes = 0;
+    let mut following = false;
+    loop {
+        let records = follower
+            .read_unread(READ_BYTES)
+            .map_err(DemoError::client("follow the log"))?;
+        let idle = records.len() == 0;
+        for found in records {
+            add(index, &found)?;
+            uncleared_bytes += found.payload.len() as u64;
+        }
+        if !following {
+            following = true;
+            Event::Following.send()?;
+        }
+        if watch.happened(if idle { IDLE } else { Duration::ZERO })? {
+            return Ok(());
+        }
+        if uncleared_bytes > clear_bytes {
+            follower
+                .clear_handed_out()
+                .map_err(DemoError::client("clear the log"))?;
+            uncleared_bytes = 0;
+        }
+    }
+}
+
+fn add(index: &mut Index, found: &LogRecord<'_>) -> Result<()> {
+    let (document, words) = record::decode(found.payload)?;
+    index.add(document, &words)
+}
+
+/// Fences both regions, makes the state whole, and opens both for writing.
+fn take_over(
+    unit: &Unit,
+    options: &OpenOptions,
+    mut index: Index,
+    follower: Option<LogBackup>,
+) -> Result<Position> {
+    // Taking a region over fences it in any case. Here both are fenced before anything else, so that the time is known.
+    let fenced = [LOG_REGION, STATE_REGION].map(|region| unit.fence(region));
+    let at_ns = now_ns();
+    let mut took_us = 0;
+    for report in fenced {
+        let report = report.map_err(DemoError::client("fence"))?;
+        took_us += u64::try_from(report.took.as_micros()).unwrap_or(u64::MAX);
+    }
+    Event::Fenced { at_ns, took_us }.send()?;
+    let sets = open_sets(unit, options, &mut index, follower.is_some())?;
+    let set_documents = if follower.is_some() {
+        0
+    } else {
+        index.documents()
+    };
+    let (log, tail_records, tail_bytes) = open_log(unit, options, &mut index)?;
+    let cleared = log.recovered.cursor;
+    let cleaner = match follower {
+        Some(follower) => Cleaner::Open(Box::new(follower)),
+        None => Cleaner::Later(unit.clone(), *options),
+    };
+    let (at_ns, documents) = (now_ns(), index.documents());
+    Event::Recovered {
+        at_ns,
+        documents,
+        set_documents,
+        tail_records,
+        tail_bytes,
+    }
+    .send()?;
+    Ok(Position {
+        index,
+        log: log.primary,
+        sets,
+        cleaner: Some(cleaner),
+        cleared,
+    })
+}
+
+/// A backup that followed has the state already; another takes the newest set.
+fn open_sets(
+    unit: &Unit,
+    options: &OpenOptions,
+    index: &mut Index,
+    followed: bool,
+) -> Result<SetPrimary> {
+    if followed {
+        return unit
+            .open_sets_primary(STATE_REGION, options)
+            .map_err(DemoError::client("open the sets"));
+    }
+    let mut state = Vec::new();
+    let takeover = unit
+        .take_over_sets(STATE_REGION, options, &mut state)
+        .map_err(DemoError::client("take the sets over"))?;
+    if takeover.recovered.is_some() {
+        *index = Index::decode(&state)?;
+    }
+    Ok(takeover.primary)
+}
+
+/// Takes the log over, and adds to the index what that does not hold yet: how many records, and their bytes.
+fn open_log(
+    unit: &Unit,
+    options: &OpenOptions,
+    index: &mut Index,
+) -> Result<(LogTakeover, u64, u64)> {
+    let (mut tail_records, mut tail_bytes) = (0, 0);
+    let mut refused = None;
+    let takeover = unit.take_over_log(LOG_REGION, options, |found| {
+        let before = index.documents();
+        if let Err(error) = add(index, &found) {
+            refused = Some(error);
+            return Err(ClientError::Invalid("a record is not ours".into()));
+        }
+        if index.documents() > before {
+            tail_records += 1;
+            tail_bytes += found.payload.len() as u64;
+        }
+        Ok(())
+    });
+    match (takeover, refused) {
+        (_, Some(error)) => Err(error),
+        (takeover, None) => {
+            let takeover = takeover.map_err(DemoError::client("take the log over"))?;
+            Ok((takeover, tail_records, tail_bytes))
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! `pmu-demo run`: everything that a person would have to do, in order, and what came of it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::child;
+use crate::cli::{BackupMode, PoolChoice, RunArguments, Transport};
+use crate::corpus::Corpus;
+use crate::error::{DemoError, Result};
+use crate::event::{Event, Totals};
+use crate::failure::Failure;
+use crate::report::{Backup, RunReport, table, takeovers};
+use crate::run::{Choice, Plan, carry_out};
+use crate::seed::Random;
+use crate::site::{Site, Sizes};
+use crate::tools::{Tools, arguments};
+
+/// So that a run takes a few seconds.
+const DOCUMENTS_DEFAULT: u32 = 6_000;
+/// The lab emulates its processor.
+const DOCUMENTS_DEFAULT_LAB: u32 = 150;
+/// A run has about as many sets.
+const SETS: u64 = 10;
+/// How often a run may be tried whose primary was done too early.
+const TRIES: u32 = 5;
+/// What a record takes in the log beside its payload, at most.
+const RECORD_OVERHEAD_BYTES: u64 = 56;
+
+/// Runs the demonstration.
+///
+/// # Errors
+/// [`DemoError`]; failed runs are an exit status instead.
+pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
+    let folder = Folder::make(arguments)?;
+    end_with_signals(folder.path.clone(), folder.temporary)?;
+    let timeout = Duration::from_secs(arguments.timeout.into());
+    let logs = folder.path.join("logs");
+    let tools = Tools::find(logs, timeout, arguments.verbose)?;
+    let pool = pool(arguments, &folder.path)?;
+    let (plan, sizes) = prepare(arguments, tools, &folder.path)?;
+    let mut site = Site::set_up(&plan.tools, &folder.path, plan.transport, &pool, sizes)?;
+    eprintln!(
+        "unit: certificates made, pool {} on {}, unlocked; data goes over {}",
+        pool.path
+            .as_deref()
+            .unwrap_or(Path::new("anonymous"))
+            .display(),
+        pool.medium,
+        plan.transport.name()
+    );
+    let reports = all_runs(arguments, &plan, &mut site);
+    let reports = reports.inspect_err(|_| folder.keep())?;
+    site.stop()?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", summary(&plan, &reports)).map_err(DemoError::system("print the table"))?;
+    let good = reports.iter().all(RunReport::is_good);
+    if !good || arguments.keep || !folder.temporary {
+        folder.keep();
+    }
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Lists the documents, and makes the answer without any unit.
+fn prepare(arguments: &RunArguments, tools: Tools, folder: &Path) -> Result<(Plan, Sizes)> {
+    let sources = sources(arguments)?;
+    let documents = arguments.documents.unwrap_or(if in_lab() {
+        DOCUMENTS_DEFAULT_LAB
+    } else {
+        DOCUMENTS_DEFAULT
+    });
+    let corpus = Corpus::scan(&sources, documents as usize)?;
+    let list = folder.join("documents.json");
+    corpus.save(&list)?;
+    let mib = corpus.bytes() as f64 / f64::from(1 << 20);
+    eprintln!(
+        "documents: {} files, {mib:.1} MiB, below {}",
+        corpus.len(),
+        sources.display()
+    );
+    let answer = folder.join("reference.index");
+    let (totals, state_bytes, words) = reference(&tools, &list, &answer)?;
+    let seconds = totals.run_ns as f64 / 1e9;
+    eprintln!(
+        "uninterrupted run: {words} words, an index of {state_bytes} bytes, in {seconds:.1} s"
+    );
+    let log_bytes = totals.record_bytes + RECORD_OVERHEAD_BYTES * totals.records;
+    let set_every_bytes = log_bytes / SETS + 1;
+    // A new set when three quarters are taken at the latest, and room for the longest record.
+    let log_region_bytes = 4 * set_every_bytes + (2 << 20);
+    let seed = match arguments.seed {
+        Some(seed) => seed,
+        None => getrandom::u64()
+            .map_err(|error| DemoError::Unusable(format!("no randomness: {error}")))?,
+    };
+    eprintln!("seed: {seed}");
+    let transport = arguments.transport;
+    let zombie = arguments.zombie;
+    let folder = folder.to_owned();
+    let plan = Plan {
+        tools,
+        corpus,
+        list,
+        answer,
+        folder,
+        set_every_bytes,
+        transport,
+        zombie,
+        seed,
+    };
+    Ok((
+        plan,
+        Sizes {
+            log_bytes: log_region_bytes,
+            state_bytes: state_bytes + 4096,
+        },
+    ))
+}
+
+fn reference(tools: &Tools, list: &Path, result: &Path) -> Result<(Totals, u64, u64)> {
+    let arguments = arguments!["reference", "--list", list, "--result", result];
+    let mut child = tools.start("pmu-demo", &arguments, "reference", &[])?;
+    let mut finished = None;
+    if let Some(mut output) = child.output() {
+        while let Some(event) = Event::receive(&mut output)? {
+            if let Event::Finished {
+                totals,
+                state_bytes,
+                words,
+            } = event
+            {
+                finished = Some((totals, state_bytes, words));
+            }
+        }
+    }
+    child.wait_for_success(tools.timeout())?;
+    finished.ok_or_else(|| child.failed("reported nothing"))
+}
+
+fn all_runs(arguments: &RunArguments, plan: &Plan, site: &mut Site) -> Result<Vec<RunReport>> {
+    let mut json = match &arguments.json {
+        Some(path) => Some(File::create(path).map_err(DemoError::file("create", path))?),
+        None => None,
+    };
+    let mut random = Random::new(plan.seed);
+    let mut reports = Vec::new();
+    for run in 1..=arguments.runs {
+        let backup = match arguments.backup {
+            BackupMode::Warm => Backup::Warm,
+            BackupMode::Cold => Backup::Cold,
+            BackupMode::Alternate if run % 2 == 1 => Backup::Warm,
+            BackupMode::Alternate => Backup::Cold,
+        };
+        let report = one_run(plan, site, run, backup, &mut random)?;
+        eprintln!("{}", report.line());
+        if let (Some(file), Some(path)) = (&mut json, &arguments.json) {
+            let mut line = serde_json::to_vec(&report)
+                .map_err(|e| DemoError::file("write", path)(e.into()))?;
+            line.push(b'\n');
+            file.write_all(&line)
+                .map_err(DemoError::file("write", path))?;
+        }
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+fn one_run(
+    plan: &Plan,
+    site: &mut Site,
+    run: u32,
+    backup: Backup,
+    random: &mut Random,
+) -> Result<RunReport> {
+    let (earliest, latest) = Failure::bounds();
+    for _ in 0..TRIES {
+        let share = random.between(earliest, latest);
+        if let Some(report) = carry_out(plan, site, Choice { run, backup, share })? {
+            return Ok(report);
+        }
+        eprintln!("run {run}: the primary was done before it could fail; once more");
+    }
+    Err(DemoError::Unusable(format!(
+        "the primary was done before it could fail, {TRIES} times: give it more to do with --documents"
+    )))
+}
+
+fn summary(plan: &Plan, reports: &[RunReport]) -> String {
+    let mut text = table(reports);
+    for line in [Backup::Warm, Backup::Cold]
+        .into_iter()
+        .filter_map(|kind| takeovers(reports, kind))
+    {
+        text.push('\n');
+        text.push_str(&line);
+    }
+    if let Some(report) = reports.first() {
+        let durable = if report.durable {
+            "durable"
+        } else {
+            "NOT durable"
+        };
+        text.push_str(&format!(
+            "\nReceipts: {durable} by {} over {}. Seed {}.",
+            report.persistence, report.transport, plan.seed
+        ));
+    }
+    let stopped: Vec<_> = reports
+        .iter()
+        .filter_map(|report| report.zombie_stopped_by.as_deref())
+        .collect();
+    if let Some(first) = stopped.first() {
+        text.push_str(&format!(
+            "\nThe old primary went on {} times and was stopped each time: {first}",
+            stopped.len()
+        ));
+    }
+    let zombies_missed = reports
+        .iter()
+        .filter(|report| report.zombie && report.zombie_stopped_by.is_none())
+        .count();
+    if zombies_missed > 0 {
+        text.push_str(&format!(
+            "\nFAILED: the old primary was not stopped in {zombies_missed} runs."
+        ));
+    }
+    let lost: u64 = reports.iter().map(|report| report.lost_acknowledged).sum();
+    let different = reports.iter().filter(|report| !report.identical).count();
+    text.push_str(&format!(
+        "\n{} runs, {lost} acknowledged records lost, {different} answers differ from the uninterrupted run.",
+        reports.len()
+    ));
+    text
+}
+
+fn in_lab() -> bool {
+    std::env::var_os("PMU_LAB").is_some_and(|value| value == "1")
+}
+
+fn sources(arguments: &RunArguments) -> Result<PathBuf> {
+    if let Some(sources) = &arguments.sources {
+        return Ok(sources.clone());
+    }
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
+    home.map(|home| home.join("registry/src")).ok_or_else(|| {
+        DemoError::Unusable("there is no home directory: name a folder with --sources".into())
+    })
+}
+
+fn pool(arguments: &RunArguments, folder: &Path) -> Result<PoolChoice> {
+    if let Some(pool) = &arguments.pool {
+        return Ok(pool.clone());
+    }
+    if arguments.transport != Transport::Verbs {
+        return Ok(PoolChoice {
+            medium: "file".into(),
+            path: Some(folder.join("pool")),
+        });
+    }
+    let device = std::env::var_os("PMU_LAB_DAX0").ok_or_else(|| {
+        DemoError::Unusable(
+            "--transport verbs: name the unit's memory, as in --pool devdax:/dev/dax0.0".into(),
+        )
+    })?;
+    Ok(PoolChoice {
+        medium: "devdax".into(),
+        path: Some(device.into()),
+    })
+}
+
+/// Where everything is kept while the demonstration runs.
+struct Folder {
+    path: PathBuf,
+    temporary: bool,
+    kept: std::cell::Cell<bool>,
+}
+
+impl Folder {
+    fn make(arguments: &RunArguments) -> Result<Self> {
+        let (path, temporary) = match &arguments.dir {
+            Some(path) => {
+                fs::create_dir_all(path).map_err(DemoError::file("create", path))?;
+                (
+                    fs::canonicalize(path).map_err(DemoError::file("find", path))?,
+                    false,
+                )
+            }
+            None => {
+                let folder = tempfile::Builder::new().prefix("pmu-demo.").tempdir();
+                (
+                    folder
+                        .map_err(DemoError::system("create a temporary folder"))?
+                        .keep(),
+                    true,
+                )
+            }
+        };
+        let folder = Self {
+            path,
+            temporary,
+            kept: std::cell::Cell::new(false),
+        };
+        let logs = folder.path.join("logs");
+        if folder.path.join("manager").exists() {
+            let path = folder.path.display();
+            return Err(DemoError::Unusable(format!(
+                "{path} holds an earlier demonstration: name another --dir"
+            )));
+        }
+        fs::create_dir_all(&logs).map_err(DemoError::file("create", &logs))?;
+        Ok(folder)
+    }
+
+    fn keep(&self) {
+        if !self.kept.replace(true) {
+            eprintln!("files are kept in {}", self.path.display());
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.temporary && !self.kept.get() {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Ctrl-C and its like: kills all children, removes the temporary folder, and ends.
+fn end_with_signals(folder: PathBuf, temporary: bool) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(DemoError::system("prepare for signals"))?;
+    let streams = {
+        let _inside = runtime.enter();
+        [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ]
+        .map(signal)
+    };
+    let [interrupt, terminate, hang_up] = streams;
+    let failed = DemoError::system;
+    let mut interrupt = interrupt.map_err(failed("prepare for signals"))?;
+    let mut terminate = terminate.map_err(failed("prepare for signals"))?;
+    let mut hang_up = hang_up.map_err(failed("prepare for signals"))?;
+    std::thread::spawn(move || {
+        let number = runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => 2,
+                _ = terminate.recv() => 15,
+                _ = hang_up.recv() => 1,
+            }
+        });
+        child::kill_all();
+        if temporary {
+            let _ = fs::remove_dir_all(&folder);
+        }
+        std::process::exit(128 + number);
+    });
+    Ok(())
+}

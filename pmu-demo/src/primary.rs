@@ -1,0 +1,53 @@
+//! The primary: begins with nothing, and works until it is done, or dead, or fenced.
+
+use crate::cli::PrimaryArguments;
+use crate::corpus::Corpus;
+use crate::error::{DemoError, Result};
+use crate::event::Event;
+use crate::index::Index;
+use crate::site::{LOG_REGION, STATE_REGION};
+use crate::work::{Cleaner, Position, connect, finish, options};
+
+/// Opens both regions, waits for a line on standard input, and works.
+///
+/// # Errors
+/// [`DemoError`]; also when it was fenced, after saying so in an event.
+pub fn run(arguments: &PrimaryArguments) -> Result<()> {
+    let work = &arguments.work;
+    let corpus = Corpus::load(&work.list)?;
+    let unit = connect(&work.unit, &work.identity)?;
+    let options = options(work.transport)?;
+    let log = unit
+        .open_log_primary(LOG_REGION, &options)
+        .map_err(DemoError::client("open the log"))?;
+    let sets = unit
+        .open_sets_primary(STATE_REGION, &options)
+        .map_err(DemoError::client("open the sets"))?;
+    let cleaner = arguments
+        .clear_behind_sets
+        .then(|| Cleaner::Later(unit.clone(), options));
+    let cleared = log.submitted();
+    let at = Position {
+        index: Index::default(),
+        log,
+        sets,
+        cleaner,
+        cleared,
+    };
+    wait_for_go()?;
+    let done = finish(work, &corpus, at);
+    if let Err(error) = &done
+        && let Some(message) = error.fenced()
+    {
+        Event::StoppedByFence { message }.send()?;
+    }
+    done
+}
+
+fn wait_for_go() -> Result<()> {
+    let mut line = String::new();
+    std::io::stdin()
+        .read_line(&mut line)
+        .map_err(DemoError::system("wait for the word to go"))?;
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! What a run came to: an object for programs, a line of a table for people.
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+/// What the backup did before the failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backup {
+    /// It followed the log.
+    Warm,
+    /// It was started afterwards.
+    Cold,
+}
+
+impl Backup {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Warm => "warm",
+            Self::Cold => "cold",
+        }
+    }
+}
+
+/// Parts of the time from the failure to resumed work, in milliseconds; they add up.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct TakeoverParts {
+    /// Until the backup knew.
+    pub detected_ms: f64,
+    /// Then, until nothing of the old primary could land any more.
+    pub fenced_ms: f64,
+    /// Then, until the state was whole and the regions were open for writing.
+    pub recovered_ms: f64,
+    /// Then, until the first new document had its receipt.
+    pub resumed_ms: f64,
+}
+
+/// One run.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunReport {
+    /// Which one, from 1.
+    pub run: u32,
+    /// The seed of the invocation.
+    pub seed: u64,
+    /// The final index is, byte for byte, that of the uninterrupted run.
+    pub identical: bool,
+    /// Records whose receipts the primary saw.
+    pub acknowledged: u64,
+    /// Those of them that the backup did not recover.
+    pub lost_acknowledged: u64,
+    /// Records that the backup recovered though their receipts were never seen: durable, but not acknowledged.
+    pub recovered_unacknowledged: u64,
+    /// Share of the primary's time spent in calls of the client library: appends, sets, waits for receipts.
+    pub checkpoint_share: f64,
+    /// From the failure to the first new document with a receipt.
+    pub takeover_ms: f64,
+    /// Its parts.
+    pub takeover: TakeoverParts,
+    /// The unit's own time for both fences.
+    pub fence_us: u64,
+    /// The persistence method that the receipts name.
+    pub persistence: String,
+    /// Whether it outlives a loss of power.
+    pub durable: bool,
+    /// Which way the bytes went, by the receipts.
+    pub transport: String,
+    /// What the backup did before.
+    pub backup: Backup,
+    /// The primary was stopped and woken up again, not killed.
+    pub zombie: bool,
+    /// Then: what the library told it when it went on writing.
+    pub zombie_stopped_by: Option<String>,
+    /// How many documents there are.
+    pub documents: u32,
+    /// How many had receipts at the failure.
+    pub failed_after_documents: u32,
+    /// Records appended, by both: one for each document.
+    pub records: u64,
+    /// Sets committed, by both.
+    pub sets: u64,
+    /// Payload bytes stored, by both.
+    pub bytes: u64,
+    /// Documents that came out of a set in the takeover.
+    pub set_documents: u32,
+    /// Records fetched after the fence.
+    pub unread_tail_records: u64,
+    /// Their payload bytes.
+    pub unread_tail_bytes: u64,
+    /// The primary's time until the failure.
+    pub primary_ms: f64,
+    /// The whole run, regions included.
+    pub run_ms: f64,
+}
+
+impl RunReport {
+    /// Nothing was lost, the answer is right, and a zombie was stopped.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.identical
+            && self.lost_acknowledged == 0
+            && self.zombie == self.zombie_stopped_by.is_some()
+    }
+
+    /// One line, while more runs follow.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let backup = self.backup.word();
+        let event = if self.zombie { "stopped" } else { "killed" };
+        let identical = if self.identical {
+            "identical"
+        } else {
+            "NOT IDENTICAL"
+        };
+        format!(
+            "run {}: {event} after {} of {} documents; {backup} backup resumed in {:.1} ms; {} acknowledged records \
+             lost; answer {identical}",
+            self.run,
+            self.failed_after_documents,
+            self.documents,
+            self.takeover_ms,
+            self.lost_acknowledged
+        )
+    }
+}
+
+/// All runs as a table.
+#[must_use]
+pub fn table(reports: &[RunReport]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header([
+        "run",
+        "backup",
+        "records",
+        "sets",
+        "MiB",
+        "in checkpoints",
+        "failure to work",
+        "lost",
+        "answer",
+    ]);
+    for report in reports {
+        table.add_row([
+            report.run.to_string(),
+            report.backup.word().to_owned(),
+            report.records.to_string(),
+            report.sets.to_string(),
+            format!("{:.1}", report.bytes as f64 / f64::from(1 << 20)),
+            format!("{:.1} %", 100.0 * report.checkpoint_share),
+            format!("{:.1} ms", report.takeover_ms),
+            report.lost_acknowledged.to_string(),
+            if report.identical {
+                "identical"
+            } else {
+                "DIFFERS"
+            }
+            .to_owned(),
+        ]);
+    }
+    for number in [0, 2, 3, 4, 5, 6, 7] {
+        if let Some(column) = table.column_mut(number) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.to_string()
+}
+
+/// What the takeovers of one kind of backup were made of, in medians. `None` where there were none.
+#[must_use]
+pub fn takeovers(reports: &[RunReport], backup: Backup) -> Option<String> {
+    let of_kind = || reports.iter().filter(move |report| report.backup == backup);
+    let median = |value: fn(&RunReport) -> f64| {
+        let mut values: Vec<f64> = of_kind().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied()
+    };
+    let whole = median(|report| report.takeover_ms)?;
+    let part = |value| median(value).unwrap_or_default();
+    Some(format!(
+        "{} backup: {whole:.1} ms from failure to work (detect {:.1}, fence {:.1}, recover {:.1}, resume {:.1}; the unit \
+         itself fenced in {:.0} us)",
+        backup.word(),
+        part(|report| report.takeover.detected_ms),
+        part(|report| report.takeover.fenced_ms),
+        part(|report| report.takeover.recovered_ms),
+        part(|report| report.takeover.resumed_ms),
+        part(|report| report.fence_us as f64),
+    ))
+}

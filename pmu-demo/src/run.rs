@@ -1,0 +1,419 @@
+//! One failure from its preparation to the comparison of the answers.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::child::Child;
+use crate::cli::Transport;
+use crate::clock::{ms_between, now_ns};
+use crate::corpus::Corpus;
+use crate::error::{DemoError, Result};
+use crate::event::{Event, Proof, Totals};
+use crate::failure::Failure;
+use crate::report::{Backup, RunReport, TakeoverParts};
+use crate::site::Site;
+use crate::tools::{Tools, arguments};
+
+/// What all runs of an invocation have in common.
+#[derive(Debug)]
+pub struct Plan {
+    /// The commands.
+    pub tools: Tools,
+    /// The documents.
+    pub corpus: Corpus,
+    /// The list of the documents, as a file.
+    pub list: PathBuf,
+    /// The index of the uninterrupted run.
+    pub answer: PathBuf,
+    /// Where files of runs go.
+    pub folder: PathBuf,
+    /// A set is committed whenever the log has grown by so many bytes.
+    pub set_every_bytes: u64,
+    /// Which way the data goes.
+    pub transport: Transport,
+    /// Stop the primary instead of killing it.
+    pub zombie: bool,
+    /// The seed of the invocation.
+    pub seed: u64,
+}
+
+/// What distinguishes a run from others.
+#[derive(Debug, Clone, Copy)]
+pub struct Choice {
+    /// Which one, from 1.
+    pub run: u32,
+    /// What the backup does before the failure.
+    pub backup: Backup,
+    /// The moment of the failure, as a share of the run.
+    pub share: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Primary,
+    Backup,
+}
+
+/// An event, the end of the stream, or what is wrong with it.
+type Said = (Source, Result<Option<Event>>);
+
+/// What became known of the primary.
+#[derive(Debug, Default)]
+struct PrimarySeen {
+    acknowledged: u32,
+    totals: Totals,
+    proof: Option<Proof>,
+    stopped_by: Option<String>,
+    finished: bool,
+    ended: bool,
+}
+
+/// What became known of the backup. Times are those of the monotonic clock.
+#[derive(Debug, Default)]
+struct BackupSeen {
+    detected_ns: u64,
+    fenced_ns: u64,
+    fence_us: u64,
+    recovered_ns: u64,
+    resumed_ns: u64,
+    documents: u32,
+    set_documents: u32,
+    tail_records: u64,
+    tail_bytes: u64,
+    totals: Totals,
+    following: bool,
+    finished: bool,
+    ended: bool,
+}
+
+/// A run under way.
+struct Run<'a> {
+    plan: &'a Plan,
+    site: &'a mut Site,
+    choice: Choice,
+    result: PathBuf,
+    sender: Sender<Said>,
+    said: Receiver<Said>,
+    primary: Child,
+    backup: Option<Child>,
+    primary_seen: PrimarySeen,
+    backup_seen: BackupSeen,
+    deadline: Instant,
+}
+
+/// Carries out one run. `None`: the primary was done before its failure was due, so that nothing was shown.
+///
+/// # Errors
+/// [`DemoError::Process`] for whoever failed, with its last words.
+pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<Option<RunReport>> {
+    let begun_ns = now_ns();
+    site.create_regions()?;
+    let result = plan.folder.join(format!("run-{}.index", choice.run));
+    let (sender, said) = channel();
+    let arguments = primary_arguments(plan, site, choice, &result);
+    let log = format!("run-{}-primary", choice.run);
+    let mut primary = plan.tools.start("pmu-demo", &arguments, &log, &[])?;
+    listen(&mut primary, Source::Primary, &sender);
+    let mut run = Run {
+        plan,
+        site,
+        choice,
+        result,
+        sender,
+        said,
+        primary,
+        backup: None,
+        primary_seen: PrimarySeen::default(),
+        backup_seen: BackupSeen::default(),
+        deadline: Instant::now() + plan.tools.timeout(),
+    };
+    if choice.backup == Backup::Warm {
+        run.start_backup()?;
+        run.until("the backup follows", |run| run.backup_seen.following)?;
+    }
+    let Some(failed_ns) = run.until_failure()? else {
+        run.end()?;
+        return Ok(None);
+    };
+    run.take_over(failed_ns)?;
+    let identical = same_bytes(&plan.answer, &run.result)?;
+    let report = run.report(begun_ns, failed_ns, identical)?;
+    run.end()?;
+    Ok(Some(report))
+}
+
+impl Run<'_> {
+    /// Lets the primary work until its moment has come, and makes it fail. Returns when that was.
+    fn until_failure(&mut self) -> Result<Option<u64>> {
+        self.primary.tell("go")?;
+        let bytes = self.plan.corpus.bytes().max(1) as f64;
+        let mut failure = Failure::at(self.choice.share, Instant::now());
+        loop {
+            let now = Instant::now();
+            let done = self
+                .plan
+                .corpus
+                .bytes_before(self.primary_seen.acknowledged);
+            failure.progress(done as f64 / bytes, now);
+            match failure.due_in(now) {
+                Some(Duration::ZERO) => break,
+                due => self.hear(due)?,
+            }
+            if self.primary_seen.finished {
+                return Ok(None);
+            }
+        }
+        let failed_ns = now_ns();
+        self.primary.signal(if self.plan.zombie {
+            Signal::STOP
+        } else {
+            Signal::KILL
+        });
+        Ok(Some(failed_ns))
+    }
+
+    /// Sees the backup through the takeover and to the end of the work, and the primary to its end.
+    fn take_over(&mut self, failed_ns: u64) -> Result<()> {
+        self.deadline = Instant::now() + self.plan.tools.timeout();
+        match &mut self.backup {
+            Some(backup) if self.plan.zombie => backup.tell("take over")?,
+            Some(_) => {}
+            None => self.start_backup()?,
+        }
+        if self.plan.zombie {
+            self.until("the backup resumes the work", |run| {
+                run.backup_seen.resumed_ns > failed_ns
+            })?;
+            self.primary.signal(Signal::CONT);
+        }
+        self.until("the primary is gone", |run| run.primary_seen.ended)?;
+        self.primary.wait(self.plan.tools.timeout())?;
+        self.until("the backup is done", |run| {
+            run.backup_seen.finished && run.backup_seen.ended
+        })
+    }
+
+    fn start_backup(&mut self) -> Result<()> {
+        let arguments = backup_arguments(self);
+        let log = format!("run-{}-backup", self.choice.run);
+        let mut backup = self.plan.tools.start("pmu-demo", &arguments, &log, &[])?;
+        listen(&mut backup, Source::Backup, &self.sender);
+        self.backup = Some(backup);
+        Ok(())
+    }
+
+    /// Hears what is said until `done`.
+    fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) -> Result<()> {
+        while !done(self) {
+            if Instant::now() >= self.deadline {
+                let seconds = self.plan.tools.timeout().as_secs();
+                let problem = format!("waited {seconds} s until {what}");
+                return Err(self
+                    .backup
+                    .as_ref()
+                    .unwrap_or(&self.primary)
+                    .failed(&problem));
+            }
+            self.hear(None)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the next event, at most so long.
+    fn hear(&mut self, at_most: Option<Duration>) -> Result<()> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match self.said.recv_timeout(at_most.unwrap_or(left).min(left)) {
+            Ok((Source::Primary, said)) => self.primary_said(said?),
+            Ok((Source::Backup, said)) => self.backup_said(said?),
+            Err(RecvTimeoutError::Timeout) if at_most.is_some() && !left.is_zero() => Ok(()),
+            Err(_) => {
+                self.site.check_unit()?;
+                Err(self.primary.failed(&format!(
+                    "nothing happens for {} s",
+                    self.plan.tools.timeout().as_secs()
+                )))
+            }
+        }
+    }
+
+    fn primary_said(&mut self, event: Option<Event>) -> Result<()> {
+        let seen = &mut self.primary_seen;
+        match event {
+            Some(Event::Acknowledged { documents, totals }) => {
+                (seen.acknowledged, seen.totals) = (documents, totals);
+            }
+            Some(Event::Committed { totals, .. }) => seen.totals = totals,
+            Some(Event::Proved { proof }) => seen.proof = Some(proof),
+            Some(Event::StoppedByFence { message }) => seen.stopped_by = Some(message),
+            Some(Event::Finished { .. }) => seen.finished = true,
+            Some(_) => {}
+            None => {
+                seen.ended = true;
+                // Anybody else's end is a failure of its own, before or after ours.
+                let expected = seen.finished || seen.stopped_by.is_some();
+                let status = self.primary.wait(self.plan.tools.timeout())?;
+                if !expected && std::os::unix::process::ExitStatusExt::signal(&status) != Some(9) {
+                    self.site.check_unit()?;
+                    return Err(self.primary.failed(&status.to_string()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn backup_said(&mut self, event: Option<Event>) -> Result<()> {
+        let seen = &mut self.backup_seen;
+        match event {
+            Some(Event::Following) => seen.following = true,
+            Some(Event::Detected { at_ns }) => seen.detected_ns = at_ns,
+            Some(Event::Fenced { at_ns, took_us }) => {
+                (seen.fenced_ns, seen.fence_us) = (at_ns, took_us);
+            }
+            Some(Event::Recovered {
+                at_ns,
+                documents,
+                set_documents,
+                tail_records,
+                tail_bytes,
+            }) => {
+                seen.recovered_ns = at_ns;
+                (seen.documents, seen.set_documents) = (documents, set_documents);
+                (seen.tail_records, seen.tail_bytes) = (tail_records, tail_bytes);
+            }
+            Some(Event::Resumed { at_ns }) => seen.resumed_ns = at_ns,
+            Some(Event::Finished { totals, .. }) => (seen.finished, seen.totals) = (true, totals),
+            Some(_) => {}
+            None => {
+                seen.ended = true;
+                let finished = seen.finished;
+                let Some(backup) = &mut self.backup else {
+                    return Ok(());
+                };
+                let status = backup.wait(self.plan.tools.timeout())?;
+                if !status.success() || !finished {
+                    let problem = status.to_string();
+                    self.site.check_unit()?;
+                    return Err(backup.failed(&problem));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, begun_ns: u64, failed_ns: u64, identical: bool) -> Result<RunReport> {
+        let (primary, backup) = (&self.primary_seen, &self.backup_seen);
+        let proof = primary.proof.clone().ok_or_else(|| {
+            self.primary
+                .failed("was made to fail before its first receipt")
+        })?;
+        let (before, after) = (primary.totals, backup.totals);
+        // Both count documents from the first one, so that what is held is one range.
+        let acknowledged = u64::from(primary.acknowledged);
+        let recovered = u64::from(backup.documents);
+        Ok(RunReport {
+            run: self.choice.run,
+            seed: self.plan.seed,
+            identical,
+            acknowledged,
+            lost_acknowledged: acknowledged.saturating_sub(recovered),
+            recovered_unacknowledged: recovered.saturating_sub(acknowledged),
+            checkpoint_share: before.client_ns as f64 / before.run_ns.max(1) as f64,
+            takeover_ms: ms_between(failed_ns, backup.resumed_ns),
+            takeover: TakeoverParts {
+                detected_ms: ms_between(failed_ns, backup.detected_ns),
+                fenced_ms: ms_between(backup.detected_ns, backup.fenced_ns),
+                recovered_ms: ms_between(backup.fenced_ns, backup.recovered_ns),
+                resumed_ms: ms_between(backup.recovered_ns, backup.resumed_ns),
+            },
+            fence_us: backup.fence_us,
+            persistence: proof.persistence,
+            durable: proof.durable,
+            transport: proof.provider,
+            backup: self.choice.backup,
+            zombie: self.plan.zombie,
+            zombie_stopped_by: primary.stopped_by.clone(),
+            documents: self.plan.corpus.len(),
+            failed_after_documents: primary.acknowledged,
+            records: before.records + recovered.saturating_sub(acknowledged) + after.records,
+            sets: before.sets + after.sets,
+            bytes: before.record_bytes + before.set_bytes + after.record_bytes + after.set_bytes,
+            set_documents: backup.set_documents,
+            unread_tail_records: backup.tail_records,
+            unread_tail_bytes: backup.tail_bytes,
+            primary_ms: before.run_ns as f64 / 1e6,
+            run_ms: ms_between(begun_ns, now_ns()),
+        })
+    }
+
+    /// Has the unit's side checked, and its regions removed.
+    fn end(self) -> Result<()> {
+        drop((self.primary, self.backup));
+        self.site.verify_regions()?;
+        self.site.delete_regions()
+    }
+}
+
+/// Passes on what a child says, from a thread of its own.
+fn listen(child: &mut Child, source: Source, to: &Sender<Said>) {
+    let (Some(mut output), to) = (child.output(), to.clone()) else {
+        return;
+    };
+    std::thread::spawn(move || {
+        loop {
+            let said = Event::receive(&mut output);
+            let last = !matches!(said, Ok(Some(_)));
+            if to.send((source, said)).is_err() || last {
+                return;
+            }
+        }
+    });
+}
+
+fn work_arguments(plan: &Plan, site: &Site, identity: PathBuf, result: &Path) -> Vec<OsString> {
+    arguments![
+        "--unit",
+        &site.address,
+        "--identity",
+        identity,
+        "--transport",
+        plan.transport.name(),
+        "--list",
+        &plan.list,
+        "--result",
+        result,
+        "--set-every-bytes",
+        plan.set_every_bytes.to_string(),
+    ]
+}
+
+fn primary_arguments(plan: &Plan, site: &Site, choice: Choice, result: &Path) -> Vec<OsString> {
+    let mut arguments = arguments!["primary"];
+    arguments.extend(work_arguments(plan, site, site.primary_identity(), result));
+    if choice.backup == Backup::Cold {
+        arguments.push("--clear-behind-sets".into());
+    }
+    arguments
+}
+
+fn backup_arguments(run: &Run<'_>) -> Vec<OsString> {
+    let mut arguments = arguments!["backup"];
+    let identity = run.site.backup_identity();
+    arguments.extend(work_arguments(run.plan, run.site, identity, &run.result));
+    if run.choice.backup == Backup::Warm {
+        arguments.push("--warm".into());
+        if !run.plan.zombie {
+            arguments.extend(arguments!["--watch-pid", run.primary.id().to_string()]);
+        }
+    }
+    arguments
+}
+
+fn same_bytes(one: &Path, other: &Path) -> Result<bool> {
+    let read = |path: &Path| fs::read(path).map_err(DemoError::file("read", path));
+    Ok(read(one)? == read(other)?)
+}

@@ -1,0 +1,315 @@
+//! A site of one unit: certificates, pool, unit and regions, made with the commands `pmm` and `pmu-server`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::child::Child;
+use crate::cli::{PoolChoice, Transport};
+use crate::error::{DemoError, Result};
+use crate::tools::{Tools, arguments};
+
+/// The log's region.
+pub const LOG_REGION: &str = "index-log";
+/// The region of the sets.
+pub const STATE_REGION: &str = "index-state";
+
+const UNIT: &str = "unit-1";
+const PRIMARY: &str = "indexer-primary";
+const BACKUP: &str = "indexer-backup";
+/// How often the unit is looked at while it starts.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// The address of this host for others on it.
+const LOCAL: &str = "127.0.0.1";
+
+/// What the site must have room for.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Length of the log's region.
+    pub log_bytes: u64,
+    /// The longest set.
+    pub state_bytes: u64,
+}
+
+impl Sizes {
+    /// The pool: log, two kept sets and the one being written, tables, and what is lost to rounding.
+    fn pool_bytes(self) -> u64 {
+        (self.log_bytes + 3 * (self.state_bytes + (1 << 20)) + (8 << 20)).next_multiple_of(1 << 20)
+    }
+}
+
+/// A running unit and how to reach it.
+#[derive(Debug)]
+pub struct Site {
+    tools: Tools,
+    home: PathBuf,
+    folder: PathBuf,
+    unit: Child,
+    /// The unit's control address.
+    pub address: String,
+    sizes: Sizes,
+    volatile: bool,
+}
+
+impl Site {
+    /// Makes certificates and a pool, starts the unit, unlocks it.
+    ///
+    /// # Errors
+    /// Whatever the commands say.
+    pub fn set_up(
+        tools: &Tools,
+        folder: &Path,
+        transport: Transport,
+        pool: &PoolChoice,
+        sizes: Sizes,
+    ) -> Result<Self> {
+        let home = folder.join("manager");
+        issue_certificates(tools, folder, &home)?;
+        make_pool(tools, pool, sizes)?;
+        let port = free_port()?;
+        let address = format!("{LOCAL}:{port}");
+        let config = folder.join("unit-1.toml");
+        let text = unit_config(folder, &address, transport, pool, sizes)?;
+        fs::write(&config, text).map_err(DemoError::file("write", &config))?;
+        let unit = start_unit(tools, &config)?;
+        let site = Self {
+            tools: tools.clone(),
+            home,
+            folder: folder.to_owned(),
+            unit,
+            address,
+            sizes,
+            volatile: matches!(pool.medium.as_str(), "memory" | "hugetlbfs"),
+        };
+        site.manage(arguments!["unit", "add", UNIT, &site.address])?;
+        site.manage(arguments!["unit", "unlock", UNIT])?;
+        Ok(site)
+    }
+
+    fn manage(&self, command: Vec<OsString>) -> Result<()> {
+        manage(&self.tools, &self.home, command)
+    }
+
+    /// Makes both regions, empty.
+    ///
+    /// # Errors
+    /// What `pmm region create` says.
+    pub fn create_regions(&self) -> Result<()> {
+        let need = if self.volatile { "volatile" } else { "durable" };
+        let grants =
+            |rights: &str| [PRIMARY, BACKUP].map(|name| format!("--grant={name}:{rights}"));
+        let [primary, backup] = grants("read,append,clear");
+        let size = self.sizes.log_bytes.to_string();
+        self.manage(arguments![
+            "region", "create", LOG_REGION, "--mode", "append", "--size", size, "--need", need,
+            primary, backup
+        ])?;
+        let [primary, backup] = grants("read,write");
+        let capacity = self.sizes.state_bytes.to_string();
+        self.manage(arguments![
+            "region",
+            "create",
+            STATE_REGION,
+            "--mode",
+            "overwrite",
+            "--sets",
+            "2",
+            "--capacity",
+            capacity,
+            "--need",
+            need,
+            primary,
+            backup
+        ])
+    }
+
+    /// Has the manager check both regions and their pool's tables.
+    ///
+    /// # Errors
+    /// [`DemoError::Process`] if something is damaged.
+    pub fn verify_regions(&self) -> Result<()> {
+        self.manage(arguments!["region", "verify", LOG_REGION])?;
+        self.manage(arguments!["region", "verify", STATE_REGION])
+    }
+
+    /// Deletes both regions, so that the next run begins with empty ones.
+    ///
+    /// # Errors
+    /// What `pmm region delete` says.
+    pub fn delete_regions(&self) -> Result<()> {
+        self.manage(arguments!["region", "delete", "--yes", LOG_REGION])?;
+        self.manage(arguments!["region", "delete", "--yes", STATE_REGION])
+    }
+
+    /// The primary's identity.
+    #[must_use]
+    pub fn primary_identity(&self) -> PathBuf {
+        self.folder.join(PRIMARY)
+    }
+
+    /// The backup's identity.
+    #[must_use]
+    pub fn backup_identity(&self) -> PathBuf {
+        self.folder.join(BACKUP)
+    }
+
+    /// Why the unit ended, if it did.
+    ///
+    /// # Errors
+    /// [`DemoError::Process`] if it ended.
+    pub fn check_unit(&mut self) -> Result<()> {
+        match self.unit.ended()? {
+            None => Ok(()),
+            Some(status) => Err(self.unit.failed(&format!("ended: {status}"))),
+        }
+    }
+
+    /// Stops the unit, as a service manager would.
+    ///
+    /// # Errors
+    /// [`DemoError::Process`] if it does not end well.
+    pub fn stop(mut self) -> Result<()> {
+        self.unit.signal(Signal::TERM);
+        self.unit.wait_for_success(self.tools.timeout())
+    }
+}
+
+fn manage(tools: &Tools, home: &Path, command: Vec<OsString>) -> Result<()> {
+    let mut arguments = arguments!["--home", home];
+    arguments.extend(command);
+    tools.run("pmm", &arguments)
+}
+
+/// An authority, the manager's identity in its place, one identity for the unit and one for each program.
+fn issue_certificates(tools: &Tools, folder: &Path, home: &Path) -> Result<()> {
+    manage(tools, home, arguments!["ca", "init"])?;
+    for (name, role, out) in [
+        ("manager", "manager", home.join("identity")),
+        (PRIMARY, "client", folder.join(PRIMARY)),
+        (BACKUP, "client", folder.join(BACKUP)),
+    ] {
+        manage(
+            tools,
+            home,
+            arguments!["ca", "issue", name, "--role", role, "--out", out],
+        )?;
+    }
+    let out = folder.join(UNIT);
+    manage(
+        tools,
+        home,
+        arguments![
+            "ca", "issue", UNIT, "--role", "unit", "--host", LOCAL, "--out", out
+        ],
+    )
+}
+
+fn make_pool(tools: &Tools, pool: &PoolChoice, sizes: Sizes) -> Result<()> {
+    let Some(path) = &pool.path else {
+        return Ok(());
+    };
+    let mut command = arguments!["init", "--pool", path, "--medium", &pool.medium, "--force"];
+    if pool.medium != "devdax" {
+        command.extend(arguments!["--size", sizes.pool_bytes().to_string()]);
+    }
+    tools.run("pmu-server", &command)
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> Result<u16> {
+    TcpListener::bind((LOCAL, 0))
+        .and_then(|listener| listener.local_addr())
+        .map(|address| address.port())
+        .map_err(DemoError::system("find a free port"))
+}
+
+fn unit_config(
+    folder: &Path,
+    address: &str,
+    transport: Transport,
+    pool: &PoolChoice,
+    sizes: Sizes,
+) -> Result<String> {
+    let data = match transport {
+        Transport::SoftUnix => format!("path = {:?}", folder.join("data.socket")),
+        Transport::SoftTcp => format!("listen = \"{LOCAL}:{}\"", free_port()?),
+        Transport::Verbs => format!("listen = \"{}:{}\"", rdma_address()?, free_port()?),
+    };
+    let place = match &pool.path {
+        Some(path) => format!("path = {path:?}"),
+        None => format!("size = {}", sizes.pool_bytes()),
+    };
+    let (identity, provider, medium) = (folder.join(UNIT), transport.name(), &pool.medium);
+    Ok(format!(
+        "[unit]\nname = \"{UNIT}\"\nidentity = {identity:?}\n\n\
+         [control]\nlisten = \"{address}\"\n\n\
+         [[data]]\nprovider = \"{provider}\"\n{data}\n\n\
+         [[pool]]\nname = \"main\"\nmedium = \"{medium}\"\n{place}\n"
+    ))
+}
+
+fn rdma_address() -> Result<String> {
+    std::env::var("PMU_LAB_ADDR0").map_err(|_| {
+        DemoError::Unusable(
+            "--transport verbs: say in PMU_LAB_ADDR0 which IPv4 address the RDMA device has (scripts/lab run -- \
+             scripts/demo --transport verbs does)"
+                .into(),
+        )
+    })
+}
+
+/// Starts the unit, and waits until it says that it serves, as a service manager would.
+fn start_unit(tools: &Tools, config: &Path) -> Result<Child> {
+    let name = format!("pmu-demo-{}", std::process::id());
+    let unit_says = SocketAddr::from_abstract_name(&name)
+        .and_then(|address| UnixDatagram::bind_addr(&address))
+        .and_then(|socket| socket.set_read_timeout(Some(LOOK_AGAIN)).map(|()| socket))
+        .map_err(DemoError::system("listen for the unit"))?;
+    let socket = format!("@{name}");
+    let arguments = arguments!["run", "--config", config];
+    let environment = [("NOTIFY_SOCKET", OsStr::new(&socket))];
+    let mut unit = tools.start("pmu-server", &arguments, UNIT, &environment)?;
+    unit.ignore_output();
+    let deadline = Instant::now() + tools.timeout();
+    let mut said = [0; 64];
+    loop {
+        if let Ok(length) = unit_says.recv(&mut said)
+            && said[..length].starts_with(b"READY=1")
+        {
+            return Ok(unit);
+        }
+        if let Some(status) = unit.ended()? {
+            return Err(unit.failed(&format!("does not start: {status}")));
+        }
+        if Instant::now() >= deadline {
+            return Err(unit.failed("is not ready in time"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_names_what_was_chosen() {
+        let sizes = Sizes {
+            log_bytes: 1 << 20,
+            state_bytes: 1 << 20,
+        };
+        let file: PoolChoice = "file:/tmp/a \"pool\"".parse().unwrap();
+        let folder = Path::new("/tmp/x");
+        let text = unit_config(folder, "127.0.0.1:1", Transport::SoftUnix, &file, sizes).unwrap();
+        assert!(text.contains("path = \"/tmp/x/data.socket\""), "{text}");
+        assert!(text.contains("path = \"/tmp/a \\\"pool\\\"\""), "{text}");
+        let memory: PoolChoice = "memory".parse().unwrap();
+        let text = unit_config(folder, "127.0.0.1:1", Transport::SoftTcp, &memory, sizes).unwrap();
+        assert!(text.contains("medium = \"memory\"\nsize = "), "{text}");
+    }
+}

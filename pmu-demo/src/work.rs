@@ -1,0 +1,298 @@
+//! The work of whoever is primary: documents into the index, each one's record into the log, the whole index into a set now and then.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::path::Path;
+
+use pmu_client::{
+    ClientError, ConnectOptions, Identity, LogBackup, LogPrimary, OpenOptions, Receipt, SetPrimary,
+    Ticket, Unit,
+};
+use pmu_format::{Label, LogPosition};
+
+use crate::cli::{Transport, WorkArguments};
+use crate::clock::now_ns;
+use crate::corpus::Corpus;
+use crate::error::{DemoError, Result};
+use crate::event::{Event, Proof, Totals};
+use crate::index::Index;
+use crate::site::LOG_REGION;
+use crate::{record, reference, words};
+
+/// With so many times the usual distance between sets uncleared, the next record waits for a set: the log has room for one distance more.
+const DISTANCE_MAX: u64 = 3;
+/// How much of the log is read at a time where it is only read to be cleared.
+const READ_BYTES: usize = 256 << 10;
+
+/// Connects to the unit with the identity in a directory.
+///
+/// # Errors
+/// [`DemoError::Unusable`] for a bad identity; [`DemoError::Client`].
+pub fn connect(address: &str, identity: &Path) -> Result<Unit> {
+    let identity = Identity::load(identity).map_err(|error| {
+        DemoError::Unusable(format!("identity {}: {error}", identity.display()))
+    })?;
+    Unit::connect(address, &identity, &ConnectOptions::default())
+        .map_err(DemoError::client("connect to the unit"))
+}
+
+/// Opens regions over this transport and no other.
+///
+/// # Errors
+/// Never: the names are the client's own.
+pub fn options(transport: Transport) -> Result<OpenOptions> {
+    let provider = transport.name().parse().map_err(DemoError::Unusable)?;
+    Ok(OpenOptions::new().provider(provider))
+}
+
+/// Where the work stands, and both regions open for writing.
+pub struct Position {
+    /// The index over the documents that are done.
+    pub index: Index,
+    /// The log.
+    pub log: LogPrimary,
+    /// The sets.
+    pub sets: SetPrimary,
+    /// Whoever clears the log behind each set. `None`: somebody else does.
+    pub cleaner: Option<Cleaner>,
+    /// Everything in the log before this is cleared, or will be without us.
+    pub cleared: LogPosition,
+}
+
+/// Clears the own log behind a set: there is no backup that would.
+pub enum Cleaner {
+    /// Not needed yet; opening takes time that a takeover does not have.
+    Later(Unit, OpenOptions),
+    /// Open.
+    Open(Box<LogBackup>),
+}
+
+impl Cleaner {
+    /// Clears records before a position. False: a region has one clearing session at a time, and somebody else has it still.
+    ///
+    /// Never beyond the position: what is behind it may be records of a new primary, whose sets we know nothing of.
+    fn clear_to(&mut self, covered: LogPosition) -> Result<bool, ClientError> {
+        if let Self::Later(unit, options) = self {
+            match unit.open_log_backup(LOG_REGION, true, options) {
+                Ok(backup) => *self = Self::Open(Box::new(backup)),
+                Err(ClientError::WriterExists { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        let Self::Open(backup) = self else {
+            return Ok(false);
+        };
+        let mut mark = None;
+        while backup.position() < covered {
+            let records = backup.read_unread(READ_BYTES)?;
+            if records.len() == 0 {
+                break;
+            }
+            let marks = records.map(|found| found.record.mark);
+            mark = marks
+                .filter(|mark| mark.position() <= covered)
+                .last()
+                .or(mark);
+        }
+        if let Some(mark) = mark {
+            backup.clear(mark)?;
+        }
+        Ok(true)
+    }
+}
+
+/// Time spent in the client library, and what was stored.
+#[derive(Debug)]
+struct Meter {
+    totals: Totals,
+    begun_ns: u64,
+}
+
+impl Meter {
+    fn measure<T>(
+        &mut self,
+        action: &'static str,
+        call: impl FnOnce() -> Result<T, ClientError>,
+    ) -> Result<T> {
+        let begun_ns = now_ns();
+        let result = call();
+        self.totals.client_ns += now_ns() - begun_ns;
+        result.map_err(DemoError::client(action))
+    }
+
+    fn totals(&mut self) -> Totals {
+        self.totals.run_ns = now_ns() - self.begun_ns;
+        self.totals
+    }
+}
+
+/// The work under way.
+struct Worker {
+    at: Position,
+    set_every_bytes: u64,
+    /// The end of the log at the last set.
+    set_at: LogPosition,
+    /// Records without a receipt, in the order of the log.
+    pending: VecDeque<Ticket>,
+    acknowledged: u32,
+    meter: Meter,
+    state: Vec<u8>,
+}
+
+/// Does the rest of the documents from a position, and writes the index to the result file.
+///
+/// # Errors
+/// [`DemoError`]; see [`DemoError::fenced`] for whether another primary has taken over.
+pub fn finish(arguments: &WorkArguments, corpus: &Corpus, at: Position) -> Result<()> {
+    let begun_ns = now_ns();
+    let mut worker = Worker {
+        acknowledged: at.index.documents(),
+        set_at: at.cleared,
+        at,
+        set_every_bytes: arguments.set_every_bytes,
+        pending: VecDeque::new(),
+        meter: Meter {
+            totals: Totals::default(),
+            begun_ns,
+        },
+        state: Vec::new(),
+    };
+    let (mut text, mut encoded) = (Vec::new(), Vec::new());
+    let first = worker.at.index.documents();
+    for document in first..corpus.len() {
+        corpus.read(document, &mut text)?;
+        let words = words::count(&mut text);
+        record::encode(document, &words, &mut encoded);
+        worker.append(&encoded)?;
+        worker.at.index.add(document, &words)?;
+        if document == first {
+            worker.first_receipt()?;
+        }
+        worker.acknowledge()?;
+        if worker.since(worker.set_at) >= worker.set_every_bytes {
+            worker.store_set()?;
+        }
+    }
+    worker.store_set()?;
+    reference::finish(
+        &worker.at.index,
+        &arguments.result,
+        worker.meter.totals(),
+        begun_ns,
+    )
+}
+
+impl Worker {
+    /// How far the log has grown since a position.
+    fn since(&self, position: LogPosition) -> u64 {
+        self.at.log.submitted().get().saturating_sub(position.get())
+    }
+
+    /// Sends a record on its way: not durable yet.
+    fn append(&mut self, encoded: &[u8]) -> Result<()> {
+        let uncleared = self.since(self.at.cleared);
+        if uncleared > 0 && uncleared + encoded.len() as u64 > DISTANCE_MAX * self.set_every_bytes {
+            self.store_set()?;
+        }
+        let log = &mut self.at.log;
+        let ticket = self
+            .meter
+            .measure("append a record", || log.submit(encoded))?;
+        self.pending.push_back(ticket);
+        Ok(())
+    }
+
+    /// Waits for the receipt of the first record, and reports what it proves.
+    fn first_receipt(&mut self) -> Result<()> {
+        let Some(ticket) = self.pending.front().copied() else {
+            return Ok(());
+        };
+        let log = &mut self.at.log;
+        let receipt = self
+            .meter
+            .measure("wait for a receipt", || log.wait(ticket))?;
+        let at_ns = now_ns();
+        Event::Proved {
+            proof: proof(&receipt),
+        }
+        .send()?;
+        Event::Resumed { at_ns }.send()
+    }
+
+    /// Takes the receipts of all records that are durable by now, and reports them.
+    fn acknowledge(&mut self) -> Result<()> {
+        let log = &mut self.at.log;
+        self.meter
+            .measure("look for receipts", || log.poll_completions())?;
+        let before = self.acknowledged;
+        while let Some(ticket) = self.pending.front().copied() {
+            let log = &mut self.at.log;
+            if !log.is_durable(ticket) {
+                break;
+            }
+            let receipt = self.meter.measure("take a receipt", || log.wait(ticket))?;
+            self.pending.pop_front();
+            self.acknowledged += 1;
+            self.meter.totals.records += 1;
+            self.meter.totals.record_bytes += receipt.bytes;
+        }
+        if self.acknowledged == before {
+            return Ok(());
+        }
+        let totals = self.meter.totals();
+        Event::Acknowledged {
+            documents: self.acknowledged,
+            totals,
+        }
+        .send()
+    }
+
+    /// Stores the whole index as a set. The records that it holds are durable first, so that no set is ever ahead of the log.
+    fn store_set(&mut self) -> Result<()> {
+        let log = &mut self.at.log;
+        self.meter.measure("wait for receipts", || log.flush())?;
+        self.acknowledge()?;
+        let covered = self.at.log.submitted();
+        let documents = self.at.index.documents();
+        self.at.index.encode(&mut self.state);
+        let (sets, state) = (&mut self.at.sets, &self.state);
+        let label = label(documents, covered)?;
+        let receipt = self.meter.measure("commit a set", || {
+            sets.commit(&[IoSlice::new(state)], label)
+        })?;
+        self.set_at = covered;
+        self.meter.totals.sets += 1;
+        self.meter.totals.set_bytes += receipt.bytes;
+        let cleared = match &mut self.at.cleaner {
+            Some(cleaner) => self
+                .meter
+                .measure("clear the log behind a set", || cleaner.clear_to(covered))?,
+            None => true,
+        };
+        if cleared {
+            self.at.cleared = covered;
+        }
+        let totals = self.meter.totals();
+        Event::Committed { documents, totals }.send()
+    }
+}
+
+/// What a receipt proves, in its own words.
+fn proof(receipt: &Receipt) -> Proof {
+    let methods: Vec<&str> = receipt
+        .units
+        .iter()
+        .map(|unit| unit.persistence.name())
+        .collect();
+    Proof {
+        persistence: methods.join(", "),
+        provider: receipt.provider.name().to_owned(),
+        durable: receipt.is_durable(),
+    }
+}
+
+/// Says in a set which documents it holds, and which of the log's records it makes superfluous.
+fn label(documents: u32, covered: LogPosition) -> Result<Label> {
+    Label::new(&format!("{documents} @{covered}"))
+        .map_err(|error| DemoError::Unusable(format!("label: {error}")))
+}
