@@ -1,0 +1,232 @@
+//! Carries out the reads that recoveries ask for: several sets, and several chunks of each, in flight at one time.
+
+use std::collections::VecDeque;
+
+use pmu_core::commit::{ChunkOutcome, ChunkRead, SetRecovery};
+use pmu_core::{FeedError, ReadRequest};
+use pmu_fabric::Chain;
+use pmu_format::CHUNK_BYTES;
+
+use crate::error::{ClientError, Result};
+use crate::region::Region;
+use crate::sets::{SetInfo, SetSink};
+use crate::staging::{Registered, StagingRing};
+
+/// Reads in flight at most.
+const READS_MAX: usize = 64;
+
+#[derive(Debug)]
+enum What {
+    Metadata(ReadRequest),
+    Chunk(ChunkRead),
+}
+
+impl What {
+    fn request(&self) -> &ReadRequest {
+        match self {
+            Self::Metadata(request) => request,
+            Self::Chunk(chunk) => &chunk.request,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    serial: u64,
+    /// Which of the recoveries asked.
+    who: usize,
+    what: What,
+    /// Where in the staging memory it goes.
+    offset: usize,
+}
+
+/// See the module. Keeps its memory from one run to the next.
+#[derive(Debug)]
+pub(super) struct Fetcher {
+    ring: StagingRing,
+    chain: Chain,
+    scratch: Vec<u8>,
+    queue: VecDeque<Outstanding>,
+    /// Asked for, and not posted yet for want of staging memory.
+    held: Option<(usize, What)>,
+}
+
+impl Fetcher {
+    pub(super) fn new(region: &mut Region) -> Result<Self> {
+        let bytes = region.staging_bytes;
+        let registered = Registered::allocate(&mut region.link, bytes)?;
+        Ok(Self {
+            ring: StagingRing::new(registered, bytes, READS_MAX),
+            chain: Chain::with_capacity(1),
+            scratch: vec![0; CHUNK_BYTES as usize],
+            queue: VecDeque::with_capacity(READS_MAX),
+            held: None,
+        })
+    }
+
+    /// Drives every recovery to its end. The payload of each goes to the sink of the same index.
+    pub(super) fn run<S: SetSink>(
+        &mut self,
+        region: &mut Region,
+        recoveries: &mut [SetRecovery],
+        sinks: &mut [S],
+    ) -> Result<()> {
+        let result = self.drive(region, recoveries, sinks);
+        // After an error reads may still be under way: their staging memory stays theirs, their bytes nobody's.
+        self.held = None;
+        self.queue.clear();
+        self.ring.posted(region.link.posted());
+        self.ring.release(region.link.succeeded());
+        result
+    }
+
+    fn drive<S: SetSink>(
+        &mut self,
+        region: &mut Region,
+        recoveries: &mut [SetRecovery],
+        sinks: &mut [S],
+    ) -> Result<()> {
+        loop {
+            self.fill(region, recoveries, sinks)?;
+            let Some(next) = self.queue.pop_front() else {
+                break;
+            };
+            region
+                .link
+                .wait_for(next.serial)
+                .map_err(|error| region.error(error))?;
+            self.take(&next, recoveries, sinks)?;
+            self.ring.release(next.serial);
+        }
+        for (recovery, sink) in recoveries.iter().zip(sinks.iter_mut()) {
+            // A set of no bytes has no chunk with which it could have begun.
+            if let Some(set) = recovery.recovered().filter(|set| set.payload_bytes == 0) {
+                sink.begin(&SetInfo::of(set))
+                    .map_err(ClientError::io("hand out the set"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Posts reads as long as somebody asks and there is room, each recovery in turn.
+    fn fill<S: SetSink>(
+        &mut self,
+        region: &mut Region,
+        recoveries: &mut [SetRecovery],
+        sinks: &mut [S],
+    ) -> Result<()> {
+        let mut idle = 0;
+        let mut turn = 0;
+        while idle < recoveries.len() && self.queue.len() < READS_MAX {
+            if self.held.is_none() {
+                let who = turn % recoveries.len();
+                turn += 1;
+                self.held = ask(&mut recoveries[who], &mut sinks[who])?.map(|what| (who, what));
+            }
+            let Some((_, what)) = &self.held else {
+                idle += 1;
+                continue;
+            };
+            idle = 0;
+            let request = *what.request();
+            let length = request.length_bytes as usize;
+            if length > self.ring.capacity() {
+                return Err(ClientError::Invalid(
+                    "the staging memory is too small for a read".into(),
+                ));
+            }
+            let Some(offset) = self.ring.take(length) else {
+                return Ok(());
+            };
+            let address = region.address(request.offset.get());
+            self.chain.clear();
+            self.chain
+                .read(address, self.ring.registered().slice(offset, length));
+            let posted = region
+                .link
+                .post(&self.chain)
+                .map_err(|error| region.error(error))?;
+            self.ring.posted(posted.last);
+            if let Some((who, what)) = self.held.take() {
+                self.queue.push_back(Outstanding {
+                    serial: posted.last,
+                    who,
+                    what,
+                    offset,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives what was read to the recovery that asked, and a chunk that holds to the sink.
+    fn take<S: SetSink>(
+        &mut self,
+        read: &Outstanding,
+        recoveries: &mut [SetRecovery],
+        sinks: &mut [S],
+    ) -> Result<()> {
+        let recovery = &mut recoveries[read.who];
+        let length = read.what.request().length_bytes as usize;
+        match &read.what {
+            What::Metadata(request) => {
+                if self.scratch.len() < length {
+                    self.scratch.resize(length, 0);
+                }
+                let bytes = &mut self.scratch[..length];
+                self.ring.registered().get(read.offset, bytes)?;
+                expected(recovery.feed(*request, bytes))?;
+            }
+            What::Chunk(chunk) => {
+                let offset = chunk.payload_range.start;
+                let sink = &mut sinks[read.who];
+                let registered = self.ring.registered();
+                let direct = match sink.place(offset, length) {
+                    Some(place) => {
+                        registered.get(read.offset, place)?;
+                        expected(recovery.verify_chunk(chunk, place))?;
+                        true
+                    }
+                    None => false,
+                };
+                if direct {
+                    return Ok(());
+                }
+                let bytes = &mut self.scratch[..length];
+                registered.get(read.offset, bytes)?;
+                let outcome = expected(recovery.verify_chunk(chunk, bytes))?;
+                if matches!(outcome, Some(ChunkOutcome::Taken | ChunkOutcome::Whole)) {
+                    sink.chunk(offset, bytes)
+                        .map_err(ClientError::io("hand out the set"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a recovery wants to read next. A candidate's first chunk begins a set.
+fn ask<S: SetSink>(recovery: &mut SetRecovery, sink: &mut S) -> Result<Option<What>> {
+    if let Some(request) = recovery.next_read() {
+        return Ok(Some(What::Metadata(request)));
+    }
+    let Some(chunk) = recovery.next_chunk() else {
+        return Ok(None);
+    };
+    if chunk.index == 0
+        && let Some(candidate) = recovery.candidate()
+    {
+        sink.begin(&SetInfo::of(candidate))
+            .map_err(ClientError::io("hand out the set"))?;
+    }
+    Ok(Some(What::Chunk(chunk)))
+}
+
+/// Bytes that nobody waits for any more (their candidate was given up meanwhile) are nothing wrong.
+fn expected<T>(fed: Result<T, FeedError>) -> Result<Option<T>> {
+    match fed {
+        Ok(taken) => Ok(Some(taken)),
+        Err(FeedError::Unexpected) => Ok(None),
+        Err(error) => Err(ClientError::Protocol(error.to_string())),
+    }
+}

@@ -1,0 +1,460 @@
+//! A unit: its control channel, and the opening of its regions.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pmu_auth::{AuthError, Identity, PrincipalName};
+use pmu_fabric::{AccessWindow, ConnectToken, FabricError, Provider};
+use pmu_format::{Epoch, Mode, Need, RegionName, Rights};
+use pmu_proto::v1;
+use serde::Serialize;
+
+use crate::control::{Control, chain};
+use crate::error::{ClientError, Result};
+use crate::options::{ConnectOptions, OpenOptions, PersistenceChoice};
+use crate::provider::{candidates, connect, method_from_wire, method_to_wire, to_wire};
+use crate::region::{Parts, Region, RegionInfo, SessionControl};
+
+/// The environment variable that holds a unit's address, `host:port`.
+pub const UNIT_VARIABLE: &str = "PMU_UNIT";
+/// Where an identity is looked for when nothing else is said.
+pub const IDENTITY_DIRECTORY_DEFAULT: &str = "/etc/pmu/identity";
+
+/// What a unit says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct UnitStatus {
+    /// Its name.
+    pub name: String,
+    /// The version of its program.
+    pub version: String,
+    /// True until a manager has initialised its tables.
+    pub locked: bool,
+}
+
+/// What a fence did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FenceReport {
+    /// The region's epoch now: every primary that opened before is of an older one.
+    pub epoch: Epoch,
+    /// Windows invalidated. None of their bytes lands any more.
+    pub windows_invalidated: u32,
+    /// Sessions that lost them.
+    pub sessions_closed: u32,
+    /// From the arrival of the request at the unit to the last invalidation.
+    pub took: Duration,
+    /// The same as this side saw it, there and back.
+    pub round_trip: Duration,
+}
+
+/// A persistent memory unit: the way to its regions.
+///
+/// Cheap to clone; clones share one control channel. Safe to use from any thread. Every call blocks, at most for the time
+/// limits of [`ConnectOptions`] and [`OpenOptions`]; a small thread of its own serves the control channel, so that calls may
+/// be made from inside an asynchronous runtime too (where they block their thread).
+///
+/// ```no_run
+/// use pmu_client::{ConnectOptions, Identity, Label, OpenOptions, Unit};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let identity = Identity::load("/etc/pmu/identity".as_ref())?;
+/// let unit = Unit::connect("unit-a:7710", &identity, &ConnectOptions::default())?;
+/// let mut sets = unit.open_sets_primary("train", &OpenOptions::new())?;
+/// let receipt = sets.commit(&[std::io::IoSlice::new(b"state of the program")], Label::default())?;
+/// println!("{receipt}");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Unit {
+    control: Arc<Control>,
+    name: Arc<str>,
+    version: Arc<str>,
+}
+
+impl std::fmt::Debug for Unit {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Unit")
+            .field("name", &self.name)
+            .field("address", &self.address())
+            .finish()
+    }
+}
+
+/// What a session is opened for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Purpose {
+    pub(crate) role: v1::SessionRole,
+    pub(crate) clear: bool,
+    pub(crate) mode: Mode,
+}
+
+impl Unit {
+    /// Connects to a unit's control service (`host:port`) and proves both sides' identity to each other.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`], [`ClientError::NotAuthenticated`], [`ClientError::Invalid`] for what is no address. A locked
+    /// unit can be connected to; opening its regions is what it refuses.
+    pub fn connect(address: &str, identity: &Identity, options: &ConnectOptions) -> Result<Self> {
+        let expected: Option<PrincipalName> = match &options.unit_name {
+            Some(name) => Some(
+                name.parse()
+                    .map_err(|error| ClientError::Invalid(chain(&error)))?,
+            ),
+            None => None,
+        };
+        let control = Control::connect(
+            address,
+            identity,
+            expected.as_ref(),
+            options.timeout,
+            options.request_timeout,
+        )?;
+        let status = control.ping()?;
+        Ok(Self {
+            control: Arc::new(control),
+            name: status.unit.into(),
+            version: status.version.into(),
+        })
+    }
+
+    /// As [`Self::connect`], with the address in `PMU_UNIT` and the identity's directory in `PMU_IDENTITY` (else
+    /// [`IDENTITY_DIRECTORY_DEFAULT`]).
+    ///
+    /// # Errors
+    /// As there; [`ClientError::Invalid`] if `PMU_UNIT` is not set; [`ClientError::Identity`].
+    pub fn from_environment(options: &ConnectOptions) -> Result<Self> {
+        let address = std::env::var(UNIT_VARIABLE)
+            .map_err(|_| ClientError::Invalid(format!("{UNIT_VARIABLE} is not set")))?;
+        let directory = Identity::directory(None, Path::new(IDENTITY_DIRECTORY_DEFAULT));
+        let identity = load_identity(&directory)?;
+        Self::connect(&address, &identity, options)
+    }
+
+    /// The unit's name, as it calls itself.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The address that was connected to.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.control.address()
+    }
+
+    /// The version of the unit's program when the connection was made.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Asks the unit how it is. A locked one answers too.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`], [`ClientError::TimedOut`].
+    pub fn status(&self) -> Result<UnitStatus> {
+        let answer = self.control.ping()?;
+        Ok(UnitStatus {
+            name: answer.unit,
+            version: answer.version,
+            locked: answer.locked,
+        })
+    }
+
+    /// What the unit tells us of a region: takes any right on it.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSuchRegion`], [`ClientError::NoGrant`], and what every request may meet.
+    pub fn describe(&self, region: &str) -> Result<RegionInfo> {
+        check_name(region)?;
+        let answer = self.control.describe(region)?;
+        let descriptor = answer
+            .region
+            .ok_or_else(|| ClientError::Protocol("an answer without a region".into()))?;
+        let mut info = RegionInfo::from_wire(&descriptor)?;
+        info.rights = Rights::from_bits_truncate(answer.rights);
+        info.writer = Some(answer.writer).filter(|writer| !writer.is_empty());
+        Ok(info)
+    }
+
+    /// Takes the right to write from whoever has it. When this returns, not one byte of any earlier primary lands any more.
+    /// Takes the right to manage the region, or that which a primary needs.
+    ///
+    /// # Errors
+    /// As [`Self::describe`].
+    pub fn fence(&self, region: &str) -> Result<FenceReport> {
+        check_name(region)?;
+        let begun = Instant::now();
+        let answer = self.control.fence(region)?;
+        Ok(FenceReport {
+            epoch: Epoch(answer.epoch),
+            windows_invalidated: answer.windows_invalidated,
+            sessions_closed: answer.sessions_closed,
+            took: Duration::from_micros(answer.took_us),
+            round_trip: begun.elapsed(),
+        })
+    }
+
+    /// Opens a region over the first provider that works.
+    pub(crate) fn open(
+        &self,
+        region: &str,
+        purpose: Purpose,
+        options: &OpenOptions,
+    ) -> Result<Region> {
+        check_name(region)?;
+        let order = candidates(options.provider, self.control.host(), self.control.port());
+        let (mut tried, mut unfit) = (Vec::new(), false);
+        for provider in order {
+            match self.open_over(region, purpose, provider, options) {
+                Ok(opened) => return Ok(opened),
+                Err(Refusal::Final(error)) => return Err(error),
+                Err(Refusal::Unfit(reason)) => {
+                    unfit = true;
+                    tried.push(format!("{provider}: {reason}"));
+                }
+                Err(Refusal::Provider(reason)) => {
+                    tracing::debug!(%provider, reason, region, "this provider does not work here");
+                    tried.push(format!("{provider}: {reason}"));
+                }
+            }
+        }
+        let reason = tried.join("; ");
+        if unfit {
+            return Err(ClientError::UnfitPersistence {
+                region: region.into(),
+                reason,
+            });
+        }
+        Err(ClientError::NoProvider {
+            unit: self.address().to_owned(),
+            reason,
+        })
+    }
+
+    fn open_over(
+        &self,
+        region: &str,
+        purpose: Purpose,
+        provider: Provider,
+        options: &OpenOptions,
+    ) -> Result<Region, Refusal> {
+        let deadline = Instant::now() + options.timeouts.open;
+        let persistence = match options.persistence {
+            PersistenceChoice::Auto => v1::PersistenceMethod::Unspecified,
+            PersistenceChoice::Forced(method) => method_to_wire(method),
+        };
+        let request = v1::OpenRegionRequest {
+            region: region.into(),
+            role: purpose.role.into(),
+            wants_clear: purpose.clear,
+            provider: to_wire(provider).into(),
+            persistence: persistence.into(),
+        };
+        let opened = self
+            .control
+            .open(request, options.timeouts.open)
+            .map_err(Refusal::of)?;
+        let session = Session {
+            control: Arc::clone(&self.control),
+            id: opened.session_id,
+            region: region.into(),
+        };
+        let result = self.connect_data(&session, &opened, purpose, provider, options, deadline);
+        match result {
+            Ok((connection, windows, info, epoch)) => Region::new(Parts {
+                connection,
+                windows,
+                info,
+                epoch,
+                unit: Arc::clone(&self.name),
+                control: Box::new(session),
+                timeouts: options.timeouts,
+                staging_bytes: options.staging_bytes_bounded(),
+            })
+            .map_err(Refusal::Final),
+            Err(error) => {
+                session.close();
+                Err(error)
+            }
+        }
+    }
+
+    fn connect_data(
+        &self,
+        session: &Session,
+        opened: &v1::OpenRegionResponse,
+        purpose: Purpose,
+        provider: Provider,
+        options: &OpenOptions,
+        deadline: Instant,
+    ) -> Result<DataParts, Refusal> {
+        let info = self.check_opened(opened, purpose)?;
+        let method = method_from_wire(opened.persistence)
+            .ok_or_else(|| protocol("an unknown persistence method"))?;
+        check_persistence(&info, method, options.persistence)?;
+        let token: [u8; 32] = opened
+            .connect_token
+            .as_slice()
+            .try_into()
+            .map_err(|_| protocol("a bad connect token"))?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut failures = Vec::new();
+        let mut connected = None;
+        for address in opened
+            .addresses
+            .iter()
+            .filter(|address| address.provider == to_wire(provider) as i32)
+        {
+            match connect(
+                provider,
+                &address.address,
+                ConnectToken(token),
+                method,
+                left,
+            ) {
+                Ok(connection) => {
+                    connected = Some(connection);
+                    break;
+                }
+                Err(FabricError::Refused { reason }) => {
+                    return Err(Refusal::Provider(format!("{}: {reason}", address.address)));
+                }
+                Err(error) => failures.push(format!("{}: {}", address.address, chain(&error))),
+            }
+        }
+        let Some(connection) = connected else {
+            let reason = if failures.is_empty() {
+                "the unit gave no address".into()
+            } else {
+                failures.join("; ")
+            };
+            return Err(Refusal::Provider(reason));
+        };
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(100));
+        let active = self
+            .control
+            .activate(session.id, &session.region, left)
+            .map_err(Refusal::Final)?;
+        if method_from_wire(active.persistence) != Some(method) {
+            return Err(protocol("the unit changed the persistence method"));
+        }
+        let windows = active.windows.iter().map(window).collect();
+        Ok((connection, windows, info, Epoch(active.epoch)))
+    }
+
+    fn check_opened(
+        &self,
+        opened: &v1::OpenRegionResponse,
+        purpose: Purpose,
+    ) -> Result<RegionInfo, Refusal> {
+        let descriptor = opened
+            .region
+            .as_ref()
+            .ok_or_else(|| protocol("an answer without a region"))?;
+        let info = RegionInfo::from_wire(descriptor).map_err(Refusal::Final)?;
+        if info.mode != purpose.mode {
+            return Err(Refusal::Final(ClientError::WrongMode {
+                region: info.name.as_ref().into(),
+                expected: purpose.mode,
+                found: info.mode,
+            }));
+        }
+        Ok(info)
+    }
+}
+
+type DataParts = (
+    Box<dyn pmu_fabric::Connection>,
+    Vec<AccessWindow>,
+    RegionInfo,
+    Epoch,
+);
+
+/// Why a region wasn't opened.
+enum Refusal {
+    /// Another provider may work.
+    Provider(String),
+    /// This provider's persistence methods don't do; another's may.
+    Unfit(String),
+    /// No other way would help.
+    Final(ClientError),
+}
+
+impl Refusal {
+    fn of(error: ClientError) -> Self {
+        match error {
+            ClientError::NoProvider { reason, .. } => Self::Provider(reason),
+            ClientError::UnfitPersistence { reason, .. } => Self::Unfit(reason),
+            other => Self::Final(other),
+        }
+    }
+}
+
+fn protocol(what: &str) -> Refusal {
+    Refusal::Final(ClientError::Protocol(what.into()))
+}
+
+/// Never less than the region needs, nor anything but what the caller forced: whatever the unit says.
+fn check_persistence(
+    info: &RegionInfo,
+    method: pmu_fabric::PersistenceMethod,
+    choice: PersistenceChoice,
+) -> Result<(), Refusal> {
+    if info.need == Need::Durable && !method.is_durable() {
+        return Err(Refusal::Unfit(format!(
+            "it needs to be durable, and the unit offers {method}"
+        )));
+    }
+    match choice {
+        PersistenceChoice::Forced(forced) if forced != method => Err(Refusal::Unfit(format!(
+            "{forced} was asked for, and the unit offers {method}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn window(window: &v1::Window) -> AccessWindow {
+    AccessWindow {
+        address: window.virtual_address,
+        length: window.length_bytes,
+        access_key: window.access_key,
+        flush_key: window.flush_key.unwrap_or(0),
+    }
+}
+
+fn check_name(region: &str) -> Result<()> {
+    match region.parse::<RegionName>() {
+        Ok(_) => Ok(()),
+        Err(error) => Err(ClientError::Invalid(error.to_string())),
+    }
+}
+
+/// Loads an identity directory, with this crate's error.
+pub(crate) fn load_identity(directory: &Path) -> Result<Identity> {
+    Identity::load(directory).map_err(|error: AuthError| ClientError::Identity {
+        reason: chain(&error),
+    })
+}
+
+/// A session of the unit's control service.
+struct Session {
+    control: Arc<Control>,
+    id: u64,
+    region: String,
+}
+
+impl SessionControl for Session {
+    fn epoch_now(&self) -> Option<Epoch> {
+        self.control.epoch_soon(&self.region).ok().map(Epoch)
+    }
+
+    fn close(&self) {
+        self.control.close(self.id, &self.region);
+    }
+}
