@@ -151,7 +151,10 @@ impl UnitState {
                 });
                 continue;
             }
-            match pool.create(new) {
+            match pool
+                .create(new)
+                .and_then(|entry| self.keep_if_distinct(index, entry))
+            {
                 Ok(entry) => return Ok((index, entry)),
                 Err(refusal) => refused = Some(refusal),
             }
@@ -160,6 +163,16 @@ impl UnitState {
             Some(refusal) if known => Err(refusal),
             _ => Err(self.no_such_pool(asked)),
         }
+    }
+
+    /// Virtual addresses name a region within the unit. Pools choose theirs by their random ids, so that two of them can
+    /// choose the same, if hardly ever.
+    fn keep_if_distinct(&self, pool: usize, entry: RegionEntry) -> Result<RegionEntry, Refusal> {
+        if let Err(refusal) = self.check_distinct(&self.entries()) {
+            self.pools[pool].delete(entry.id)?;
+            return Err(refusal);
+        }
+        Ok(entry)
     }
 
     fn no_such_pool(&self, name: &str) -> Refusal {

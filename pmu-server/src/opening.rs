@@ -217,7 +217,7 @@ impl UnitState {
     }
 
     /// Waits for the data connection, for as long as asked and the token is valid; no longer than the session lives.
-    fn wait_connected(&self, session: &Session, timeout_ms: u32) -> Result<(), FabricError> {
+    fn wait_connected(&self, session: &Session, timeout_ms: u32) -> Result<(), Refusal> {
         let fabric = &self.listeners[session.data.listener].fabric;
         let longest = self.config.limits.connect_within();
         let wait = match timeout_ms {
@@ -232,10 +232,11 @@ impl UnitState {
                     let stage = self.sessions.get(session.id).map(|session| session.stage);
                     if left <= LOOK_AGAIN || stage != Some(Stage::Activating) {
                         let waited_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-                        return Err(FabricError::TimedOut { what, waited_ms });
+                        return Err(FabricError::TimedOut { what, waited_ms }.into());
                     }
+                    self.check_serving()?;
                 }
-                done => return done,
+                done => return Ok(done?),
             }
         }
     }

@@ -4,7 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use pmu_auth::{AuthError, Identity};
@@ -30,6 +30,9 @@ const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// How often an idle control connection is probed, and how long the answer may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
+/// A certificate that ends within this many seconds is worth a warning: 14 days.
+const EXPIRES_SOON_S: i64 = 14 * 24 * 3600;
+
 /// Why a unit did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -40,6 +43,12 @@ pub enum StartError {
     /// The identity can't be used.
     #[error("unit.identity: {0}")]
     Identity(#[source] AuthError),
+    /// The unit's certificate is over.
+    #[error("unit.identity: the certificate ended at {not_after}: issue a new one")]
+    Expired {
+        /// When.
+        not_after: String,
+    },
     /// An address can't be listened on.
     #[error("{key}: can't listen on {address}: {reason}")]
     Listen {
@@ -112,6 +121,7 @@ impl Unit {
         let identity = config.unit.identity.clone();
         let tls = blocking(move || {
             let identity = Identity::load(&identity).map_err(StartError::Identity)?;
+            check_validity(&identity)?;
             pmu_auth::server_tls(&identity).map_err(StartError::Identity)
         })
         .await?;
@@ -247,6 +257,25 @@ where
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(StartError::CutShort(error.to_string())),
+    }
+}
+
+/// A unit whose certificate is over would run, and every peer would refuse it.
+fn check_validity(identity: &Identity) -> Result<(), StartError> {
+    let end = identity.not_after();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let left_s = end.unix_timestamp().saturating_sub_unsigned(now.as_secs());
+    match left_s {
+        ..0 => Err(StartError::Expired {
+            not_after: end.to_string(),
+        }),
+        0..EXPIRES_SOON_S => {
+            tracing::warn!(not_after = %end, "the unit's certificate ends soon: issue a new one and restart the unit");
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -405,3 +405,69 @@ async fn what_is_in_use_is_named_with_its_key() {
     // After a clean stop everything can be had again.
     Unit::start(site.config()).await.unwrap().stop().await;
 }
+
+#[test]
+fn the_service_manager_is_told() {
+    let site = Site::with_file_pool();
+    let config = write_config(&site);
+    let socket = site.path("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pmu-server"))
+        .args(["run", "--config", config.to_str().unwrap()])
+        .env("NOTIFY_SOCKET", &socket)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let told = || {
+        let mut bytes = [0; 64];
+        let length = manager.recv(&mut bytes).unwrap();
+        text(&bytes[..length])
+    };
+    assert_eq!(told(), "READY=1");
+    kill(
+        Pid::from_raw(i32::try_from(child.id()).unwrap()),
+        Signal::SIGTERM,
+    )
+    .unwrap();
+    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_the_process_at_once() {
+    let site = Site::with_file_pool();
+    let process = Process::run(&write_config(&site));
+    // Both are there when the process looks again, so that the clean stop can't be over before the second.
+    for signal in [
+        Signal::SIGSTOP,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGCONT,
+    ] {
+        process.signal(signal);
+    }
+    assert_eq!(process.exit_code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_stop_does_not_wait_for_those_who_wait() {
+    let site = Site::with_file_pool();
+    let process = Process::run(&write_config(&site));
+    let mut manager = site.peer_at(&process.control, "boss", Role::Manager).await;
+    manager
+        .admin
+        .initialize(v1::InitializeRequest {})
+        .await
+        .unwrap();
+    manager
+        .append_region("log", vec![grant("alice", APPEND)])
+        .await;
+    let mut alice = site.peer_at(&process.control, "alice", Role::Client).await;
+    let opened = alice.open(primary("log")).await.unwrap();
+    let waiting = tokio::spawn(async move { alice.activate(opened.session_id, 0).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    process.signal(Signal::SIGTERM);
+    refused(waiting.await.unwrap(), v1::Reason::Stopping);
+    assert_eq!(process.exit_code(), Some(0));
+}

@@ -898,3 +898,80 @@ async fn regions_are_listed_and_shown() {
     assert_eq!(shown.sessions[0].provider(), v1::Provider::SoftTcp);
     unit.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_regions_of_two_pools_have_addresses_of_their_own() {
+    let site = Site::with_file_pool();
+    let text = site.config_text("medium = \"memory\"\nsize = \"16MiB\"");
+    let second = format!(
+        "[[pool]]\nname = \"second\"\nmedium = \"file\"\npath = {:?}\n",
+        site.path("pool")
+    );
+    let config = pmu_server::config::Config::parse(&(text + &second)).unwrap();
+    let (unit, mut manager) = site.unlocked(config).await;
+    // The first pool is volatile: what needs to be durable goes to the second.
+    let grants = || vec![grant("alice", APPEND)];
+    let durable = manager.append_region("durable", grants()).await;
+    let volatile = manager
+        .create("volatile", Mode::Append, Need::Volatile, grants())
+        .await
+        .unwrap();
+    let listed = manager
+        .admin
+        .list_regions(v1::ListRegionsRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .regions;
+    let pools: Vec<_> = listed.iter().map(|row| row.pool.as_str()).collect();
+    assert_eq!(pools, ["second", "main"]);
+    assert!(durable.virtual_address.abs_diff(volatile.virtual_address) >= 1 << 20);
+    refused(
+        manager
+            .create("durable", Mode::Append, Need::Volatile, vec![])
+            .await,
+        Reason::NameTaken,
+    );
+    // What is written to one is not in the other.
+    let mut alice = site.client(&unit, "alice").await;
+    let mut one = alice.attach(primary("durable")).await.unwrap();
+    let mut other = alice.attach(primary("volatile")).await.unwrap();
+    assert_eq!(one.write(8192, b"one").unwrap(), CompletionStatus::Success);
+    assert_eq!(
+        other.write(8192, b"two").unwrap(),
+        CompletionStatus::Success
+    );
+    assert_eq!(
+        (one.read(8192, 3).unwrap(), other.read(8192, 3).unwrap()),
+        (b"one".to_vec(), b"two".to_vec())
+    );
+    assert_eq!(
+        one.opened.persistence(),
+        v1::PersistenceMethod::ServerPersist
+    );
+    assert_eq!(other.opened.persistence(), v1::PersistenceMethod::Volatile);
+    unit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unit_whose_certificate_is_over_does_not_start() {
+    let site = Site::with_file_pool();
+    let validity = pmu_auth::Validity::days(1);
+    let span = validity.not_after - validity.not_before;
+    let over = pmu_auth::Validity {
+        not_before: validity.not_before - span - span,
+        not_after: validity.not_before - span,
+    };
+    let identity = site
+        .authority
+        .issue(&name("unit-1"), Role::Unit, &[], over)
+        .unwrap();
+    identity.save(&site.path("old")).unwrap();
+    let mut config = site.config();
+    config.unit.identity = site.path("old");
+    let error = Unit::start(config).await.unwrap_err().to_string();
+    assert!(
+        error.contains("unit.identity") && error.contains("issue a new one"),
+        "{error}"
+    );
+}
