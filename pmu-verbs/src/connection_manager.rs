@@ -146,8 +146,9 @@ impl EventChannel {
         };
         let (id, listen_id) = match kind {
             EventKind::ConnectRequest => {
+                let id = NonNull::new(id)?;
                 let listen_id = known(listen_id);
-                (self.adopt(ids, NonNull::new(id)?), listen_id)
+                (self.adopt(ids, id), listen_id)
             }
             _ => (known(id)?, None),
         };

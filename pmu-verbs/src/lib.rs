@@ -17,6 +17,7 @@
 //! no lock of this crate.
 //!
 //! # Soft-RoCE
+//! Memory windows are checked by key, rights and queue pair, but not by range: see [`MemoryWindow`].
 //! The provider of rdma-core up to at least 56 counts the length of a request with several elements
 //! as if all were as long as the first. Such a request is refused here on that device, not sent
 //! wrong.
@@ -59,3 +60,26 @@ pub use queue_pair::{
 pub use queue_pair_state::PeerQueuePair;
 pub use work_completion::{Opcode, Status, WcFlags, WorkCompletion};
 pub use work_request::{AttachedRegion, Batch, FlushLevel, FlushType, Sge, WindowBinding, WrFlags};
+
+#[cfg(test)]
+mod tests {
+    fn crosses_threads<T: Send + Sync>() {}
+
+    #[test]
+    fn everything_but_a_batch_crosses_threads() {
+        crosses_threads::<crate::Verbs>();
+        crosses_threads::<crate::Device>();
+        crosses_threads::<crate::Context>();
+        crosses_threads::<crate::ProtectionDomain>();
+        crosses_threads::<crate::MemoryRegion>();
+        crosses_threads::<crate::MemoryWindow>();
+        crosses_threads::<crate::CompletionChannel>();
+        crosses_threads::<crate::CompletionQueue>();
+        crosses_threads::<crate::QueuePair>();
+        crosses_threads::<crate::QueuePairControl>();
+        crosses_threads::<crate::EventChannel>();
+        crosses_threads::<crate::CmId>();
+        crosses_threads::<crate::Event>();
+        crosses_threads::<crate::VerbsError>();
+    }
+}

@@ -699,7 +699,13 @@ fn first_accepted(
         match create(&mut raw) {
             Ok(queue_pair) => return Ok((queue_pair, attempt, raw.cap)),
             Err(error) => {
-                refusal = error;
+                let lacking = error.errno() == Some(libc::EOPNOTSUPP) && attempt.extended;
+                let hint = if lacking {
+                    "the provider lacks an operation that was asked for"
+                } else {
+                    ""
+                };
+                refusal = error.with_hint(hint);
                 let unknown = matches!(
                     error.errno(),
                     Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS)

@@ -33,6 +33,7 @@ pub(crate) mod verbs;
 pub(crate) mod rdma_cm;
 
 pub(crate) mod inline;
+mod layout;
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!(
