@@ -99,3 +99,45 @@ pub fn log_words(data: &[u8]) {
         assert!(pair.agreed().is_none() || pair.agreed() == pair.cursor_word());
     }
 }
+
+/// Makes the checksums of a structure right again, so that mutations reach what stands behind them.
+/// Which structure it is says its magic number; anything else is taken for a record header.
+pub fn repair(data: &mut [u8]) {
+    let body_bytes = crate::bytes::u64_at(data, 24);
+    let body_end = body_bytes.checked_add(crate::TABLE_HEADER_BYTES as u64);
+    let body = body_end
+        .and_then(|end| usize::try_from(end).ok())
+        .and_then(|end| data.get(crate::TABLE_HEADER_BYTES..end));
+    let is_table = data.starts_with(&crate::TABLE_MAGIC.to_le_bytes());
+    if let Some(checksum) = body.filter(|_| is_table).map(crate::crc64_nvme) {
+        replace(data, 32, &checksum.to_le_bytes());
+    }
+    let header_bytes = match data.get(..8) {
+        Some(b"PMUTABL1") => crate::TABLE_HEADER_BYTES,
+        Some(b"PMUPOOL1" | b"PMUSET01") => SET_HEADER_BYTES,
+        _ => {
+            let checksum = data
+                .get(4..crate::RECORD_HEADER_BYTES)
+                .map_or(0, crate::crc32c);
+            return replace(data, 0, &checksum.to_le_bytes());
+        }
+    };
+    let header = data.get(..header_bytes);
+    if let Some(checksum) = header.and_then(|header| crate::checksum::crc32c_around(header, 12)) {
+        replace(data, 12, &checksum.to_le_bytes());
+    }
+}
+
+fn replace(data: &mut [u8], offset: usize, value: &[u8]) {
+    if let Some(room) = data.get_mut(offset..offset + value.len()) {
+        room.copy_from_slice(value);
+    }
+}
+
+/// Calls `entry` with the bytes as they are and with their checksums made right.
+pub fn both_ways(data: &[u8], entry: fn(&[u8])) {
+    entry(data);
+    let mut repaired = data.to_vec();
+    repair(&mut repaired);
+    entry(&repaired);
+}

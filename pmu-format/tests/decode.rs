@@ -102,33 +102,6 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
     }
 }
 
-/// Makes the checksums right again, so that mutations reach what stands behind them.
-fn repair(bytes: &mut [u8]) {
-    let body_bytes = bytes.get(24..32).map_or(0, |length| {
-        u64::from_le_bytes(length.try_into().expect("eight bytes"))
-    });
-    let body = body_bytes
-        .checked_add(64)
-        .and_then(|end| bytes.get(64..end as usize));
-    if bytes.starts_with(b"PMUTABL1")
-        && let Some(checksum) = body.map(crc64_nvme)
-    {
-        put(bytes, 32, &checksum.to_le_bytes());
-    }
-    let header_bytes = match bytes.get(..8) {
-        Some(b"PMUTABL1") => 64,
-        Some(b"PMUPOOL1" | b"PMUSET01") => 128,
-        _ => {
-            let checksum = bytes.get(4..48).map_or(0, crc32c);
-            return put(bytes, 0, &checksum.to_le_bytes());
-        }
-    };
-    let header = bytes.get(..header_bytes);
-    if let Some(checksum) = header.and_then(|header| checksum::crc32c_around(header, 12)) {
-        put(bytes, 12, &checksum.to_le_bytes());
-    }
-}
-
 #[test]
 fn mutated_images_never_panic() {
     let number = |name: &str, otherwise: u64| match std::env::var(name) {
@@ -144,7 +117,7 @@ fn mutated_images_never_panic() {
         let mut bytes = images[random.below(images.len())].clone();
         mutate(&mut bytes, &mut random);
         if !random.next().is_multiple_of(4) {
-            repair(&mut bytes);
+            fuzz_entry::repair(&mut bytes);
         }
         for (name, entry) in ENTRIES {
             let caught = std::panic::catch_unwind(|| entry(&bytes));
@@ -238,7 +211,7 @@ proptest! {
         for image in images() {
             let mut mixed = bytes.clone();
             put(&mut mixed, 0, &image[..16.min(image.len())]);
-            repair(&mut mixed);
+            fuzz_entry::repair(&mut mixed);
             for (_, entry) in ENTRIES {
                 entry(&mixed);
             }

@@ -152,7 +152,7 @@ pub enum LogStep<'reader> {
     /// All pieces of the large record were read, and its checksum holds.
     LargeRecordWhole(Record),
     /// All published records are read (live mode): look again later with
-    /// [`LogReader::refresh`].
+    /// [`LogReader::refresh`](crate::log::LogReader::refresh).
     CaughtUp {
         /// The end of the log.
         position: LogPosition,

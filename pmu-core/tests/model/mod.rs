@@ -11,6 +11,7 @@
 )]
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use pmu_core::{ReadRequest, WordWrite};
 use pmu_format::{RegionId, RegionOffset, RegionPiece};
@@ -72,11 +73,17 @@ pub(crate) const FAILURES: [Failure; 4] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dead;
 
+/// Writes no longer than this keep each value between two flushes, longer ones the last alone.
+const HISTORY_MAX_BYTES: usize = 128;
+
 #[derive(Clone, Debug)]
 pub(crate) struct Memory {
     visible: Vec<u8>,
-    /// The values since the last flush of each word that was written, the durable one first.
-    unflushed: BTreeMap<usize, Vec<[u8; 8]>>,
+    durable: Vec<u8>,
+    /// Ranges of words that may differ.
+    dirty: Vec<Range<usize>>,
+    /// Former values of words that were written and not flushed since.
+    history: BTreeMap<usize, Vec<[u8; 8]>>,
     pub(crate) random: Random,
     pub(crate) steps: u64,
     /// Which step fails, and how.
@@ -87,7 +94,9 @@ impl Memory {
     pub(crate) fn new(length: u64, seed: u64) -> Self {
         Self {
             visible: vec![0; length as usize],
-            unflushed: BTreeMap::new(),
+            durable: vec![0; length as usize],
+            dirty: Vec::new(),
+            history: BTreeMap::new(),
             random: Random(seed),
             steps: 0,
             failure: None,
@@ -107,19 +116,18 @@ impl Memory {
         );
         let fails = self.fails();
         let words = begin / 8..(begin + length).div_ceil(8);
+        self.dirty.push(words.clone());
         for word in words {
             // The step that fails is carried out for some of its words only.
             if fails.is_some() && self.random.chance(2) {
                 continue;
             }
+            if length <= HISTORY_MAX_BYTES {
+                let former = self.word(word);
+                self.history.entry(word).or_default().push(former);
+            }
             let (from, to) = ((word * 8).max(begin), (word * 8 + 8).min(begin + length));
-            let former = self.word(word);
-            self.unflushed.entry(word).or_insert_with(|| vec![former]);
             self.visible[from..to].copy_from_slice(&bytes[from - begin..to - begin]);
-            let value = self.word(word);
-            self.unflushed
-                .entry(word)
-                .and_modify(|values| values.push(value));
         }
         self.end_step(fails)
     }
@@ -135,38 +143,53 @@ impl Memory {
         let fails = self.fails();
         let begin = range.offset.get() as usize / 8;
         let end = (range.offset.get() + range.length_bytes).div_ceil(8) as usize;
-        let words: Vec<usize> = self
-            .unflushed
-            .range(begin..end)
-            .map(|(word, _)| *word)
-            .collect();
-        for word in words {
+        for word in begin..end {
             if fails.is_none() || self.random.chance(2) {
-                self.unflushed.remove(&word);
+                self.durable[word * 8..word * 8 + 8]
+                    .copy_from_slice(&self.visible[word * 8..word * 8 + 8]);
+                self.history.remove(&word);
             }
+        }
+        if fails.is_none() {
+            self.dirty
+                .retain(|words| words.start < begin || words.end > end);
         }
         self.end_step(fails)
     }
 
     /// The power goes now.
     pub(crate) fn lose_power(&mut self, failure: Failure) {
-        for (word, values) in std::mem::take(&mut self.unflushed) {
-            let choice = match failure {
-                Failure::PowerLosesAll => 0,
-                Failure::PowerKeepsAll => values.len() as u64 - 1,
-                _ => self.random.below(values.len() as u64),
+        for word in std::mem::take(&mut self.dirty).into_iter().flatten() {
+            let (durable, visible) = (self.durable_word(word), self.word(word));
+            let former = self.history.remove(&word).unwrap_or_default();
+            let kept = match failure {
+                Failure::PowerLosesAll => durable,
+                Failure::PowerKeepsAll => visible,
+                _ => match self.random.below(former.len() as u64 + 2) {
+                    0 => durable,
+                    1 => visible,
+                    choice => former[choice as usize - 2],
+                },
             };
-            self.visible[word * 8..word * 8 + 8].copy_from_slice(&values[choice as usize]);
+            self.visible[word * 8..word * 8 + 8].copy_from_slice(&kept);
+            self.durable[word * 8..word * 8 + 8].copy_from_slice(&kept);
         }
     }
 
     /// Damages one bit, durably.
     pub(crate) fn flip(&mut self, offset: u64, bit: u64) {
         self.visible[offset as usize] ^= 1 << bit;
+        self.durable[offset as usize] ^= 1 << bit;
     }
 
     fn word(&self, word: usize) -> [u8; 8] {
         self.visible[word * 8..word * 8 + 8]
+            .try_into()
+            .expect("eight bytes")
+    }
+
+    fn durable_word(&self, word: usize) -> [u8; 8] {
+        self.durable[word * 8..word * 8 + 8]
             .try_into()
             .expect("eight bytes")
     }
