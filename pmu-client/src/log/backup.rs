@@ -75,6 +75,8 @@ pub struct LogBackup {
     /// Of the last record that was handed out.
     handed_out: Option<RecordMark>,
     cleared: LogPosition,
+    /// The reader has come to the tail as it knows it.
+    caught_up: bool,
     entries: Vec<Entry>,
     payloads: Vec<u8>,
     chain: Chain,
@@ -135,6 +137,7 @@ impl LogBackup {
             reader,
             handed_out: None,
             cleared: LogPosition(0),
+            caught_up: false,
             entries: Vec::new(),
             payloads: Vec::new(),
             chain: Chain::with_capacity(4),
@@ -192,24 +195,13 @@ impl LogBackup {
     pub fn read_unread(&mut self, max_bytes: usize) -> Result<Records<'_>> {
         self.entries.clear();
         self.payloads.clear();
-        self.reader.refresh();
-        let (entries, payloads) = (&mut self.entries, &mut self.payloads);
-        // A recovery may have handed out records that this reader has yet to pass.
-        let unread_from = self.handed_out.map(|mark| mark.position());
-        let result = self
-            .driver
-            .run(&mut self.region, &mut self.reader, |found| {
-                if unread_from.is_some_and(|from| found.record.position < from) {
-                    return Ok(true);
-                }
-                let begin = payloads.len();
-                payloads.extend_from_slice(found.payload);
-                entries.push(Entry {
-                    record: found.record,
-                    payload: begin..payloads.len(),
-                });
-                Ok(payloads.len() < max_bytes)
-            });
+        let mut result = if self.caught_up { Ok(Pause::CaughtUp) } else { self.gather(max_bytes) };
+        if matches!(result, Ok(Pause::CaughtUp)) && self.entries.is_empty() {
+            // Everything up to the tail as it was: look at it again.
+            self.reader.refresh();
+            result = self.gather(max_bytes);
+        }
+        self.caught_up = matches!(result, Ok(Pause::CaughtUp));
         if let Err(stop) = result {
             // A damaged record is reported again by the next call, after the good ones before it were handed out.
             let good_ones_first = matches!(stop, Stop::Log(_)) && !self.entries.is_empty();
@@ -223,6 +215,22 @@ impl LogBackup {
         Ok(Records {
             entries: self.entries.iter(),
             payloads: &self.payloads,
+        })
+    }
+
+    /// Hands records on into our own memory.
+    fn gather(&mut self, max_bytes: usize) -> std::result::Result<Pause, Stop> {
+        let (entries, payloads) = (&mut self.entries, &mut self.payloads);
+        // A recovery may have handed out records that this reader has yet to pass.
+        let unread_from = self.handed_out.map(|mark| mark.position());
+        self.driver.run(&mut self.region, &mut self.reader, |found| {
+            if unread_from.is_some_and(|from| found.record.position < from) {
+                return Ok(true);
+            }
+            let begin = payloads.len();
+            payloads.extend_from_slice(found.payload);
+            entries.push(Entry { record: found.record, payload: begin..payloads.len() });
+            Ok(payloads.len() < max_bytes)
         })
     }
 
