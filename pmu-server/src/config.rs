@@ -316,7 +316,9 @@ impl Config {
             text,
         };
         let mut config = Self::parse(&text).map_err(syntax)?;
-        config.resolve_paths(path.parent().unwrap_or(Path::new("")));
+        // Absolute, because clients are told the paths of sockets.
+        let absolute = std::path::absolute(path).map_err(read)?;
+        config.resolve_paths(absolute.parent().unwrap_or(Path::new("/")));
         let mut problems = config.problems();
         problems.extend(config.missing_paths());
         if problems.is_empty() {

@@ -302,6 +302,17 @@ fn configuration_errors_are_found_before_anything_is_opened() {
         }
     }
     assert!(!site.path("data.socket").exists(), "nothing was opened");
+    // Relative to the file, wherever the process runs; and absolute in what clients are told.
+    let moved = good.replace(site.path("data.socket").to_str().unwrap(), "data.socket");
+    std::fs::write(&path, moved).unwrap();
+    let relative = Command::new(env!("CARGO_BIN_EXE_pmu-server"))
+        .args(["check-config", "--config", "unit.toml"])
+        .current_dir(site.directory.path())
+        .output()
+        .unwrap();
+    assert!(relative.status.success(), "{}", text(&relative.stderr));
+    let config = Config::load(&path).unwrap();
+    assert_eq!(config.data[1].path, Some(site.path("data.socket")));
     assert_eq!(command(&["run", "--nothing"]).status.code(), Some(2));
 }
 
