@@ -28,6 +28,8 @@ const AUTHORITY_VALIDITY_DAYS: i64 = 3650;
 /// Clocks of a site may differ by as much.
 const CLOCK_SKEW: Duration = Duration::minutes(5);
 const SERIAL_LEN_BYTES: usize = 16;
+/// The object identifier of the attribute serialNumber of a subject: X.520, 6.2.9.
+const SUBJECT_SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 
 /// A host that a unit's certificate is for: a DNS name or an IP address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +118,15 @@ impl Authority {
         params
             .distinguished_name
             .push(DnType::OrganizationalUnitName, "pmu:authority");
+        // Lists of revoked certificates are matched to their authority by its subject: no two may have the same.
+        let serial = params
+            .serial_number
+            .as_ref()
+            .map(|serial| hex(&serial.to_bytes()));
+        params.distinguished_name.push(
+            DnType::CustomDnType(SUBJECT_SERIAL_NUMBER.to_vec()),
+            serial.unwrap_or_default(),
+        );
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).map_err(issue)?;

@@ -93,7 +93,7 @@ pub enum AuthError {
         detail: &'static str,
     },
     /// Nobody answers.
-    #[error("{address} can't be reached: {source}")]
+    #[error("{address} can't be reached")]
     Unreachable {
         /// Where.
         address: String,
