@@ -7,12 +7,11 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use pmu_auth::{HostName, IDENTITY_VARIABLE, PrincipalName, Role, UnitAddress};
+use pmu_auth::{HostName, PrincipalName, Role, UnitAddress};
 use pmu_format::{
     LogGeometry, Mode, Need, PAGE_BYTES, RegionName, Rights, SETS_KEPT_MAX, SetGeometry,
 };
 
-use crate::config::HOME_VARIABLE;
 use crate::values::{ByteSize, GrantArgument, duration};
 
 /// How many sets a region keeps unless told otherwise: the newest, and one to fall back to.
@@ -58,11 +57,12 @@ pub struct Common {
     /// How long to wait for a unit, as in 500ms, 10s, 2m [default: 10s; 10m for what takes long].
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration)]
     pub timeout: Option<Duration>,
-    /// The identity to work with: a directory with ca.pem, cert.pem, key.pem [default: HOME/identity].
-    #[arg(long, global = true, value_name = "DIR", env = IDENTITY_VARIABLE, hide_env_values = true)]
+    /// The identity to work with: a directory with ca.pem, cert.pem, key.pem [default: that of the variable PMU_IDENTITY,
+    /// else HOME/identity].
+    #[arg(long, global = true, value_name = "DIR")]
     pub identity: Option<PathBuf>,
-    /// Where units.toml, identity/ and ca/ are [default: ~/.config/pmu].
-    #[arg(long, global = true, value_name = "DIR", env = HOME_VARIABLE, hide_env_values = true)]
+    /// Where units.toml, identity/ and ca/ are [default: the variable PMU_HOME, else ~/.config/pmu].
+    #[arg(long, global = true, value_name = "DIR")]
     pub home: Option<PathBuf>,
     /// Don't ask before something is destroyed.
     #[arg(long, short, global = true)]

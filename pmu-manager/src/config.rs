@@ -20,13 +20,14 @@ const UNITS_FILE_HEADER: &str = "# Units and the addresses of their control serv
 pub struct Home(PathBuf);
 
 impl Home {
-    /// What was given, else the environment's [`HOME_VARIABLE`] (which clap reads), else `~/.config/pmu`.
+    /// What was given, else the environment's [`HOME_VARIABLE`], else `~/.config/pmu`.
     ///
     /// # Errors
     /// [`ManagerError::Usage`] if there is no home directory either.
     pub fn find(given: Option<&Path>) -> Result<Self, ManagerError> {
-        if let Some(path) = given {
-            return Ok(Self(path.to_owned()));
+        let variable = std::env::var_os(HOME_VARIABLE).filter(|value| !value.is_empty());
+        if let Some(path) = given.map(Path::to_owned).or(variable.map(PathBuf::from)) {
+            return Ok(Self(path));
         }
         let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
         home.map(|home| Self(home.join(".config/pmu")))

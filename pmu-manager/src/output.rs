@@ -548,10 +548,10 @@ impl Page for VerifyReport {
         if !self.findings.is_empty() {
             page.push_str(&findings(&self.findings));
         }
-        page.push_str(if self.damaged {
-            "DAMAGE FOUND\n"
-        } else {
-            "no damage found\n"
+        page.push_str(match (self.damaged, &self.contents) {
+            (true, _) => "DAMAGE FOUND\n",
+            (false, Some(_)) => "no damage found\n",
+            (false, None) => "no damage found in the pool's tables; the region was not checked\n",
         });
         page
     }

@@ -342,6 +342,8 @@ pub struct VerifyReport {
     pub findings: Vec<FindingReport>,
     /// A finding is `degraded` or `damaged`.
     pub damaged: bool,
+    /// 0 if everything was checked and is good, 5 if something is damaged; else why not everything was checked.
+    pub exit_code: u8,
 }
 
 /// What `region verify` read of the region itself.

@@ -321,10 +321,14 @@ fn verify_reports_damage_of_the_pool() {
     site.ok("region create log --mode append --size 1MiB");
     let next = |findings| site.unit.0.lock().unwrap().findings = findings;
 
+    // This unit has tables to check, but serves no data: nothing wrong was found, and not everything checked.
     next(vec![finding(v1::Severity::Note), summary()]);
-    let report = site.json("region verify log");
+    let output = site.run("--json region verify log");
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["damaged"], false);
     assert_eq!(report["structures_checked"], 4);
+    assert!(report["contents"].is_null() && report["contents_note"].is_string());
     for severity in [
         v1::Severity::Degraded,
         v1::Severity::Damaged,
@@ -345,6 +349,23 @@ fn verify_reports_damage_of_the_pool() {
     let error = site.fails("region verify log", 1);
     assert!(error.contains("without its summary"), "{error}");
     site.fails("region verify nothing", 4);
+}
+
+#[test]
+fn the_environment_is_what_a_shell_makes_it() {
+    let site = Site::new();
+    let run = |identity: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pmm"));
+        command
+            .args(["unit", "unlock", "unit-1"])
+            .env("PMU_HOME", site.directory.path());
+        command.env("PMU_IDENTITY", identity).output().unwrap()
+    };
+    // Empty is as good as not set.
+    assert!(run("").status.success());
+    let client = run(site.path("trainer-7").to_str().unwrap());
+    assert_eq!(client.status.code(), Some(3));
+    assert_eq!(run("nowhere").status.code(), Some(3));
 }
 
 #[test]

@@ -164,11 +164,7 @@ async fn run_region(
         RegionCommand::Verify(verify) => {
             let report = region::verify(&context, verify).await?;
             output.report(&report)?;
-            return Ok(if report.damaged {
-                exit::DAMAGED
-            } else {
-                exit::DONE
-            });
+            return Ok(report.exit_code);
         }
     }?;
     Ok(exit::DONE)

@@ -12,7 +12,7 @@ use crate::cli::{
 };
 use crate::confirm::{Ask, confirm};
 use crate::connect::Connection;
-use crate::error::ManagerError;
+use crate::error::{ManagerError, exit};
 use crate::report::{
     DeleteReport, FenceReport, FindingReport, GrantChange, GrantReport, RegionDetails, RegionList,
     RegionReport, VerifyReport,
@@ -301,11 +301,27 @@ pub async fn verify(
     let connection = context.connect(verify.on.unit.as_ref()).await?;
     let shown = ask_show(&connection, context, verify.name.as_str()).await?;
     let (structures_checked, mut findings) = verify_pool(&connection, context, &shown.pool).await?;
-    let contents = verify::contents();
+    let region = shown
+        .region
+        .ok_or_else(|| connection.nonsense("no region"))?;
+    let mode = u8::try_from(region.mode)
+        .ok()
+        .and_then(Mode::from_number)
+        .ok_or_else(|| connection.nonsense("a region of a mode that this version does not know"))?;
+    let contents = verify::contents(verify::Task {
+        unit: context.units.choose(verify.on.unit.as_ref())?.clone(),
+        identity: context.identity()?.as_ref().clone(),
+        region: verify.name.to_string(),
+        mode,
+        timeout: context.timeout(),
+    })
+    .await;
     findings.extend(contents.findings);
-    let (contents, contents_note) = match contents.checked {
-        Ok(contents) => (Some(contents), None),
-        Err(why) => (None, Some(why)),
+    // What this version does not know is damage rather than nothing.
+    let damaged = findings.iter().any(|finding| finding.severity != "note");
+    let (contents, contents_note, exit_code) = match contents.checked {
+        Ok(contents) => (Some(contents), None, exit::DONE),
+        Err(unchecked) => (None, Some(unchecked.why), unchecked.exit_code),
     };
     Ok(VerifyReport {
         unit: connection.unit().to_owned(),
@@ -314,9 +330,9 @@ pub async fn verify(
         structures_checked,
         contents,
         contents_note,
-        // What this version does not know is damage rather than nothing.
-        damaged: findings.iter().any(|finding| finding.severity != "note"),
         findings,
+        damaged,
+        exit_code: if damaged { exit::DAMAGED } else { exit_code },
     })
 }
 
