@@ -79,6 +79,10 @@ pub const CASES: &[Case] = &[
         wrong_key,
     ),
     ("p09_rights_are_kept", rights_are_kept),
+    (
+        "p09_a_window_over_a_part_reaches_nothing_else",
+        part_of_an_extent,
+    ),
     ("p09_the_flush_key_writes_nothing", flush_key_writes_nothing),
     (
         "p10_scattered_extents_are_one_range_of_addresses",
@@ -544,6 +548,45 @@ fn rights_are_kept(harness: &dyn Harness) {
             writer.read(REGION_ADDRESS, 6),
             Err(CompletionStatus::RemoteAccess)
         );
+    }
+}
+
+fn part_of_an_extent(harness: &dyn Harness) {
+    // As a backup has it: one page to write, in the middle of what it may only read.
+    const PAGE: u64 = 4096;
+    for (forged, at) in [(0, REGION_ADDRESS), (2, REGION_ADDRESS + 2 * PAGE)] {
+        expose(harness);
+        let (unit, token) = (harness.unit(), ConnectToken::random().unwrap());
+        let id = unit.expect(token, harness.method(), PATIENCE).unwrap();
+        let mut peer = with_memory(id, harness.connect(token).unwrap());
+        unit.wait_connected(id, PATIENCE).unwrap();
+        let bind = |page: u64, access| {
+            unit.bind(
+                id,
+                REGION_ADDRESS,
+                REGION_ADDRESS + page * PAGE,
+                PAGE,
+                access,
+            )
+            .unwrap()[0]
+        };
+        let windows = [bind(0, READ), bind(1, BOTH), bind(2, READ)];
+        peer.connection.set_windows(&windows).unwrap();
+        assert_eq!(
+            peer.write(REGION_ADDRESS + PAGE, b"the page"),
+            CompletionStatus::Success
+        );
+        assert!(peer.read(at, 8).is_ok());
+        // The key of the page that may be written, used for its neighbours.
+        let mut lie = windows;
+        lie[forged].access_key = windows[1].access_key;
+        peer.connection.set_windows(&lie).unwrap();
+        peer.memory.write_at(0, b"forged").unwrap();
+        let mut chain = Chain::default();
+        chain.write(at, peer.slice(0, 6));
+        assert_eq!(peer.run(&chain), CompletionStatus::RemoteAccess);
+        let mut reader = connect(harness, READ);
+        assert_eq!(reader.read(at, 6).unwrap(), [0; 6]);
     }
 }
 

@@ -121,6 +121,7 @@ fn accept_loop(inner: &Arc<Inner>, listener: &Listener) {
         let socket = match listener.accept() {
             Ok(Some(socket)) => socket,
             Ok(None) => continue,
+            Err(_) if inner.stopping.load(Ordering::Acquire) => return,
             Err(error) => {
                 tracing::warn!(%error, address = inner.address, "accepting a data connection failed");
                 thread::sleep(Duration::from_millis(50));
@@ -370,6 +371,7 @@ impl UnitFabric for SoftUnit {
                 Some(Entry::Connected(shared)) => Arc::clone(shared),
                 _ => {
                     connections.remove(&connection);
+                    self.inner.changed.notify_all();
                     return Ok(());
                 }
             }
@@ -385,6 +387,7 @@ impl UnitFabric for SoftUnit {
             shared.socket.shut_down();
         } else {
             self.inner.connections.lock().remove(&connection);
+            self.inner.changed.notify_all();
         }
     }
 

@@ -19,6 +19,7 @@ use super::memory::Local;
 use super::message::{
     MESSAGE_BYTES_MAX, MESSAGE_OPS_MAX, REPLY_BYTES, decode_reply, encode_head, encode_hello,
 };
+use super::unit::ACK_TIMEOUT_EXPONENT;
 use super::{
     CHAINS_IN_FLIGHT_MAX, COMPLETIONS_AT_ONCE, REQUEST_BYTES_MAX, REQUESTS_PER_CHAIN_MAX,
     SEND_REQUESTS_MAX, library,
@@ -180,6 +181,7 @@ pub fn connect(
         depth,
     )?;
     let hello = encode_hello(token, persistence);
+    connection.id.set_ack_timeout(ACK_TIMEOUT_EXPONENT)?;
     connection.id.connect(&ConnectionParameters {
         private_data: &hello,
         ..ConnectionParameters::default()
@@ -648,6 +650,7 @@ impl VerbsConnection {
             ) && self.dead.is_none()
             {
                 self.dead = Some(CompletionStatus::ConnectionLost);
+                let _ = self.id.disconnect();
                 let _ = self.queue_pair.to_error();
             }
         }

@@ -26,7 +26,8 @@ use crate::group_commit::{Committers, random_key};
 use crate::persistence::{PersistenceMethod, Provider};
 use crate::protection::{BoundWindow, WindowGate, extents_of};
 use crate::unit::{
-    ConnectToken, ConnectionId, ExposedRegion, FabricEvent, Observer, UnitFabric, WindowAccess,
+    ConnectToken, ConnectionId, ExposedExtent, ExposedRegion, FabricEvent, Observer, UnitFabric,
+    WindowAccess,
 };
 
 /// How long a window operation of the unit's own queue pair may take: it never leaves the NIC.
@@ -40,6 +41,15 @@ const SOFT_ROCE_SETTLES: Duration = Duration::from_millis(2);
 const BACKLOG: u32 = 64;
 /// Most requests of the unit on one connection's queue pair at a time.
 const UNIT_REQUESTS_MAX: u32 = 128;
+
+/// Rights of a registration that windows are bound to; it has no use of its own, as its key is never given out.
+const WINDOW_RIGHTS: Access = Access::LOCAL_WRITE
+    .union(Access::REMOTE_WRITE)
+    .union(Access::REMOTE_READ)
+    .union(Access::WINDOW_BIND);
+/// 4.096 us times 2 to this power: how long a request of either side waits for its acknowledgement before it is sent again (about 1 s).
+/// With seven retries a silent peer counts as gone after some 9 s.
+pub(super) const ACK_TIMEOUT_EXPONENT: u8 = 18;
 
 /// Settings of a verbs listener.
 #[derive(Debug, Clone, Copy, Default)]
@@ -389,6 +399,7 @@ impl Inner {
         if let Some(inbox) = inbox {
             self.start_persist_service(inbox, &made)?;
         }
+        id.set_ack_timeout(ACK_TIMEOUT_EXPONENT)?;
         id.accept(&ConnectionParameters::default())?;
         Ok(made)
     }
@@ -432,6 +443,31 @@ impl Inner {
             && attributes.atomic_write()
     }
 
+    /// The registration to which a window over `piece` of an extent is bound: the extent's, or one of its own for a part of it.
+    /// Soft-RoCE lets a window's key reach all of the registration (it checks key, rights and queue pair, but not the window's range),
+    /// so a registration never covers more than the window may.
+    fn registration_of(
+        &self,
+        region: &Region,
+        extent: &Registered,
+        piece: &ExposedExtent,
+    ) -> Result<Arc<MemoryRegion>, FabricError> {
+        if extent.access.start() == piece.address && extent.access.length() == piece.length {
+            return Ok(Arc::clone(&extent.access));
+        }
+        let memory = Arc::new(Pool(Arc::clone(&region.exposed.pool)));
+        let (offset, length) = (piece.pool_offset as usize, piece.length as usize);
+        let (domain, start) = (&self.device.domain, Some(piece.address));
+        Ok(MemoryRegion::register(
+            domain,
+            memory,
+            offset,
+            length,
+            start,
+            WINDOW_RIGHTS,
+        )?)
+    }
+
     fn register(&self, region: &ExposedRegion) -> Result<Vec<Registered>, FabricError> {
         let memory = Arc::new(Pool(Arc::clone(&region.pool)));
         let mut registered = Vec::with_capacity(region.extents.len());
@@ -451,10 +487,6 @@ impl Inner {
                     access,
                 )
             };
-            let rights = Access::LOCAL_WRITE
-                | Access::REMOTE_WRITE
-                | Access::REMOTE_READ
-                | Access::WINDOW_BIND;
             let flush = if self.offers_flush(&region.pool) {
                 Some(register(Access::FLUSH_GLOBAL | Access::FLUSH_PERSISTENT)?)
             } else {
@@ -462,7 +494,7 @@ impl Inner {
             };
             registered.push(Registered {
                 address,
-                access: register(rights)?,
+                access: register(WINDOW_RIGHTS)?,
                 flush,
             });
         }
@@ -473,7 +505,7 @@ impl Inner {
 /// Binds one window on the connection's own queue pair and waits for it.
 fn bind_window(
     made: &Made,
-    extent: &Registered,
+    region: &Arc<MemoryRegion>,
     address: u64,
     length: u64,
     access: Access,
@@ -488,7 +520,7 @@ fn bind_window(
     else {
         return Err(FabricError::NoSuchConnection);
     };
-    let window = MemoryWindow::allocate_type2(queue_pair.protection_domain())?;
+    let mut window = MemoryWindow::allocate_type2(queue_pair.protection_domain())?;
     // The low byte must differ from that of the last binding.
     let mut tag = random_key()? as u8;
     if tag == window.rkey() as u8 {
@@ -497,12 +529,12 @@ fn bind_window(
     let key = window.rkey_with_tag(tag);
     let mut batch = queue_pair.start();
     let binding = WindowBinding {
-        region: &extent.access,
+        region,
         address,
         length,
         access,
     };
-    batch.bind_window(1, WrFlags::SIGNALED, &window, key, &binding)?;
+    batch.bind_window(1, WrFlags::SIGNALED, &mut window, key, &binding)?;
     batch.post()?;
     *outstanding += 1;
     posting.settle()?;
@@ -647,8 +679,9 @@ impl UnitFabric for VerbsUnit {
                 .extents
                 .partition_point(|extent| extent.address <= piece.address);
             let extent = &region.extents[index.saturating_sub(1)];
+            let registered = self.inner.registration_of(region, extent, &piece)?;
             let (window, access_key) =
-                bind_window(&made, extent, piece.address, piece.length, rights)?;
+                bind_window(&made, &registered, piece.address, piece.length, rights)?;
             made.windows.lock().push(window);
             let flush_key = match made.method {
                 PersistenceMethod::NativeFlush => {
@@ -681,13 +714,14 @@ impl UnitFabric for VerbsUnit {
                 Some(Entry::Made(made)) => Arc::clone(made),
                 _ => {
                     connections.remove(&connection);
+                    self.inner.changed.notify_all();
                     return Ok(());
                 }
             }
         };
         made.gate.invalidate();
-        let windows = std::mem::take(&mut *made.windows.lock());
-        if invalidate_windows(&made, &windows).is_err() {
+        let mut windows = std::mem::take(&mut *made.windows.lock());
+        if invalidate_windows(&made, &mut windows).is_err() {
             // The queue pair is broken, by the peer's end or by a refused request: without it nothing can land either.
             self.inner.break_down(&made);
         }
@@ -723,8 +757,8 @@ impl UnitFabric for VerbsUnit {
 }
 
 /// Invalidates on the connection's own queue pair and waits until each is done.
-fn invalidate_windows(made: &Made, windows: &[MemoryWindow]) -> Result<(), FabricError> {
-    for some in windows.chunks(UNIT_REQUESTS_MAX as usize / 2) {
+fn invalidate_windows(made: &Made, windows: &mut [MemoryWindow]) -> Result<(), FabricError> {
+    for some in windows.chunks_mut(UNIT_REQUESTS_MAX as usize / 2) {
         let mut posting = made.posting.inner.lock();
         posting.settle()?;
         let Posting {
@@ -735,12 +769,13 @@ fn invalidate_windows(made: &Made, windows: &[MemoryWindow]) -> Result<(), Fabri
         else {
             return Ok(());
         };
+        let requests = some.len() as u32;
         let mut batch = queue_pair.start();
         for window in some {
-            batch.local_invalidate(2, WrFlags::SIGNALED, window.rkey())?;
+            batch.local_invalidate(2, WrFlags::SIGNALED, window)?;
         }
         batch.post()?;
-        *outstanding += some.len() as u32;
+        *outstanding += requests;
         posting.settle()?;
     }
     Ok(())
