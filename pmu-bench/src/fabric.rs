@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use pmu_fabric::soft::{SoftUnit, connect};
 use pmu_fabric::{
-    AttachedMemory, Chain, Completion, CompletionStatus, ConnectToken, Connection, ExposedExtent, ExposedRegion, FabricError,
-    LocalSlice, Provider, UnitFabric, WindowAccess,
+    AttachedMemory, Chain, Completion, CompletionStatus, ConnectToken, Connection, ExposedExtent,
+    ExposedRegion, FabricError, LocalSlice, Provider, UnitFabric, WindowAccess,
 };
 use pmu_pmem::{CreateOptions, LocalMemory, LocalOptions, PoolMemory, PoolSpec};
 
@@ -47,36 +47,79 @@ impl Bed {
         let length = (size as u64).next_multiple_of(64 << 10);
         let pool = Arc::new(PoolMemory::create(
             &PoolSpec::memory(),
-            CreateOptions { len: Some(length), ..CreateOptions::default() },
+            CreateOptions {
+                len: Some(length),
+                ..CreateOptions::default()
+            },
         )?);
         pool.zero(0, length)?;
         let method = unit.persistence_methods(&pool)[0];
-        let extents = vec![ExposedExtent { address: ADDRESS, pool_offset: 0, length }];
-        unit.expose(&ExposedRegion { address: ADDRESS, pool, extents })?;
+        let extents = vec![ExposedExtent {
+            address: ADDRESS,
+            pool_offset: 0,
+            length,
+        }];
+        unit.expose(&ExposedRegion {
+            address: ADDRESS,
+            pool,
+            extents,
+        })?;
         let token = ConnectToken::random()?;
         let id = unit.expect(token, method, WAIT)?;
-        let provider = if socket == Socket::Tcp { Provider::SoftTcp } else { Provider::SoftUnix };
+        let provider = if socket == Socket::Tcp {
+            Provider::SoftTcp
+        } else {
+            Provider::SoftUnix
+        };
         let mut connection = connect(provider, &unit.address(), token, method, WAIT)?;
         unit.wait_connected(id, WAIT)?;
-        let windows = unit.bind(id, ADDRESS, ADDRESS, length, WindowAccess { read: true, write: true })?;
+        let windows = unit.bind(
+            id,
+            ADDRESS,
+            ADDRESS,
+            length,
+            WindowAccess {
+                read: true,
+                write: true,
+            },
+        )?;
         connection.set_windows(&windows)?;
-        let options = LocalOptions { prefault: true, ..LocalOptions::default() };
+        let options = LocalOptions {
+            prefault: true,
+            ..LocalOptions::default()
+        };
         let attached = connection.attach(Arc::new(LocalMemory::allocate_with(size, options)?))?;
-        Ok(Self { unit, connection: Box::new(connection), attached })
+        Ok(Self {
+            unit,
+            connection: Box::new(connection),
+            attached,
+        })
     }
 
     /// Moves `count` pieces of `size` bytes with several in flight; MiB/s from the first post to the last completion.
     ///
     /// # Errors
     /// The fabric's, and any completion that is not a success.
-    pub(crate) fn bandwidth(&mut self, way: Way, size: usize, count: usize) -> Result<f64, Failure> {
+    pub(crate) fn bandwidth(
+        &mut self,
+        way: Way,
+        size: usize,
+        count: usize,
+    ) -> Result<f64, Failure> {
         let mut chain = Chain::with_capacity(1);
-        let local = LocalSlice { memory: self.attached, offset: 0, length: size };
+        let local = LocalSlice {
+            memory: self.attached,
+            offset: 0,
+            length: size,
+        };
         match way {
             Way::Write => chain.write(ADDRESS, local),
             Way::Read => chain.read(ADDRESS, local),
         };
-        let mut completions = [Completion { tag: 0, status: CompletionStatus::Success }; IN_FLIGHT];
+        let mut completions = [Completion {
+            tag: 0,
+            status: CompletionStatus::Success,
+        }; IN_FLIGHT];
         let (mut posted, mut done) = (0, 0);
         let begun = Instant::now();
         while done < count {
@@ -88,7 +131,10 @@ impl Bed {
                 }
             }
             let reaped = self.connection.poll(&mut completions)?;
-            if let Some(bad) = completions[..reaped].iter().find(|one| one.status != CompletionStatus::Success) {
+            if let Some(bad) = completions[..reaped]
+                .iter()
+                .find(|one| one.status != CompletionStatus::Success)
+            {
                 return Err(format!("a chain ended with {:?}", bad.status).into());
             }
             done += reaped;

@@ -122,7 +122,11 @@ pub(crate) fn size(bytes: u64) -> String {
 /// # Errors
 /// Writing fails.
 pub(crate) fn print_head(out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "{:<26} {:>8} {:>12} {:<8} {:>12}  {:>6}  {:<4} limit", "name", "size", "value", "", "limit", "ratio", "runs")
+    writeln!(
+        out,
+        "{:<26} {:>8} {:>12} {:<8} {:>12}  {:>6}  {:<4} limit",
+        "name", "size", "value", "", "limit", "ratio", "runs"
+    )
 }
 
 /// Prints one row of the table.
@@ -156,10 +160,25 @@ mod tests {
     fn b10_ratios_are_of_pairs_and_medians() {
         assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
         assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
-        let label = Label { name: "x", size_bytes: 1, unit: "us", limit_name: "y", kind: Kind::Time };
+        let label = Label {
+            name: "x",
+            size_bytes: 1,
+            unit: "us",
+            limit_name: "y",
+            kind: Kind::Time,
+        };
         let row = alternate(label, 3, || Ok(2.0), || Ok(1.0)).unwrap();
         assert!((row.ratio - 0.5).abs() < 1e-9);
-        let row = alternate(Label { kind: Kind::Rate, ..label }, 3, || Ok(2.0), || Ok(1.0)).unwrap();
+        let row = alternate(
+            Label {
+                kind: Kind::Rate,
+                ..label
+            },
+            3,
+            || Ok(2.0),
+            || Ok(1.0),
+        )
+        .unwrap();
         assert!((row.ratio - 2.0).abs() < 1e-9);
     }
 }

@@ -26,7 +26,11 @@ fn pair(socket: Socket) -> Result<(Box<dyn Stream>, Box<dyn Stream>), Failure> {
             let (one, other) = UnixStream::pair()?;
             for end in [&one, &other] {
                 // As the soft transport asks for; the kernel caps it.
-                let _ = nix::sys::socket::setsockopt(end, nix::sys::socket::sockopt::SndBuf, &(4 << 20));
+                let _ = nix::sys::socket::setsockopt(
+                    end,
+                    nix::sys::socket::sockopt::SndBuf,
+                    &(4 << 20),
+                );
             }
             Ok((Box::new(one), Box::new(other)))
         }
