@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -77,11 +78,23 @@ fn measure_all(pool: &PoolMemory, file: &File) {
     }
     println!("1 page, while another thread writes without end:");
     beside_a_stream(pool, file, &one);
-    println!("64 MiB, hint every 4 MiB while writing:");
-    report_whole("write, then persist", || stream(pool, false));
-    report_whole("write with start_write_back, then persist", || {
-        stream(pool, true);
+    println!("64 MiB in steps of 4 MiB:");
+    report_whole("through the mapping, then persist", || {
+        stream(pool, Way::Stores, false);
     });
+    report_whole("populated before", || {
+        stream(pool, Way::PopulatedStores, false);
+    });
+    report_whole("through the mapping, with start_write_back", || {
+        stream(pool, Way::Stores, true);
+    });
+    report_whole("PoolMemory::write_at, then persist", || {
+        stream(pool, Way::WriteAt, false);
+    });
+    report_whole("the same with start_write_back", || {
+        stream(pool, Way::WriteAt, true);
+    });
+    report_whole("pwrite, then fdatasync", || write_calls(file));
     copies();
 }
 
@@ -187,16 +200,42 @@ fn beside_a_stream(pool: &PoolMemory, file: &File, one: &Ranges) {
     });
 }
 
-fn stream(pool: &PoolMemory, hint: bool) {
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Stores,
+    PopulatedStores,
+    WriteAt,
+}
+
+fn stream(pool: &PoolMemory, way: Way, hint: bool) {
     let step = vec![3; (4 * MIB) as usize];
     for at in (64 * MIB..128 * MIB).step_by(step.len()) {
-        let _ = pool.write_at(at, &step);
+        if way == Way::PopulatedStores {
+            let _ = pool.populate(at, 4 * MIB);
+        }
+        if way == Way::WriteAt {
+            let _ = pool.write_at(at, &step);
+        } else {
+            // SAFETY: the range lies inside the pool, and nobody else uses it.
+            unsafe {
+                let target = pool.as_ptr().add(at as usize);
+                target.copy_from_nonoverlapping(step.as_ptr(), step.len());
+            }
+        }
         if hint {
             pool.start_write_back(at..at + 4 * MIB);
         }
     }
     let range = 64 * MIB..128 * MIB;
     let _ = pool.persist(std::slice::from_ref(&range));
+}
+
+fn write_calls(file: &File) {
+    let step = vec![3; (4 * MIB) as usize];
+    for at in (64 * MIB..128 * MIB).step_by(step.len()) {
+        let _ = file.write_all_at(&step, at);
+    }
+    fdatasync(file);
 }
 
 /// The copy of this crate against that of the standard library.

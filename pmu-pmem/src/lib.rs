@@ -20,6 +20,7 @@ mod probe;
 mod range;
 mod socket;
 mod spec;
+mod write_calls;
 
 pub use cpu::WriteBack;
 pub use error::{AccessError, PmemError, Result};

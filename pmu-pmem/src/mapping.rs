@@ -11,6 +11,7 @@ use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
 use crate::copy;
 use crate::error::AccessError;
 use crate::range::ByteRange;
+use crate::write_calls::{WRITE_CALL_BYTES_MIN, WriteCalls};
 
 /// A contiguous memory that a NIC, other threads or other processes may change at any time.
 ///
@@ -27,6 +28,8 @@ pub struct Mapping {
     start: NonNull<u8>,
     len: usize,
     owner: Owner,
+    /// Set where long writes go by write calls.
+    write_calls: Option<WriteCalls>,
 }
 
 /// What the memory is given back to.
@@ -61,7 +64,36 @@ impl Mapping {
             start: start.cast(),
             len: len.get(),
             owner: Owner::Mapped { mapped_len: len },
+            write_calls: None,
         })
+    }
+
+    /// Has long writes made by write calls to the file that is mapped.
+    pub(crate) fn use_write_calls(&mut self, write_calls: WriteCalls) {
+        self.write_calls = Some(write_calls);
+    }
+
+    /// How bytes are written of which there are `len`: by write calls, or (none) through the
+    /// mapping.
+    fn write_calls_for(&self, len: usize) -> Option<&WriteCalls> {
+        self.write_calls
+            .as_ref()
+            .filter(|_| len >= WRITE_CALL_BYTES_MIN)
+    }
+
+    /// Puts `len` bytes to `offset`, the best way for the memory.
+    ///
+    /// # Safety
+    /// `target` is the address of `offset`, checked for `len` bytes, and no reference into them
+    /// exists; `source` is mapped for reading as many for the length of the call.
+    unsafe fn put(&self, offset: u64, source: *const u8, target: *mut u8, len: usize) {
+        let written = match self.write_calls_for(len) {
+            // SAFETY: the caller's promise.
+            Some(write_calls) => unsafe { write_calls.write(offset, source, len) },
+            None => 0,
+        };
+        // SAFETY: the rest of both ranges, which the caller promises; `written` is at most `len`.
+        unsafe { copy::copy(source.add(written), target.add(written), len - written) };
     }
 
     /// Maps anonymous zeroed memory: `len` bytes, of which `mapped_len` (not less) are really
@@ -75,6 +107,7 @@ impl Mapping {
             start: start.cast(),
             len,
             owner: Owner::Mapped { mapped_len },
+            write_calls: None,
         })
     }
 
@@ -88,6 +121,7 @@ impl Mapping {
             start,
             len,
             owner: Owner::Boxed,
+            write_calls: None,
         }
     }
 
@@ -159,7 +193,7 @@ impl Mapping {
         let target = self.pointer(offset, bytes.len())?;
         // SAFETY: the target is checked, mapped for writing while `self` lives, and no reference
         // into it exists, as `LocalMemory` gives those for `&mut self` only.
-        unsafe { copy::copy(bytes.as_ptr(), target, bytes.len()) };
+        unsafe { self.put(offset, bytes.as_ptr(), target, bytes.len()) };
         Ok(())
     }
 
@@ -179,7 +213,7 @@ impl Mapping {
         let source = source.pointer(source_offset, len)?;
         // SAFETY: both ranges are checked and mapped while their owners are borrowed; no references
         // exist.
-        unsafe { copy::copy(source, target, len) };
+        unsafe { self.put(offset, source, target, len) };
         Ok(())
     }
 
@@ -190,8 +224,12 @@ impl Mapping {
     pub fn zero(&self, offset: u64, len: u64) -> Result<(), AccessError> {
         let (_, checked_len) = ByteRange::new(offset, len).check(self.len)?;
         let target = self.pointer(offset, checked_len)?;
-        // SAFETY: as in `write_at`.
-        unsafe { copy::zero(target, checked_len) };
+        let written = match self.write_calls_for(checked_len) {
+            Some(write_calls) => write_calls.zero(offset, checked_len),
+            None => 0,
+        };
+        // SAFETY: as in `write_at`; `written` is at most `checked_len`.
+        unsafe { copy::zero(target.add(written), checked_len - written) };
         Ok(())
     }
 
@@ -274,6 +312,12 @@ impl Mapping {
         flags: i32,
     ) -> io::Result<usize> {
         let target = self.pointer(offset, len)?;
+        if self.write_calls_for(len).is_some() {
+            return WriteCalls::receive(socket, len, flags, |bytes| {
+                // SAFETY: the target is checked for `len` bytes, of which no more are received.
+                unsafe { self.put(offset, bytes.as_ptr(), target, bytes.len()) };
+            });
+        }
         loop {
             // SAFETY: the target is checked and mapped for writing while `self` lives. The kernel
             // writes it, as another process would: no reference into it exists.

@@ -19,6 +19,7 @@ use crate::persist::Persistence;
 use crate::pool::Parts;
 use crate::probe;
 use crate::spec::{Medium, PoolSpec};
+use crate::write_calls::WriteCalls;
 
 /// Lengths of pools in files are multiples of this.
 const LENGTH_STEP_BYTES: u64 = 4096;
@@ -83,6 +84,7 @@ pub(crate) fn open(spec: &PoolSpec) -> Result<Parts> {
         target.allocate(&file, len)?;
     }
     let mapped = target.map(&file, len, in_place)?;
+    target.populate(&mapped)?;
     Ok(target.parts(mapped, file, None))
 }
 
@@ -226,7 +228,16 @@ impl Target {
         if self.medium.is_durable() {
             self.write_zeros(file, len, options)?;
         }
+        self.populate(&mapped)?;
         Ok(mapped)
+    }
+
+    /// Sets up the page tables of memory whose pages are all there, so that no access faults later.
+    fn populate(&self, mapped: &Mapped) -> Result<()> {
+        if matches!(self.medium, Medium::Memory | Medium::Hugetlbfs) {
+            mapped.mapping.populate(0, mapped.mapping.len())?;
+        }
+        Ok(())
     }
 
     /// Has the file system find room for the whole file now.
@@ -320,7 +331,7 @@ impl Target {
         let Some(map_len) = usize::try_from(len).ok().and_then(NonZeroUsize::new) else {
             return self.bad_length(len, "this machine can't address it");
         };
-        let mapping = Mapping::map_file(file, map_len, flags).map_err(|errno| match errno {
+        let mut mapping = Mapping::map_file(file, map_len, flags).map_err(|errno| match errno {
             Errno::EOPNOTSUPP if self.medium.is_dax() => PmemError::WrongMedium {
                 path: self.path.clone(),
                 medium: self.medium,
@@ -328,6 +339,10 @@ impl Target {
             },
             other => self.failed_for_room("map the pool", len, other),
         })?;
+        if self.medium == Medium::File {
+            let calls = WriteCalls::new(file).map_err(self.failed("keep the pool file"))?;
+            mapping.use_write_calls(calls);
+        }
         // Checkpoints don't belong into a core dump. A hint.
         let _ = mapping.advise(MmapAdvise::MADV_DONTDUMP);
         Ok(Mapped {

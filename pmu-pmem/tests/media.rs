@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -149,6 +150,60 @@ fn scattered_ranges_of_a_file_are_written_back() {
         ranges
             .iter()
             .all(|range| bytes[range.start as usize..][..3] == [1, 2, 3])
+    );
+}
+
+/// Long writes of a file go by write calls, short ones and words through the mapping: one memory.
+#[test]
+fn all_ways_into_a_file_meet() {
+    let Some((_directory, spec)) = disk_pool("pool") else {
+        return;
+    };
+    let pool = PoolMemory::create(&spec, with_len(4 * LEN)).unwrap();
+    let len = 700_001;
+    let bytes: Vec<u8> = (0..len).map(|index| (index % 249) as u8).collect();
+    pool.write_at(4099, &bytes).unwrap();
+    pool.store_u64_release(8192, u64::MAX).unwrap();
+    pool.write_at(9000, b"short").unwrap();
+    let mut expected = bytes;
+    expected[8192 - 4099..][..8].fill(0xff);
+    expected[9000 - 4099..][..5].copy_from_slice(b"short");
+    let mut found = vec![0; len];
+    pool.read_at(4099, &mut found).unwrap();
+    assert!(found == expected);
+    pool.copy_from(2 * LEN + 1, &pool, 4099, len).unwrap();
+    let (mut writer, reader) = std::os::unix::net::UnixStream::pair().unwrap();
+    let sent = expected.clone();
+    let sender = std::thread::spawn(move || writer.write_all(&sent).unwrap());
+    let mut done = 0;
+    while done < len {
+        let at = 3 * LEN + 3 + done as u64;
+        let count = pool.recv_into(reader.as_fd(), at, len - done, 0).unwrap();
+        assert!(count > 0);
+        done += count;
+    }
+    sender.join().unwrap();
+    for copy in [2 * LEN + 1, 3 * LEN + 3] {
+        pool.read_at(copy, &mut found).unwrap();
+        assert!(found == expected, "{copy}");
+    }
+    let all = 0..pool.len();
+    pool.persist(std::slice::from_ref(&all)).unwrap();
+    let file = fs::read(spec.path().unwrap()).unwrap();
+    assert!(file[4099..][..len] == expected && file[3 * LEN as usize + 3..][..len] == expected);
+    pool.zero(1, pool.len() - 2).unwrap();
+    pool.zero(0, 1).unwrap();
+    pool.zero(pool.len() - 1, 1).unwrap();
+    assert_zero(&pool);
+    assert!(pool.write_at(4 * LEN - 5000, &[1; 5001]).is_err());
+    assert!(
+        pool.recv_into(reader.as_fd(), 4 * LEN - 5000, 5001, 0)
+            .is_err()
+    );
+    assert_eq!(
+        fs::metadata(spec.path().unwrap()).unwrap().len(),
+        4 * LEN,
+        "it never grows"
     );
 }
 
