@@ -220,7 +220,8 @@ fn p11_the_power_goes_while_the_next_primary_opens() {
             for power_at in 0..8 {
                 let power = FAILURES[1 + (died_at + power_at) as usize % 2];
                 let failures = [(died_at, Failure::Client), (power_at, power)];
-                schedule(seed, &failures.map(Some));
+                // Another course of events before each of them.
+                schedule(seed + (power_at << 32), &failures.map(Some));
             }
         }
     }

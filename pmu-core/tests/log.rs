@@ -159,6 +159,10 @@ impl Truth {
             cursor <= self.consumed,
             "seed {seed}: an unread record is skipped"
         );
+        assert!(
+            end >= self.consumed,
+            "seed {seed}: a record that was read is lost"
+        );
         // Exactly what was appended from the cursor to the end, in order.
         let expected: Vec<_> = self
             .log
@@ -363,7 +367,8 @@ fn p14_the_power_goes_while_the_next_primary_opens() {
             for power_at in 0..10 {
                 let power = FAILURES[1 + (died_at + power_at) as usize % 2];
                 let failures = [(died_at, Failure::Client), (power_at, power)];
-                schedule(seed, &failures.map(Some));
+                // Another course of events before each of them.
+                schedule(seed + (power_at << 32), &failures.map(Some));
             }
         }
     }
@@ -791,6 +796,42 @@ fn p14_a_damaged_log_is_only_taken_over_by_who_accepts_the_loss() {
     let mut writer = LogWriter::new(geometry(), Epoch(2), opening.start, 1);
     push(&mut memory, &mut truth, &mut writer, vec![4; 30]);
     assert_eq!(truth.check(&memory, 0).records, 2);
+}
+
+#[test]
+fn p14_damage_to_what_was_acknowledged_is_reported_even_after_a_power_failure() {
+    let (mut memory, truth, _) = log_of(&[10, 10]);
+    memory.lose_power(Failure::PowerLosesAll);
+    // Only the tail, which is durable, tells this from an append that was cut short.
+    memory.flip(LOG_RING_OFFSET.get() + truth.log[1].position.get() + 50, 0);
+    assert!(matches!(recover(&memory).1, Err(LogError::Damaged { .. })));
+}
+
+#[test]
+fn p14_a_record_that_was_read_outlives_the_power_although_its_tail_did_not() {
+    let (mut memory, mut truth, mut writer) = log_of(&[]);
+    let payload = [3; 10];
+    let placed = writer
+        .reserve(Payload::of(&REGION, &payload), Batch::Ends)
+        .unwrap();
+    write_record(&mut memory, &placed, &payload).unwrap();
+    let plan = writer.publish().unwrap().unwrap();
+    for piece in plan.flush.iter() {
+        memory.flush(piece).unwrap();
+    }
+    memory.write_word(plan.tail).unwrap();
+    assert_eq!(
+        read_all(&memory, &mut live_reader(WINDOW_MIN_BYTES))
+            .unwrap()
+            .len(),
+        1
+    );
+    memory.lose_power(Failure::PowerLosesAll);
+    // The epoch in the publish page is durable since the opening, and vouches for the record.
+    let (reader, got) = recover(&memory);
+    assert_eq!(got.unwrap()[0].1, payload);
+    truth.consumed = reader.position();
+    assert_eq!(truth.consumed, placed.end);
 }
 
 #[test]

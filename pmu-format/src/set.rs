@@ -440,7 +440,20 @@ impl SetHeader {
             committed_nanoseconds: u64_at(bytes, field::COMMITTED),
             label: Label(array_at(bytes, field::LABEL)),
         };
-        let same = |field, found, expected| match found == expected {
+        header.check(bytes, region, geometry, slot)?;
+        Ok(header)
+    }
+
+    /// Whether a header with a sound checksum belongs here and can be.
+    fn check(
+        &self,
+        bytes: &[u8],
+        region: &RegionId,
+        geometry: &SetGeometry,
+        slot: SlotIndex,
+    ) -> Result<(), FormatError> {
+        let structure = Structure::SetHeader;
+        let same = |field, found: u64, expected: u64| match found == expected {
             true => Ok(()),
             false => Err(FormatError::Mismatch {
                 structure,
@@ -450,12 +463,8 @@ impl SetHeader {
             }),
         };
         let bound = u64_at(bytes, field::BINDING);
-        same(
-            "binding to the region",
-            bound,
-            binding(region, header.number),
-        )?;
-        if header.number.get() == 0 {
+        same("binding to the region", bound, binding(region, self.number))?;
+        if self.number.get() == 0 {
             let (field, expected) = ("set number", "1 or more");
             return Err(FormatError::Field {
                 structure,
@@ -466,15 +475,15 @@ impl SetHeader {
         }
         same(
             "slot of the set number",
-            geometry.slot_of(header.number).0.into(),
+            geometry.slot_of(self.number).0.into(),
             slot.0.into(),
         )?;
-        if header.payload_bytes > geometry.capacity_bytes() {
+        if self.payload_bytes > geometry.capacity_bytes() {
             return Err(FormatError::OutOfBounds {
                 structure,
                 what: "payload",
                 offset: 0,
-                length_bytes: header.payload_bytes,
+                length_bytes: self.payload_bytes,
                 limit: geometry.capacity_bytes(),
             });
         }
@@ -484,12 +493,7 @@ impl SetHeader {
             CHUNK_BYTES,
         )?;
         let chunks = u32_at(bytes, field::CHUNK_COUNT);
-        same(
-            "number of chunks",
-            chunks.into(),
-            header.chunk_count().into(),
-        )?;
-        Ok(header)
+        same("number of chunks", chunks.into(), self.chunk_count().into())
     }
 
     /// Checks the chunk table that was read for this header. Bytes behind the table are ignored.
