@@ -275,12 +275,12 @@ impl ClientError {
         match self {
             Self::Unreachable { .. } => "check the address and that the unit runs; then try again",
             Self::Locked { .. } => {
-                "a manager must initialise the unit (pmm unit init); then try again"
+                "a manager must unlock the unit (pmm unit unlock); then try again"
             }
             Self::NotAuthenticated { .. } | Self::Identity { .. } => {
                 "use an identity issued by the authority that this unit trusts"
             }
-            Self::NoGrant { .. } => "a manager must grant the right (pmm grant)",
+            Self::NoGrant { .. } => "a manager must grant the right (pmm region grant)",
             Self::NoSuchRegion { .. } => {
                 "check the name; a manager creates regions (pmm region create)"
             }
@@ -299,12 +299,14 @@ impl ClientError {
             Self::Fenced { .. } => "stop writing: another primary has taken over",
             Self::UnknownOutcome { .. } => "open the region again and look whether it is there",
             Self::MediumFailed { .. } => {
-                "verify the unit's pool (pmm verify) before you write again"
+                "verify the region (pmm region verify) before you write again"
             }
             Self::Ended { .. } => "open the region again",
             Self::Full { .. } => "let the backup clear what it has read, then try again",
             Self::TooLarge { .. } => "store less, or have a larger region made",
-            Self::Damaged { .. } => "recover an older set, and verify the unit's pool (pmm verify)",
+            Self::Damaged { .. } => {
+                "recover an older set, and verify the region (pmm region verify)"
+            }
             Self::NoSuchSet { .. } => "list the sets that are kept",
             Self::TimedOut { .. } => "check the unit and the network, or allow more time",
             Self::Invalid(_) => "correct the call",

@@ -46,6 +46,8 @@
 #![forbid(unsafe_code)]
 
 pub mod asynchronous;
+#[doc(hidden)]
+pub mod cli;
 mod control;
 mod error;
 mod link;
@@ -79,4 +81,4 @@ pub use sets::{
     FileSink, Put, RegisteredBuffer, RegisteredSlice, SET_CAPACITY_BYTES_MAX, SetCatalog,
     SetChoice, SetInfo, SetPrimary, SetRead, SetReader, SetSink, SetTakeover, StreamSink,
 };
-pub use unit::{FenceReport, IDENTITY_DIRECTORY_DEFAULT, UNIT_VARIABLE, Unit, UnitStatus};
+pub use unit::{FenceReport, UNIT_VARIABLE, Unit, UnitStatus, identity_directory};

@@ -1,6 +1,6 @@
 //! A unit: its control channel, and the opening of its regions.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,8 @@ use crate::region::{Parts, Region, RegionInfo, SessionControl};
 
 /// The environment variable that holds a unit's address, `host:port`.
 pub const UNIT_VARIABLE: &str = "PMU_UNIT";
-/// Where an identity is looked for when nothing else is said.
-pub const IDENTITY_DIRECTORY_DEFAULT: &str = "/etc/pmu/identity";
+/// The environment variable that names the directory with a person's settings.
+const HOME_VARIABLE: &str = "PMU_HOME";
 
 /// What a unit says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -120,15 +120,15 @@ impl Unit {
         })
     }
 
-    /// As [`Self::connect`], with the address in `PMU_UNIT` and the identity's directory in `PMU_IDENTITY` (else
-    /// [`IDENTITY_DIRECTORY_DEFAULT`]).
+    /// As [`Self::connect`], with the address in `PMU_UNIT` and the identity where
+    /// [`identity_directory`] finds it.
     ///
     /// # Errors
     /// As there; [`ClientError::Invalid`] if `PMU_UNIT` is not set; [`ClientError::Identity`].
     pub fn from_environment(options: &ConnectOptions) -> Result<Self> {
         let address = std::env::var(UNIT_VARIABLE)
             .map_err(|_| ClientError::Invalid(format!("{UNIT_VARIABLE} is not set")))?;
-        let directory = Identity::directory(None, Path::new(IDENTITY_DIRECTORY_DEFAULT));
+        let directory = identity_directory(None);
         let identity = load_identity(&directory)?;
         Self::connect(&address, &identity, options)
     }
@@ -433,6 +433,18 @@ fn check_name(region: &str) -> Result<()> {
         Ok(_) => Ok(()),
         Err(error) => Err(ClientError::Invalid(error.to_string())),
     }
+}
+
+/// Where an identity is looked for: what was given, else the directory in `PMU_IDENTITY`, else `identity` in the directory
+/// `PMU_HOME`, else in `~/.config/pmu`, as the manager's command does it.
+#[must_use]
+pub fn identity_directory(given: Option<&Path>) -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let home = variable(HOME_VARIABLE)
+        .map(PathBuf::from)
+        .or_else(|| variable("HOME").map(|home| PathBuf::from(home).join(".config/pmu")))
+        .unwrap_or_else(|| PathBuf::from("/etc/pmu"));
+    Identity::directory(given, &home.join("identity"))
 }
 
 /// Loads an identity directory, with this crate's error.

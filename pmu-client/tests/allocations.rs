@@ -1,5 +1,10 @@
 //! After the first one, storing allocates nothing. Alone in its process, as the allocator counts for all threads: ours is told apart by a mark.
 #![allow(unsafe_code, reason = "a global allocator that counts")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by a panic"
+)]
 
 mod support;
 
@@ -66,12 +71,14 @@ fn p11_no_allocation_per_checkpoint_after_the_first() {
     buffer.write_at(0, &payload).unwrap();
     let slices = [IoSlice::new(&payload[..9]), IoSlice::new(&payload[9..])];
     sets.commit(&slices, Label::default()).unwrap();
-    sets.commit_registered(&[buffer.whole()], Label::default()).unwrap();
+    sets.commit_registered(&[buffer.whole()], Label::default())
+        .unwrap();
     let commits = allocations(|| {
         for _ in 0..5 {
             sets.commit(&slices, Label::default()).unwrap();
             sets.commit(&[], Label::default()).unwrap();
-            sets.commit_registered(&[buffer.whole()], Label::default()).unwrap();
+            sets.commit_registered(&[buffer.whole()], Label::default())
+                .unwrap();
             let mut put = sets.begin(None, Label::default()).unwrap();
             put.write_bytes(&payload).unwrap();
             put.finish().unwrap();
@@ -80,7 +87,9 @@ fn p11_no_allocation_per_checkpoint_after_the_first() {
     assert_eq!(commits, 0, "allocations in 20 commits");
 
     let mut log = unit.open_log_primary("l", &OpenOptions::new()).unwrap();
-    let mut backup = unit.open_log_backup("l", true, &OpenOptions::new()).unwrap();
+    let mut backup = unit
+        .open_log_backup("l", true, &OpenOptions::new())
+        .unwrap();
     let mut round = |count: usize| {
         for index in 0..count {
             log.append(&payload[..1 + index]).unwrap();
@@ -93,5 +102,8 @@ fn p11_no_allocation_per_checkpoint_after_the_first() {
     };
     round(500);
     let appends = allocations(|| round(500));
-    assert_eq!(appends, 0, "allocations in 1000 appends, their reading and clearing");
+    assert_eq!(
+        appends, 0,
+        "allocations in 1000 appends, their reading and clearing"
+    );
 }

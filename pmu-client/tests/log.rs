@@ -1,4 +1,9 @@
 //! Append mode against a real unit in this process, over TLS and both soft providers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by a panic"
+)]
 
 mod support;
 
@@ -20,7 +25,8 @@ fn primary(unit: &Unit, region: &str) -> LogPrimary {
 }
 
 fn backup(unit: &Unit, region: &str) -> LogBackup {
-    unit.open_log_backup(region, true, &OpenOptions::new()).unwrap()
+    unit.open_log_backup(region, true, &OpenOptions::new())
+        .unwrap()
 }
 
 fn read_all(backup: &mut LogBackup) -> Vec<Vec<u8>> {
@@ -44,7 +50,13 @@ fn p12_updates_are_appended_to_earlier_ones() {
             let mut log = unit.open_log_primary("l", &over(provider)).unwrap();
             let before = log.acknowledged();
             let receipt = log.append(b"one").unwrap();
-            assert_eq!(receipt.stored, Stored::Log { from: before, to: log.acknowledged() });
+            assert_eq!(
+                receipt.stored,
+                Stored::Log {
+                    from: before,
+                    to: log.acknowledged()
+                }
+            );
             assert_eq!(receipt.is_durable(), pool == Pool::File);
             log.append_batch(&[b"two", b"three", b"four"]).unwrap();
         }
@@ -84,8 +96,9 @@ fn p12_pipelined_records_share_chains() {
     let unit = site.client("app");
     let mut log = primary(&unit, "l");
     let before = log.counters();
-    let tickets: Vec<_> =
-        (0..10_000_u32).map(|index| log.submit(&index.to_le_bytes()).unwrap()).collect();
+    let tickets: Vec<_> = (0..10_000_u32)
+        .map(|index| log.submit(&index.to_le_bytes()).unwrap())
+        .collect();
     let receipt = log.flush().unwrap();
     assert_eq!(receipt.bytes, 40_000);
     assert_eq!(receipt.position(), Some(log.submitted()));
@@ -97,7 +110,11 @@ fn p12_pipelined_records_share_chains() {
     let mut backup = backup(&unit, "l");
     let all = read_all(&mut backup);
     assert_eq!(all.len(), 10_000);
-    assert!(all.iter().enumerate().all(|(index, record)| *record == (index as u32).to_le_bytes()));
+    assert!(
+        all.iter()
+            .enumerate()
+            .all(|(index, record)| *record == (index as u32).to_le_bytes())
+    );
 }
 
 #[test]
@@ -110,7 +127,10 @@ fn p12_polling_and_the_event_descriptor() {
     while log.poll_completions().unwrap() < ticket.end() {
         assert!(Instant::now() < deadline);
         if !log.arm().unwrap() {
-            let mut poll = [nix::poll::PollFd::new(log.event_fd(), nix::poll::PollFlags::POLLIN)];
+            let mut poll = [nix::poll::PollFd::new(
+                log.event_fd(),
+                nix::poll::PollFlags::POLLIN,
+            )];
             nix::poll::poll(&mut poll, 1000_u16).unwrap();
         }
     }
@@ -129,22 +149,35 @@ fn p13_backup_reads_and_clears() {
     // Many times round the ring.
     for round in 0..40_u64 {
         for index in 0..10 {
-            expected = log.append(&pattern(1000 + index, round)).unwrap().position().unwrap();
+            expected = log
+                .append(&pattern(1000 + index, round))
+                .unwrap()
+                .position()
+                .unwrap();
         }
         let records = read_all(&mut backup);
         assert_eq!(records.len(), 10);
-        assert!(records.iter().enumerate().all(|(at, record)| *record == pattern(1000 + at, round)));
+        assert!(
+            records
+                .iter()
+                .enumerate()
+                .all(|(at, record)| *record == pattern(1000 + at, round))
+        );
         assert_eq!(backup.clear_handed_out().unwrap(), expected);
     }
     // The next reader begins where was cleared.
     log.append(b"more").unwrap();
-    let mut other = unit.open_log_backup("l", false, &OpenOptions::new()).unwrap();
+    let mut other = unit
+        .open_log_backup("l", false, &OpenOptions::new())
+        .unwrap();
     assert_eq!(read_all(&mut other), [b"more"]);
     let mark = other.last_mark().unwrap();
     // Without the right to clear, the unit ends the connection.
     assert!(other.clear(mark).is_err());
     drop(backup);
-    let mut third = unit.open_log_backup("l", true, &OpenOptions::new()).unwrap();
+    let mut third = unit
+        .open_log_backup("l", true, &OpenOptions::new())
+        .unwrap();
     assert_eq!(read_all(&mut third), [b"more"]);
 }
 
@@ -190,7 +223,9 @@ fn p13_a_full_ring_refuses_or_waits() {
     let unit = site.client("app");
     let mut timeouts = Timeouts::default();
     timeouts.back_pressure = Duration::from_millis(200);
-    let mut log = unit.open_log_primary("l", &OpenOptions::new().timeouts(timeouts)).unwrap();
+    let mut log = unit
+        .open_log_primary("l", &OpenOptions::new().timeouts(timeouts))
+        .unwrap();
     let record = [1; 952];
     let full = loop {
         if let Err(error) = log.try_append(&record) {
@@ -224,7 +259,10 @@ fn p12_records_from_one_byte_to_the_whole_ring() {
     let mut backup = unit.open_log_backup("l", true, &options).unwrap();
     let longest = log.record_bytes_max() as usize;
     assert_eq!(longest, 6 * MIB as usize - 8192 - 48);
-    for (seed, length) in [1, longest, 7, longest - 1, 3_000_001, 1, longest].into_iter().enumerate() {
+    for (seed, length) in [1, longest, 7, longest - 1, 3_000_001, 1, longest]
+        .into_iter()
+        .enumerate()
+    {
         let record = pattern(length, seed as u64);
         log.append(&record).unwrap();
         let records = backup.read_unread(1).unwrap();
@@ -233,12 +271,21 @@ fn p12_records_from_one_byte_to_the_whole_ring() {
         backup.clear_handed_out().unwrap();
     }
     let too_large = log.append(&vec![0; longest + 1]).unwrap_err();
-    assert!(matches!(too_large, ClientError::TooLarge { .. }), "{too_large}");
+    assert!(
+        matches!(too_large, ClientError::TooLarge { .. }),
+        "{too_large}"
+    );
     let half = vec![0; longest / 2 + 64];
     let too_large = log.append_batch(&[&half, &half]).unwrap_err();
-    assert!(matches!(too_large, ClientError::TooLarge { .. }), "{too_large}");
+    assert!(
+        matches!(too_large, ClientError::TooLarge { .. }),
+        "{too_large}"
+    );
     assert!(matches!(log.append(b""), Err(ClientError::Invalid(_))));
-    assert!(matches!(log.append_batch(&[]), Err(ClientError::Invalid(_))));
+    assert!(matches!(
+        log.append_batch(&[]),
+        Err(ClientError::Invalid(_))
+    ));
     log.append(b"still good").unwrap();
 }
 
@@ -341,13 +388,23 @@ fn b03_a_second_primary_is_refused_until_the_first_is_fenced() {
     let (unit, other) = (site.client("app"), site.client("backup"));
     let mut first = primary(&unit, "l");
     first.append(b"one").unwrap();
-    let refused = other.open_log_primary("l", &OpenOptions::new()).unwrap_err();
-    assert!(matches!(refused, ClientError::WriterExists { .. }), "{refused}");
+    let refused = other
+        .open_log_primary("l", &OpenOptions::new())
+        .unwrap_err();
+    assert!(
+        matches!(refused, ClientError::WriterExists { .. }),
+        "{refused}"
+    );
     let report = other.fence("l").unwrap();
     assert_eq!(report.sessions_closed, 1);
     assert!(report.took <= report.round_trip);
     let ticket = first.submit(b"into the void");
-    assert!(ticket.and_then(|ticket| first.wait(ticket)).unwrap_err().is_fenced());
+    assert!(
+        ticket
+            .and_then(|ticket| first.wait(ticket))
+            .unwrap_err()
+            .is_fenced()
+    );
     let mut second = primary(&other, "l");
     second.append(b"two").unwrap();
     assert_eq!(read_all(&mut backup(&unit, "l")), [b"one", b"two"]);
@@ -393,11 +450,21 @@ fn futures_of_no_runtime() {
     let sets = unit.open_sets_primary("r", &OpenOptions::new()).unwrap();
     let sets = pmu_client::asynchronous::Sets::new(sets).unwrap();
     let many: Vec<_> = (0..100_u8).map(|index| log.append([index])).collect();
-    let receipts: Vec<_> = many.into_iter().map(|pending| pending.wait().unwrap()).collect();
-    assert!(receipts.windows(2).all(|pair| pair[0].position() < pair[1].position()));
+    let receipts: Vec<_> = many
+        .into_iter()
+        .map(|pending| pending.wait().unwrap())
+        .collect();
+    assert!(
+        receipts
+            .windows(2)
+            .all(|pair| pair[0].position() < pair[1].position())
+    );
     site.runtime.block_on(async {
         let batch = log.append_batch(vec![b"a".to_vec(), b"b".to_vec()]);
-        let (receipt, payload) = sets.commit(b"state".to_vec(), Default::default()).await.unwrap();
+        let (receipt, payload) = sets
+            .commit(b"state".to_vec(), Default::default())
+            .await
+            .unwrap();
         assert_eq!((receipt.bytes, payload.as_slice()), (5, &b"state"[..]));
         batch.await.unwrap();
         log.flush().await.unwrap();

@@ -1,4 +1,9 @@
 //! Overwrite mode against a real unit in this process, over TLS and both soft providers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by a panic"
+)]
 
 mod support;
 

@@ -195,7 +195,11 @@ impl LogBackup {
     pub fn read_unread(&mut self, max_bytes: usize) -> Result<Records<'_>> {
         self.entries.clear();
         self.payloads.clear();
-        let mut result = if self.caught_up { Ok(Pause::CaughtUp) } else { self.gather(max_bytes) };
+        let mut result = if self.caught_up {
+            Ok(Pause::CaughtUp)
+        } else {
+            self.gather(max_bytes)
+        };
         if matches!(result, Ok(Pause::CaughtUp)) && self.entries.is_empty() {
             // Everything up to the tail as it was: look at it again.
             self.reader.refresh();
@@ -223,15 +227,19 @@ impl LogBackup {
         let (entries, payloads) = (&mut self.entries, &mut self.payloads);
         // A recovery may have handed out records that this reader has yet to pass.
         let unread_from = self.handed_out.map(|mark| mark.position());
-        self.driver.run(&mut self.region, &mut self.reader, |found| {
-            if unread_from.is_some_and(|from| found.record.position < from) {
-                return Ok(true);
-            }
-            let begin = payloads.len();
-            payloads.extend_from_slice(found.payload);
-            entries.push(Entry { record: found.record, payload: begin..payloads.len() });
-            Ok(payloads.len() < max_bytes)
-        })
+        self.driver
+            .run(&mut self.region, &mut self.reader, |found| {
+                if unread_from.is_some_and(|from| found.record.position < from) {
+                    return Ok(true);
+                }
+                let begin = payloads.len();
+                payloads.extend_from_slice(found.payload);
+                entries.push(Entry {
+                    record: found.record,
+                    payload: begin..payloads.len(),
+                });
+                Ok(payloads.len() < max_bytes)
+            })
     }
 
     /// Clears everything up to and with a record that was handed out: the primary may use its room again. Durable when this returns.

@@ -23,19 +23,6 @@ pub struct LogRecord<'a> {
     pub payload: &'a [u8],
 }
 
-impl Serialize for LogRecord<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("LogRecord", 6)?;
-        fields.serialize_field("position", &self.record.position.get())?;
-        fields.serialize_field("end", &self.record.mark.position().get())?;
-        fields.serialize_field("epoch", &self.record.epoch.get())?;
-        fields.serialize_field("sequence", &self.record.sequence)?;
-        fields.serialize_field("published", &self.record.published)?;
-        fields.serialize_field("payload", &String::from_utf8_lossy(self.payload))?;
-        fields.end()
-    }
-}
-
 /// What a recovery of a log found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

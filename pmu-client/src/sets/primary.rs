@@ -483,7 +483,7 @@ impl SetPrimary {
     /// If the bytes taken so far end a chunk, its checksum is complete.
     fn chunk_done(&mut self) -> Result<()> {
         let plan = self.plan()?;
-        if self.set.taken % CHUNK_BYTES == 0 || self.set.taken == plan.payload_bytes {
+        if self.set.taken.is_multiple_of(CHUNK_BYTES) || self.set.taken == plan.payload_bytes {
             self.end_chunk()?;
         }
         Ok(())
@@ -619,7 +619,7 @@ impl SetPrimary {
     /// the payload stands where it stands for every length.
     fn settle_length(&mut self) -> Result<()> {
         let planned = self.plan()?;
-        if self.set.taken % CHUNK_BYTES != 0 && self.set.taken < planned.payload_bytes {
+        if !self.set.taken.is_multiple_of(CHUNK_BYTES) && self.set.taken < planned.payload_bytes {
             self.end_chunk()?;
         }
         self.writer.abandon();

@@ -1,0 +1,338 @@
+//! The command line. Every argument is checked here, before anything is opened.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use pmu_format::{Label, LogPosition, RegionName, SetNumber};
+
+use crate::cli::values::{duration, size};
+use crate::options::{PersistenceChoice, ProviderChoice};
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 2 wrong arguments or not confirmed, 3 not authenticated or not authorised, 4 not found, \
+5 damage found, 6 the unit is locked or can't be reached, 7 outcome unknown (look whether it is there), 8 fenced: another \
+primary has taken over, 130 interrupted.
+
+Address and identity come from PMU_UNIT and PMU_IDENTITY unless told otherwise. PMU_LOG sets what goes to the log, as in \
+pmu_client=debug.";
+
+/// Store and recover checkpoints in persistent memory units.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pmu",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    after_help = EXIT_CODES
+)]
+pub struct Arguments {
+    /// What goes with every command.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What goes with every command.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Common options")]
+pub struct Common {
+    /// The unit's control service.
+    #[arg(long, global = true, value_name = "HOST:PORT", env = "PMU_UNIT")]
+    pub unit: Option<String>,
+    /// The identity: a directory with ca.pem, cert.pem, key.pem [default: the variable PMU_IDENTITY, else identity in PMU_HOME,
+    /// else ~/.config/pmu/identity].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub identity: Option<PathBuf>,
+    /// Which way the data goes: auto, verbs, soft-unix (unix), soft-tcp (tcp).
+    #[arg(long, global = true, value_name = "PROVIDER", default_value = "auto")]
+    pub provider: ProviderChoice,
+    /// How bytes are made durable: auto, native-flush, read-after-write, server-persist, volatile. Never less than the region
+    /// needs.
+    #[arg(long, global = true, value_name = "METHOD", default_value = "auto")]
+    pub persistence: PersistenceChoice,
+    /// How long to wait for a unit that does nothing, as in 500ms, 10s, 2m.
+    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub timeout: Duration,
+    /// Print JSON with stable field names: one object, or one for each record.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more on standard error: what was opened, by which provider.
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+#[command(disable_help_subcommand = true)]
+pub enum Command {
+    /// Store a set (overwrite mode).
+    Put(Put),
+    /// Fetch a set (overwrite mode). Every chunk is verified.
+    Get(Get),
+    /// List the sets that a region holds (overwrite mode).
+    Sets(Region),
+    /// Append records (append mode).
+    Append(Append),
+    /// Print the records that no backup has cleared (append mode).
+    Tail(Tail),
+    /// Clear records: the primary may use their room again (append mode).
+    Clear(Clear),
+    /// Fetch what a failed primary left: the newest whole set, or all unread records. Fence the region first, or with --fence.
+    Recover(Recover),
+    /// Take the right to write from the primary: not one byte of it lands after this.
+    Fence(Fence),
+    /// Measure latency and bandwidth of this connection, by writing into the region.
+    Bench(Bench),
+    /// Print a completion script.
+    Completions {
+        /// For which shell.
+        shell: Shell,
+    },
+    /// Write the manual pages, one for each command.
+    Man {
+        /// Where to; created if need be.
+        directory: PathBuf,
+    },
+}
+
+/// A region.
+#[derive(Debug, Args)]
+pub struct Region {
+    /// The region.
+    #[arg(value_name = "REGION", value_parser = region_name)]
+    pub region: String,
+}
+
+/// Arguments of `put`.
+#[derive(Debug, Args)]
+pub struct Put {
+    /// The region.
+    #[arg(value_name = "REGION", value_parser = region_name)]
+    pub region: String,
+    /// What to store; - for standard input.
+    #[arg(value_name = "FILE", default_value = "-")]
+    pub file: PathBuf,
+    /// What to find the set again by: at most 32 bytes.
+    #[arg(long, value_name = "TEXT", value_parser = label, default_value = "")]
+    pub label: Label,
+}
+
+/// Arguments of `get`.
+#[derive(Debug, Args)]
+pub struct Get {
+    /// The region.
+    #[arg(value_name = "REGION", value_parser = region_name)]
+    pub region: String,
+    /// The set of this number.
+    #[arg(long, value_name = "N", conflicts_with = "newest")]
+    pub set: Option<SetNumber>,
+    /// The newest committed set; an older kept one where that is damaged, and then it says so. This is the default.
+    #[arg(long)]
+    pub newest: bool,
+    /// Where to; - for standard output. A file appears when it is complete and verified.
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub output: PathBuf,
+}
+
+/// How records are told apart in a stream of bytes.
+#[derive(Debug, Clone, Copy, Args)]
+#[group(multiple = false)]
+pub struct Framing {
+    /// Each line is a record, without its line end; empty lines are left out. This is the default.
+    #[arg(long)]
+    pub lines: bool,
+    /// Every N bytes are a record, and what is left at the end.
+    #[arg(long, value_name = "N", value_parser = record_size)]
+    pub record_size: Option<u32>,
+    /// Each record comes behind its length in four bytes, little-endian.
+    #[arg(long)]
+    pub length_prefixed: bool,
+}
+
+/// Arguments of `append`.
+#[derive(Debug, Args)]
+pub struct Append {
+    /// The region.
+    #[arg(value_name = "REGION", value_parser = region_name)]
+    pub region: String,
+    /// Where the records come from; - for standard input.
+    #[arg(value_name = "FILE", default_value = "-")]
+    pub file: PathBuf,
+    /// How they are told apart.
+    #[command(flatten)]
+    pub framing: Framing,
+    /// How long to wait for room while the log is full.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub full_timeout: Duration,
+}
+
+/// Arguments of `tail`.
+#[derive(Debug, Args)]
+pub struct Tail {
+    /// The region.
+    #[arg(value_name = "REGION", value_parser = region_name)]
+    pub region: String,
+    /// Go on as records come, until interrupted.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// How often to look for more with --follow.
+    #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = duration)]
+    pub interval: Duration,
+    /// Clear what was printed.
+    #[arg(long)]
+    pub clear: bool,
+    /// Print each record as a line (default).
+    #[arg(long, conflicts_with = "length_prefixed")]
+    pub lines: bool,
+    /// Print each record behind its length in four bytes, little-endian.
+    #[arg(long)]
+    pub length_prefixed: bool,
+}
+
+/// Arguments of `clear`.
+#[derive(Debug, Args)]
+pub struct Clear {
+    /// The region.
+    #[arg(value_name = "REGION", value_parser = region_name)]
+    pub region: String,
+    /// Up to this position, which must be the end of a record.
+    #[arg(
+        long,
+        value_name = "POSITION",
+        required_unless_present = "all",
+        conflicts_with = "all"
+    )]
+    pub to: Option<LogPosition>,
+    /// Everything that is published now.
+    #[arg(long)]
+    pub all: bool,
+    /// Don't ask.
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// Arguments of `recover`.
+#[derive(Debug, Args)]
+pub struct Recover {
+    /// The region.
+    #[arg(value_name = "REGION", value_parser = region_name)]
+    pub region: String,
+    /// Where to; - for standard output. A file appears when it is complete.
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub output: PathBuf,
+    /// Fence the region first: the primary can write no more.
+    #[arg(long, requires = "yes")]
+    pub fence: bool,
+    /// Don't ask.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Append mode: write each record behind its length in four bytes, little-endian, and not as a line.
+    #[arg(long)]
+    pub length_prefixed: bool,
+}
+
+/// Arguments of `fence`.
+#[derive(Debug, Args)]
+pub struct Fence {
+    /// The region.
+    #[arg(value_name = "REGION", value_parser = region_name)]
+    pub region: String,
+    /// Don't ask.
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// What `bench` measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchMode {
+    /// One after the other, each durable before the next.
+    Latency,
+    /// As many in flight as there is room for.
+    Bandwidth,
+    /// Both.
+    Both,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// The region. In overwrite mode its kept sets are replaced; in append mode it must have room, and what is appended is not cleared.
+    #[arg(value_name = "REGION", value_parser = region_name)]
+    pub region: String,
+    /// Bytes of a set or record [default: 1MiB, or the capacity, for sets; 256 for records].
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub size: Option<u64>,
+    /// How many.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub count: u32,
+    /// What to measure.
+    #[arg(long, value_enum, default_value_t = BenchMode::Both)]
+    pub mode: BenchMode,
+    /// Don't ask before writing into the region.
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+fn region_name(text: &str) -> Result<String, String> {
+    text.parse::<RegionName>()
+        .map(|_| text.to_owned())
+        .map_err(|error| error.to_string())
+}
+
+fn label(text: &str) -> Result<Label, String> {
+    Label::new(text).map_err(|error| error.to_string())
+}
+
+fn record_size(text: &str) -> Result<u32, String> {
+    u32::try_from(size(text)?).map_err(|_| "a record has at most 4 GiB".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_are_checked_before_anything_is_opened() {
+        for wrong in [
+            "pmu",
+            "pmu put",
+            "pmu put -bad-",
+            "pmu put r --label 123456789012345678901234567890123",
+            "pmu get r --set x",
+            "pmu get r --set 1 --newest",
+            "pmu append r --lines --record-size 5",
+            "pmu append r --record-size 0",
+            "pmu append r --record-size 5GiB",
+            "pmu clear r",
+            "pmu clear r --to 8 --all",
+            "pmu tail r --provider smoke",
+            "pmu tail r --interval 1h",
+            "pmu sets r --persistence hope",
+            "pmu bench r --count 0",
+            "pmu recover r --fence",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        let arguments = parse("pmu append r --record-size 4KiB --timeout 2s --json").unwrap();
+        assert!(arguments.common.json);
+        let Command::Append(append) = arguments.command else {
+            panic!("append")
+        };
+        assert_eq!(append.framing.record_size, Some(4096));
+    }
+}
