@@ -834,6 +834,28 @@ fn p14_a_record_that_was_read_outlives_the_power_although_its_tail_did_not() {
     assert_eq!(truth.consumed, placed.end);
 }
 
+/// The writer saw both words of a clear, and used the room; then the power undid the second one.
+#[test]
+fn p14_an_inverse_that_was_undone_does_not_lead_to_what_was_overwritten() {
+    let (mut memory, mut truth, mut writer) = log_of(&[2000, 2000, 2000]);
+    let mut reader = live_reader(WINDOW_MIN_BYTES);
+    let got = read_all(&memory, &mut reader).unwrap();
+    let plan = reader.clear(got[1].0.mark).unwrap();
+    memory.write_word(plan.cursor).unwrap();
+    memory.flush(plan.flush_cursor).unwrap();
+    memory.write_word(plan.inverse).unwrap();
+    observe_cursor(&memory, &mut writer);
+    for _ in 0..2 {
+        push(&mut memory, &mut truth, &mut writer, vec![5; 2000]);
+    }
+    memory.lose_power(Failure::PowerLosesAll);
+    truth.consumed = got[2].0.mark.position();
+    truth.clearing = got[1].0.mark.position();
+    let recovered = truth.check(&memory, 0);
+    assert!(recovered.cursor_disagreed);
+    assert_eq!((recovered.cursor, recovered.records), (truth.clearing, 3));
+}
+
 #[test]
 fn p14_an_opening_makes_the_cursor_that_it_found_durable() {
     let (mut memory, _, _) = log_of(&[10, 10]);
