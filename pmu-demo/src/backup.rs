@@ -17,8 +17,8 @@ use crate::work::{Cleaner, Position, connect, finish, options};
 
 /// How much of the log is read at a time.
 const READ_BYTES: usize = 256 << 10;
-/// How long to wait for more where nothing is unread.
-const IDLE: Duration = Duration::from_millis(1);
+/// How long to wait for more where nothing is unread. The end of the primary is noticed at once all the same.
+const IDLE: Duration = Duration::from_millis(5);
 /// What is read is cleared when it is so much of the usual distance between sets; the log has room for several distances.
 const CLEAR_SHARE: u64 = 4;
 

@@ -51,6 +51,15 @@ pub fn tie_and_become(parent: u32, command: &[OsString]) -> DemoError {
     DemoError::system("start a program")(Command::new(program).args(arguments).exec())
 }
 
+/// Where a child's standard output goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// To us: see [`Child::output`].
+    Piped,
+    /// Into its log.
+    Logged,
+}
+
 /// A running child process.
 #[derive(Debug)]
 pub struct Child {
@@ -63,7 +72,7 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts `program` in a process group of its own, with pipes to and from it and its standard error in `log`.
+    /// Starts `program` in a process group of its own, with a pipe to it and its standard error in `log`.
     ///
     /// # Errors
     /// [`DemoError::File`], [`DemoError::System`].
@@ -72,9 +81,17 @@ impl Child {
         program: &Path,
         arguments: &[OsString],
         log: &Path,
+        output: Output,
         environment: &[(&str, &OsStr)],
     ) -> Result<Self> {
         let errors = File::create(log).map_err(DemoError::file("create", log))?;
+        let output = match output {
+            Output::Piped => Stdio::piped(),
+            Output::Logged => errors
+                .try_clone()
+                .map_err(DemoError::file("open", log))?
+                .into(),
+        };
         let itself = std::env::current_exe().map_err(DemoError::system("find the own program"))?;
         let process = Command::new(itself)
             .args([TIED, &std::process::id().to_string(), "--"])
@@ -82,7 +99,7 @@ impl Child {
             .args(arguments)
             .envs(environment.iter().copied())
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdout(output)
             .stderr(errors)
             .process_group(0)
             .spawn()
@@ -110,13 +127,6 @@ impl Child {
     /// Takes the reading end of its standard output; once.
     pub fn output(&mut self) -> Option<BufReader<ChildStdout>> {
         self.process.stdout.take().map(BufReader::new)
-    }
-
-    /// Reads its standard output to the end and forgets it, in a thread of its own: a full pipe would stop the process.
-    pub fn ignore_output(&mut self) {
-        if let Some(mut output) = self.process.stdout.take() {
-            std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
-        }
     }
 
     /// Takes the writing end of its standard input; once. Dropping it closes it.

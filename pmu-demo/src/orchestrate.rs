@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::child;
+use crate::child::{self, Output};
 use crate::cli::{BackupMode, PoolChoice, RunArguments, Transport};
 use crate::corpus::Corpus;
 use crate::error::{DemoError, Result};
@@ -125,7 +125,7 @@ fn prepare(arguments: &RunArguments, tools: Tools, folder: &Path) -> Result<(Pla
 
 fn reference(tools: &Tools, list: &Path, result: &Path) -> Result<(Totals, u64, u64)> {
     let arguments = arguments!["reference", "--list", list, "--result", result];
-    let mut child = tools.start("pmu-demo", &arguments, "reference", &[])?;
+    let mut child = tools.start("pmu-demo", &arguments, "reference", Output::Piped, &[])?;
     let mut finished = None;
     if let Some(mut output) = child.output() {
         while let Some(event) = Event::receive(&mut output)? {

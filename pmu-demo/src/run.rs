@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::child::Child;
+use crate::child::{Child, Output};
 use crate::cli::Transport;
 use crate::clock::{ms_between, now_ns};
 use crate::corpus::Corpus;
@@ -103,6 +103,9 @@ struct Run<'a> {
     backup: Option<Child>,
     primary_seen: PrimarySeen,
     backup_seen: BackupSeen,
+    /// The primary was killed or stopped.
+    failing: bool,
+    /// When silence becomes an error.
     deadline: Instant,
 }
 
@@ -117,7 +120,9 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<Option<
     let (sender, said) = channel();
     let arguments = primary_arguments(plan, site, choice, &result);
     let log = format!("run-{}-primary", choice.run);
-    let mut primary = plan.tools.start("pmu-demo", &arguments, &log, &[])?;
+    let mut primary = plan
+        .tools
+        .start("pmu-demo", &arguments, &log, Output::Piped, &[])?;
     listen(&mut primary, Source::Primary, &sender);
     let mut run = Run {
         plan,
@@ -130,11 +135,12 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<Option<
         backup: None,
         primary_seen: PrimarySeen::default(),
         backup_seen: BackupSeen::default(),
+        failing: false,
         deadline: Instant::now() + plan.tools.timeout(),
     };
     if choice.backup == Backup::Warm {
         run.start_backup()?;
-        run.until("the backup follows", |run| run.backup_seen.following)?;
+        run.until(|run| run.backup_seen.following)?;
     }
     let Some(failed_ns) = run.until_failure()? else {
         run.end()?;
@@ -142,6 +148,9 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<Option<
     };
     run.take_over(failed_ns)?;
     let identical = same_bytes(&plan.answer, &run.result)?;
+    if identical {
+        fs::remove_file(&run.result).map_err(DemoError::file("remove", &run.result))?;
+    }
     let report = run.report(begun_ns, failed_ns, identical)?;
     run.end()?;
     Ok(Some(report))
@@ -179,46 +188,36 @@ impl Run<'_> {
 
     /// Sees the backup through the takeover and to the end of the work, and the primary to its end.
     fn take_over(&mut self, failed_ns: u64) -> Result<()> {
-        self.deadline = Instant::now() + self.plan.tools.timeout();
+        self.failing = true;
         match &mut self.backup {
             Some(backup) if self.plan.zombie => backup.tell("take over")?,
             Some(_) => {}
             None => self.start_backup()?,
         }
         if self.plan.zombie {
-            self.until("the backup resumes the work", |run| {
-                run.backup_seen.resumed_ns > failed_ns
-            })?;
+            self.until(|run| run.backup_seen.resumed_ns > failed_ns)?;
             self.primary.signal(Signal::CONT);
         }
-        self.until("the primary is gone", |run| run.primary_seen.ended)?;
+        self.until(|run| run.primary_seen.ended)?;
         self.primary.wait(self.plan.tools.timeout())?;
-        self.until("the backup is done", |run| {
-            run.backup_seen.finished && run.backup_seen.ended
-        })
+        self.until(|run| run.backup_seen.finished && run.backup_seen.ended)
     }
 
     fn start_backup(&mut self) -> Result<()> {
         let arguments = backup_arguments(self);
         let log = format!("run-{}-backup", self.choice.run);
-        let mut backup = self.plan.tools.start("pmu-demo", &arguments, &log, &[])?;
+        let mut backup = self
+            .plan
+            .tools
+            .start("pmu-demo", &arguments, &log, Output::Piped, &[])?;
         listen(&mut backup, Source::Backup, &self.sender);
         self.backup = Some(backup);
         Ok(())
     }
 
     /// Hears what is said until `done`.
-    fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) -> Result<()> {
+    fn until(&mut self, done: impl Fn(&Self) -> bool) -> Result<()> {
         while !done(self) {
-            if Instant::now() >= self.deadline {
-                let seconds = self.plan.tools.timeout().as_secs();
-                let problem = format!("waited {seconds} s until {what}");
-                return Err(self
-                    .backup
-                    .as_ref()
-                    .unwrap_or(&self.primary)
-                    .failed(&problem));
-            }
             self.hear(None)?;
         }
         Ok(())
@@ -227,16 +226,21 @@ impl Run<'_> {
     /// Waits for the next event, at most so long.
     fn hear(&mut self, at_most: Option<Duration>) -> Result<()> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        match self.said.recv_timeout(at_most.unwrap_or(left).min(left)) {
+        let heard = self.said.recv_timeout(at_most.unwrap_or(left).min(left));
+        if heard.is_ok() {
+            self.deadline = Instant::now() + self.plan.tools.timeout();
+        }
+        match heard {
             Ok((Source::Primary, said)) => self.primary_said(said?),
             Ok((Source::Backup, said)) => self.backup_said(said?),
             Err(RecvTimeoutError::Timeout) if at_most.is_some() && !left.is_zero() => Ok(()),
             Err(_) => {
                 self.site.check_unit()?;
-                Err(self.primary.failed(&format!(
-                    "nothing happens for {} s",
-                    self.plan.tools.timeout().as_secs()
-                )))
+                let problem = format!("silent for {} s", self.plan.tools.timeout().as_secs());
+                Err(match &self.backup {
+                    Some(backup) if self.failing => backup.failed(&problem),
+                    _ => self.primary.failed(&problem),
+                })
             }
         }
     }

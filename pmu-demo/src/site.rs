@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::child::Child;
+use crate::child::{Child, Output};
 use crate::cli::{PoolChoice, Transport};
 use crate::error::{DemoError, Result};
 use crate::tools::{Tools, arguments};
@@ -21,6 +21,7 @@ pub const LOG_REGION: &str = "index-log";
 pub const STATE_REGION: &str = "index-state";
 
 const UNIT: &str = "unit-1";
+const MANAGER: &str = "manager";
 const PRIMARY: &str = "indexer-primary";
 const BACKUP: &str = "indexer-backup";
 /// How often the unit is looked at while it starts.
@@ -101,32 +102,34 @@ impl Site {
     /// # Errors
     /// What `pmm region create` says.
     pub fn create_regions(&self) -> Result<()> {
-        let need = if self.volatile { "volatile" } else { "durable" };
-        let grants =
-            |rights: &str| [PRIMARY, BACKUP].map(|name| format!("--grant={name}:{rights}"));
-        let [primary, backup] = grants("read,append,clear");
         let size = self.sizes.log_bytes.to_string();
-        self.manage(arguments![
-            "region", "create", LOG_REGION, "--mode", "append", "--size", size, "--need", need,
-            primary, backup
-        ])?;
-        let [primary, backup] = grants("read,write");
+        let log = arguments![LOG_REGION, "--mode", "append", "--size", size];
+        self.create_region(log, "read,append,clear")?;
         let capacity = self.sizes.state_bytes.to_string();
-        self.manage(arguments![
-            "region",
-            "create",
+        let state = arguments![
             STATE_REGION,
             "--mode",
             "overwrite",
             "--sets",
             "2",
             "--capacity",
-            capacity,
+            capacity
+        ];
+        self.create_region(state, "read,write")
+    }
+
+    /// Both programs get the same rights. The manager may not read what it manages, unless somebody lets it: here, to check it.
+    fn create_region(&self, what: Vec<OsString>, rights: &str) -> Result<()> {
+        let mut command = arguments!["region", "create"];
+        command.extend(what);
+        command.extend(arguments![
             "--need",
-            need,
-            primary,
-            backup
-        ])
+            if self.volatile { "volatile" } else { "durable" }
+        ]);
+        for (principal, rights) in [(PRIMARY, rights), (BACKUP, rights), (MANAGER, "read")] {
+            command.extend(arguments!["--grant", format!("{principal}:{rights}")]);
+        }
+        self.manage(command)
     }
 
     /// Has the manager check both regions and their pool's tables.
@@ -190,7 +193,7 @@ fn manage(tools: &Tools, home: &Path, command: Vec<OsString>) -> Result<()> {
 fn issue_certificates(tools: &Tools, folder: &Path, home: &Path) -> Result<()> {
     manage(tools, home, arguments!["ca", "init"])?;
     for (name, role, out) in [
-        ("manager", "manager", home.join("identity")),
+        (MANAGER, "manager", home.join("identity")),
         (PRIMARY, "client", folder.join(PRIMARY)),
         (BACKUP, "client", folder.join(BACKUP)),
     ] {
@@ -274,8 +277,7 @@ fn start_unit(tools: &Tools, config: &Path) -> Result<Child> {
     let socket = format!("@{name}");
     let arguments = arguments!["run", "--config", config];
     let environment = [("NOTIFY_SOCKET", OsStr::new(&socket))];
-    let mut unit = tools.start("pmu-server", &arguments, UNIT, &environment)?;
-    unit.ignore_output();
+    let mut unit = tools.start("pmu-server", &arguments, UNIT, Output::Logged, &environment)?;
     let deadline = Instant::now() + tools.timeout();
     let mut said = [0; 64];
     loop {

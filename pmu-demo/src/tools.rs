@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::child::Child;
+use crate::child::{Child, Output};
 use crate::error::{DemoError, Result};
 
 /// Where the programs are, and where their logs go.
@@ -51,7 +51,7 @@ impl Tools {
         self.timeout
     }
 
-    /// Starts a program. Its standard error goes to a log of the name `log`.
+    /// Starts a program. Its standard error goes into a log of the name `log`.
     ///
     /// # Errors
     /// [`DemoError::File`], [`DemoError::System`].
@@ -60,6 +60,7 @@ impl Tools {
         program: &str,
         arguments: &[OsString],
         log: &str,
+        output: Output,
         environment: &[(&str, &OsStr)],
     ) -> Result<Child> {
         if self.verbose {
@@ -71,18 +72,18 @@ impl Tools {
             &self.folder.join(program),
             arguments,
             &log,
+            output,
             environment,
         )
     }
 
-    /// Runs a command to its end; what it prints goes nowhere.
+    /// Runs a command to its end; what it prints goes into its log.
     ///
     /// # Errors
     /// [`DemoError::Process`] if it fails, with what it said.
     pub fn run(&self, program: &str, arguments: &[OsString]) -> Result<()> {
         let name = format!("{program}-{}", log_name(arguments));
-        let mut child = self.start(program, arguments, &name, &[])?;
-        child.ignore_output();
+        let mut child = self.start(program, arguments, &name, Output::Logged, &[])?;
         child.wait_for_success(self.timeout)
     }
 }
