@@ -84,6 +84,7 @@ site_make() { # PROVIDER MEDIUM PATH SIZE NEED [LINE]...
 	shift 5
 	[[ -e $SITE/primary ]] || site_certificates
 	site_configure "$provider" "$medium" "$path" "$@"
+	pmm unit add --replace unit-1 "$(site_address):7400" >>"$SITE/pmm.log"
 	site_pool "$medium" "$path" "$size"
 	site_start
 	site_regions "$need" "${SITE_LOG_BYTES:-4MiB}" "${SITE_CAPACITY_BYTES:-1MiB}" 3
@@ -93,7 +94,8 @@ site_make() { # PROVIDER MEDIUM PATH SIZE NEED [LINE]...
 site_witness() { # PRINCIPAL COMMAND [ARGUMENT]...
 	local principal=$1 command=$2
 	shift 2
-	pmu-witness "$command" --unit "$(site_address):7400" --identity "$SITE/$principal" --log log --sets sets \
+	# In the background the process must be the witness itself, to be signalled.
+	${SITE_EXEC:-} pmu-witness "$command" --unit "$(site_address):7400" --identity "$SITE/$principal" --log log --sets sets \
 		--seed "${SITE_SEED:-1}" "$@"
 }
 
