@@ -340,12 +340,33 @@ impl Unit {
         let active = self
             .control
             .activate(session.id, &session.region, left)
-            .map_err(Refusal::Final)?;
+            .map_err(|error| Refusal::Final(self.or_fenced(error, &info)))?;
         if method_from_wire(active.persistence) != Some(method) {
             return Err(protocol("the unit changed the persistence method"));
         }
         let windows = active.windows.iter().map(window).collect();
         Ok((connection, windows, info, Epoch(active.epoch)))
+    }
+
+    /// A fence between opening and activating is a fence.
+    fn or_fenced(&self, error: ClientError, info: &RegionInfo) -> ClientError {
+        match error {
+            ClientError::Refused {
+                reason: "STALE_EPOCH",
+                ..
+            } => {
+                let epoch = self
+                    .control
+                    .epoch_soon(&info.name)
+                    .map_or(info.epoch, Epoch);
+                ClientError::Fenced {
+                    region: info.name.as_ref().into(),
+                    epoch,
+                    own_epoch: info.epoch,
+                }
+            }
+            other => other,
+        }
     }
 
     fn check_opened(

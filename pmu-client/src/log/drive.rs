@@ -11,6 +11,8 @@ use crate::error::{ClientError, Result};
 use crate::region::Region;
 use crate::staging::Registered;
 
+/// Bytes read at a time: enough to be fast, and so few that an opening or a takeover doesn't wait for memory.
+const READ_BYTES_MAX: usize = 1 << 20;
 /// The longest record that a reader makes room for: what a unit's word can make it allocate.
 const RECORD_BYTES_MAX: usize = u32::MAX as usize;
 
@@ -115,7 +117,7 @@ pub(super) struct LogDriver {
 
 impl LogDriver {
     pub(super) fn new(region: &mut Region) -> Result<Self> {
-        let bytes = region.staging_bytes;
+        let bytes = READ_BYTES_MAX;
         let registered = Registered::allocate(&mut region.link, bytes)?;
         Ok(Self {
             registered,
@@ -127,8 +129,8 @@ impl LogDriver {
     }
 
     /// How large a reader's window may be to be filled with one read.
-    pub(super) fn window_bytes(&self) -> usize {
-        self.bytes.min(1 << 20)
+    pub(super) const fn window_bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Reads on, and hands each record to the visitor until that returns false.

@@ -33,6 +33,8 @@ const PUBLISHES_IN_FLIGHT_MAX: usize = 16;
 const PUBLISHES_IN_FLIGHT_EAGER: usize = 2;
 /// So many bytes of company are enough, and go out together.
 const GATHER_BYTES: u64 = 64 << 10;
+/// So many records are taken between two looks for completions, while enough is in flight.
+const SUBMITS_PER_LOOK: u32 = 16;
 /// Pauses between looks at the cursor while the log is full: the first, and the longest.
 const FULL_PAUSE_MIN: Duration = Duration::from_micros(50);
 const FULL_PAUSE_MAX: Duration = Duration::from_millis(5);
@@ -82,6 +84,8 @@ pub struct LogPrimary {
     bytes_since_flush: u64,
     /// Where the records of the chain in the making begin.
     gathering_from: LogPosition,
+    /// Records submitted since completions were last looked for.
+    submitted_unseen: u32,
 }
 
 impl std::fmt::Debug for LogPrimary {
@@ -262,6 +266,7 @@ impl LogPrimary {
             flushed: start.tail,
             bytes_since_flush: 0,
             gathering_from: start.tail,
+            submitted_unseen: 0,
         })
     }
 
@@ -314,7 +319,7 @@ impl LogPrimary {
     }
 
     fn submit_within(&mut self, records: &[&[u8]], patience: Duration) -> Result<Ticket> {
-        self.poll_completions()?;
+        self.look_for_completions()?;
         let bytes = records.iter().map(|record| record.len() as u64).sum();
         self.make_room_in_log(records, patience)?;
         let from = self.submitted;
@@ -342,6 +347,18 @@ impl LogPrimary {
             to: self.submitted,
             bytes,
         })
+    }
+
+    /// Looks for completions, unless that was done a few records ago and nothing hangs on it: a look is a system call on some providers.
+    fn look_for_completions(&mut self) -> Result<()> {
+        self.submitted_unseen += 1;
+        if self.submitted_unseen < SUBMITS_PER_LOOK
+            && self.publishes.len() >= PUBLISHES_IN_FLIGHT_EAGER
+        {
+            return Ok(());
+        }
+        self.submitted_unseen = 0;
+        self.poll_completions().map(drop)
     }
 
     /// Blocks until the record is durable.
