@@ -59,8 +59,8 @@ step_refusals() {
 	write_and_check volatile
 	site_stop
 	echo "verbs on a pool in a file:"
-	site_configure verbs file /tmp/pool
-	site_pool file /tmp/pool 64MiB
+	site_configure verbs file /lab/site/pool
+	site_pool file /lab/site/pool 64MiB
 	if (site_start) 2>"$SITE/file.err"; then
 		site_regions durable 4MiB 1MiB 3
 		expect_refusal verbs "${write[@]}" --provider verbs
@@ -69,7 +69,7 @@ step_refusals() {
 		grep -q -i -e verbs -e file "$SITE/file.err" "$SITE/unit.log"
 		echo "refused: $(tail -n 2 "$SITE/file.err")"
 	fi
-	rm -f /dev/hugepages/pool /tmp/pool
+	rm -f /dev/hugepages/pool /lab/site/pool
 }
 
 # P1: four work requests and one completion for a durable append, and no unit's processor.
@@ -115,6 +115,11 @@ step_host_backup() {
 	site_witness backup take-over --provider verbs --follow-until "$SITE/failed" --receipts "$SITE/primary.jsonl" --steps 10 --commits 3
 }
 
-step_host_check() { site_witness backup check --receipts "$SITE/primary.jsonl" "$SITE/heir.jsonl"; }
+step_host_stop() { site_stop; }
+
+step_host_check() {
+	trap - EXIT
+	site_witness backup check --receipts "$SITE/primary.jsonl" "$SITE/heir.jsonl"
+}
 
 "step_$1"
