@@ -7,6 +7,7 @@ use std::io::{BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child as Process, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,18 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Those that run now. Locked while one is reaped, so that no id in it ever belongs to a stranger.
 static RUNNING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
+/// Set before all are killed.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Whether [`kill_all`] was called: then children end, and nothing is wrong with them.
+#[must_use]
+pub fn all_are_killed() -> bool {
+    ENDING.load(Ordering::SeqCst)
+}
+
 /// Kills all children. For a process that is about to end itself.
 pub fn kill_all() {
+    ENDING.store(true, Ordering::SeqCst);
     for pid in RUNNING
         .lock()
         .unwrap_or_else(PoisonError::into_inner)

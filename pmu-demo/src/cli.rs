@@ -77,7 +77,7 @@ pub struct RunArguments {
     /// How many failures.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub runs: u32,
-    /// Append one JSON object a run to this file.
+    /// Write one JSON object a run to this file, one a line.
     #[arg(long)]
     pub json: Option<PathBuf>,
     /// How many documents.

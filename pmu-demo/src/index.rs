@@ -95,7 +95,8 @@ impl Index {
         }
         let documents = cursor.number()?;
         let words_count = cursor.number()?;
-        let mut words = HashMap::new();
+        // A word takes some bytes: a wrong count can't make us allocate more than there is.
+        let mut words = HashMap::with_capacity((words_count as usize).min(bytes.len()));
         for _ in 0..words_count {
             let length = cursor.number()?;
             let word = cursor.bytes(length)?;

@@ -14,7 +14,7 @@ use crate::event::{Event, Totals};
 use crate::failure::Failure;
 use crate::report::{Backup, RunReport, table, takeovers};
 use crate::run::{Choice, Plan, carry_out};
-use crate::seed::Random;
+use crate::seed::{Random, random_u64};
 use crate::site::{Site, Sizes};
 use crate::tools::{Tools, arguments};
 
@@ -35,6 +35,15 @@ const RECORD_OVERHEAD_BYTES: u64 = 56;
 /// [`DemoError`]; failed runs are an exit status instead.
 pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
     let folder = Folder::make(arguments)?;
+    let result = run_in(arguments, &folder);
+    while child::all_are_killed() {
+        // A signal ends us, from another thread: what failed because of it is no news.
+        std::thread::park();
+    }
+    result
+}
+
+fn run_in(arguments: &RunArguments, folder: &Folder) -> Result<ExitCode> {
     end_with_signals(folder.path.clone(), folder.temporary)?;
     let timeout = Duration::from_secs(arguments.timeout.into());
     let logs = folder.path.join("logs");
@@ -96,8 +105,7 @@ fn prepare(arguments: &RunArguments, tools: Tools, folder: &Path) -> Result<(Pla
     let log_region_bytes = 4 * set_every_bytes + (2 << 20);
     let seed = match arguments.seed {
         Some(seed) => seed,
-        None => getrandom::u64()
-            .map_err(|error| DemoError::Unusable(format!("no randomness: {error}")))?,
+        None => random_u64()?,
     };
     eprintln!("seed: {seed}");
     let transport = arguments.transport;
@@ -319,7 +327,7 @@ impl Folder {
     }
 
     fn keep(&self) {
-        if !self.kept.replace(true) {
+        if !child::all_are_killed() && !self.kept.replace(true) {
             eprintln!("files are kept in {}", self.path.display());
         }
     }

@@ -186,3 +186,115 @@ pub fn takeovers(reports: &[RunReport], backup: Backup) -> Option<String> {
         part(|report| report.fence_us as f64),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> RunReport {
+        RunReport {
+            run: 1,
+            seed: 7,
+            identical: true,
+            acknowledged: 40,
+            lost_acknowledged: 0,
+            recovered_unacknowledged: 1,
+            checkpoint_share: 0.125,
+            takeover_ms: 12.5,
+            takeover: TakeoverParts::default(),
+            fence_us: 90,
+            persistence: "server-persist".into(),
+            durable: true,
+            transport: "soft-unix".into(),
+            backup: Backup::Warm,
+            zombie: false,
+            zombie_stopped_by: None,
+            documents: 100,
+            failed_after_documents: 40,
+            records: 100,
+            sets: 9,
+            bytes: 3 << 20,
+            set_documents: 0,
+            unread_tail_records: 2,
+            unread_tail_bytes: 300,
+            primary_ms: 50.0,
+            run_ms: 200.0,
+        }
+    }
+
+    #[test]
+    fn losses_differences_and_zombies_that_write_are_failures() {
+        assert!(report().is_good());
+        assert!(
+            !RunReport {
+                lost_acknowledged: 1,
+                ..report()
+            }
+            .is_good()
+        );
+        assert!(
+            !RunReport {
+                identical: false,
+                ..report()
+            }
+            .is_good()
+        );
+        assert!(
+            !RunReport {
+                zombie: true,
+                ..report()
+            }
+            .is_good()
+        );
+        let stopped = Some("fenced".to_owned());
+        assert!(
+            RunReport {
+                zombie: true,
+                zombie_stopped_by: stopped,
+                ..report()
+            }
+            .is_good()
+        );
+    }
+
+    #[test]
+    fn programs_find_what_was_promised() {
+        let object = serde_json::to_value(report()).unwrap();
+        for key in [
+            "identical",
+            "lost_acknowledged",
+            "acknowledged",
+            "checkpoint_share",
+            "takeover_ms",
+            "persistence",
+            "transport",
+        ] {
+            assert!(
+                object.get(key).is_some_and(|value| !value.is_null()),
+                "{key}"
+            );
+        }
+        assert_eq!(object["backup"], "warm");
+    }
+
+    #[test]
+    fn people_see_what_matters() {
+        let lost = RunReport {
+            run: 2,
+            lost_acknowledged: 3,
+            identical: false,
+            ..report()
+        };
+        let text = table(&[report(), lost.clone()]);
+        for word in ["12.5 %", "12.5 ms", "identical", "DIFFERS", "3.0"] {
+            assert!(text.contains(word), "{word} is missing:\n{text}");
+        }
+        assert!(lost.line().contains("NOT IDENTICAL"));
+        assert!(
+            takeovers(&[report()], Backup::Warm)
+                .unwrap()
+                .contains("12.5 ms")
+        );
+        assert_eq!(takeovers(&[report()], Backup::Cold), None);
+    }
+}

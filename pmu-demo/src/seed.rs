@@ -1,5 +1,15 @@
 //! Randomness that can be replayed: everything comes from one number, which is printed.
 
+use crate::error::{DemoError, Result};
+
+/// A number that nobody can know before.
+///
+/// # Errors
+/// [`DemoError::Unusable`] if the system has none.
+pub fn random_u64() -> Result<u64> {
+    getrandom::u64().map_err(|error| DemoError::Unusable(format!("no randomness: {error}")))
+}
+
 /// A sequence of numbers from a seed (SplitMix64, Steele, Lea and Flood 2014).
 #[derive(Debug, Clone)]
 pub struct Random {

@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use crate::child::{Child, Output};
 use crate::cli::{PoolChoice, Transport};
 use crate::error::{DemoError, Result};
+use crate::seed::random_u64;
 use crate::tools::{Tools, arguments};
 
 /// The log's region.
@@ -269,7 +270,8 @@ fn rdma_address() -> Result<String> {
 
 /// Starts the unit, and waits until it says that it serves, as a service manager would.
 fn start_unit(tools: &Tools, config: &Path) -> Result<Child> {
-    let name = format!("pmu-demo-{}", std::process::id());
+    // Random: process ids of two containers may be the same, and the name is the network's.
+    let name = format!("pmu-demo-{:016x}", random_u64()?);
     let unit_says = SocketAddr::from_abstract_name(&name)
         .and_then(|address| UnixDatagram::bind_addr(&address))
         .and_then(|socket| socket.set_read_timeout(Some(LOOK_AGAIN)).map(|()| socket))
