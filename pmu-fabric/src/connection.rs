@@ -171,9 +171,8 @@ impl WindowMap {
             .partition_point(|window| window.address + window.length <= address);
         let mut done = 0u64;
         while done < length {
-            let at = match address.checked_add(done) {
-                Some(at) => at,
-                None => return Err(outside),
+            let Some(at) = address.checked_add(done) else {
+                return Err(outside);
             };
             match self.windows.get(index) {
                 Some(window) if window.address <= at => {
@@ -209,7 +208,7 @@ mod tests {
             .unwrap();
         let mut pieces = Vec::new();
         map.split(150, 120, |w, at, length, done| {
-            pieces.push((w.access_key, at, length, done))
+            pieces.push((w.access_key, at, length, done));
         })
         .unwrap();
         assert_eq!(pieces, [(100, 150, 50, 0), (200, 200, 70, 50)]);

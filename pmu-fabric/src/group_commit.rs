@@ -156,7 +156,7 @@ fn collect_flushes(batch: &mut Batch, ranges: &mut Vec<Range<u64>>) {
         {
             match open.check(op.key, op.address, op.length, Intent::Flush) {
                 Some((_, offset)) if !batch.volatile => {
-                    add_range(ranges, offset..offset + op.length)
+                    add_range(ranges, offset..offset + op.length);
                 }
                 Some(_) => {}
                 None => {

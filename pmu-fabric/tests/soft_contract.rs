@@ -1,5 +1,5 @@
 //! The soft provider keeps the fabric's contract: over TCP and Unix sockets, on volatile memory and on a file.
-#![allow(missing_docs, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! The verbs provider keeps the fabric's contract, with every persistence method. Runs in the lab only.
-#![allow(missing_docs, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
 use std::time::Duration;

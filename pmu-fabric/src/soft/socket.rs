@@ -133,7 +133,7 @@ impl Socket {
             match self.send_pieces(&[SendPiece::Bytes(bytes)]) {
                 Ok(sent) => bytes = &bytes[sent..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait_until(false, deadline)?
+                    self.wait_until(false, deadline)?;
                 }
                 Err(error) => return Err(error),
             }
@@ -199,7 +199,7 @@ pub(super) fn receive_exactly(
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                socket.wait_until(true, deadline)?
+                socket.wait_until(true, deadline)?;
             }
             Err(error) => return Err(error),
         }

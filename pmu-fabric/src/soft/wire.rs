@@ -242,7 +242,8 @@ impl WireOp {
             value: u64_at(bytes, 24),
         };
         let fits = op.length > 0 && op.address.checked_add(op.length).is_some();
-        let atomic_fits = kind != OpKind::AtomicWrite || (op.length == 8 && op.address % 8 == 0);
+        let atomic_fits =
+            kind != OpKind::AtomicWrite || (op.length == 8 && op.address.is_multiple_of(8));
         if fits && atomic_fits {
             Ok(op)
         } else {

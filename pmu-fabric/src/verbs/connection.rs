@@ -479,7 +479,7 @@ impl VerbsConnection {
                                 length,
                                 value: 0,
                             });
-                        })?
+                        })?;
                 }
                 Op::AtomicWrite { remote, value } => {
                     self.windows
@@ -491,7 +491,7 @@ impl VerbsConnection {
                                 length,
                                 value,
                             });
-                        })?
+                        })?;
                 }
                 _ => {}
             }
