@@ -84,7 +84,7 @@ impl<'a> Sets<'a> {
         site.create_sets(name, bytes as u64)?;
         let primary = site.unit.open_sets_primary(name, &Site::options())?;
         let reader = site.unit.open_sets_reader(name, &Site::options())?;
-        let payload = (0..bytes).map(|index| (index * 31 >> 3) as u8).collect();
+        let payload = (0..bytes).map(|index| ((index * 31) >> 3) as u8).collect();
         Ok(Self {
             site,
             primary,

@@ -53,7 +53,7 @@ pub(crate) struct Label {
 }
 
 /// An error of a benchmark: it ends the run.
-pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The middle of the values (the mean of the two middle ones).
 pub(crate) fn median(values: &[f64]) -> f64 {

@@ -20,7 +20,9 @@ pub(crate) enum Socket {
 trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
-fn pair(socket: Socket) -> Result<(Box<dyn Stream>, Box<dyn Stream>), Failure> {
+type Ends = (Box<dyn Stream>, Box<dyn Stream>);
+
+fn pair(socket: Socket) -> Result<Ends, Failure> {
     match socket {
         Socket::Unix => {
             let (one, other) = UnixStream::pair()?;
