@@ -59,8 +59,12 @@ step_refusals() {
 	write_and_check volatile
 	site_stop
 	echo "verbs on a pool in a file:"
-	site_configure verbs file /lab/site/pool
-	site_pool file /lab/site/pool 64MiB
+	# The guest's only disk is its second memory: for a while without DAX.
+	umount "$PMU_LAB_FSDAX1"
+	mkdir -p /tmp/disk
+	mount -t ext4 -o dax=never /dev/pmem1 /tmp/disk
+	site_configure verbs file /tmp/disk/pool
+	site_pool file /tmp/disk/pool 64MiB
 	if (site_start) 2>"$SITE/file.err"; then
 		site_regions durable 4MiB 1MiB 3
 		expect_refusal verbs "${write[@]}" --provider verbs
@@ -69,7 +73,9 @@ step_refusals() {
 		grep -q -i -e verbs -e file "$SITE/file.err" "$SITE/unit.log"
 		echo "refused: $(tail -n 2 "$SITE/file.err")"
 	fi
-	rm -f /dev/hugepages/pool /lab/site/pool
+	rm -f /dev/hugepages/pool /tmp/disk/pool
+	umount /tmp/disk
+	mount -t ext4 -o dax=always /dev/pmem1 "$PMU_LAB_FSDAX1"
 }
 
 # P1: four work requests and one completion for a durable append, and no unit's processor.
