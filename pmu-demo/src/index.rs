@@ -66,7 +66,7 @@ impl Index {
 
     /// The one form that this content has, in bytes: words in the order of their bytes.
     ///
-    /// Magic; then numbers (see [`crate::varint`]): documents, words; for each word its length, its bytes, the last document that
+    /// Magic; then numbers (see `varint`): documents, words; for each word its length, its bytes, the last document that
     /// holds it plus one, the length of its postings, its postings.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.clear();

@@ -1,6 +1,6 @@
 //! One document's part of the index, as a record of the log.
 //!
-//! Numbers (see [`crate::varint`]): the document, its words; for each word its length, its bytes, its count.
+//! Numbers (see `varint`): the document, its words; for each word its length, its bytes, its count.
 
 use crate::error::Result;
 use crate::varint::{Cursor, put};
