@@ -9,14 +9,10 @@ die() {
 	exit 1
 }
 
-# Runs apt-get as root, with or without sudo.
+# Runs apt-get as root, with or without sudo, without questions, and with nothing of it in our own output.
 apt_get() {
 	local -a become=()
-	if ((EUID != 0)); then
-		command -v sudo >/dev/null || die "packages are missing, and only root can install them: apt-get $*"
-		become=(sudo)
-	fi
-	# No questions, and nothing of it in our own output.
+	((EUID == 0)) || become=(sudo)
 	"${become[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o Dpkg::Use-Pty=0 "$@" >&2
 }
 
@@ -24,12 +20,12 @@ apt_get() {
 install_packages() { # PACKAGE...
 	(($#)) || return 0
 	command -v apt-get >/dev/null || die "install the equivalent of these Debian packages first: $*"
+	((EUID == 0)) || command -v sudo >/dev/null || die "as root, install these packages first: $*"
 	say "installing $*"
+	# Fresh images come without package lists.
 	apt_get install -y --no-install-recommends "$@" 2>/dev/null || {
-		# Fresh images come without package lists.
-		apt_get update
-		apt_get install -y --no-install-recommends "$@"
-	}
+		apt_get update && apt_get install -y --no-install-recommends "$@"
+	} || die "apt-get could not install $*"
 }
 
 # Rust as rust-toolchain.toml wants it: rustup fetches the version by itself.
