@@ -1,4 +1,8 @@
 //! The backup: follows the primary, or comes when that is dead; takes over, and does the rest of the work.
+//!
+//! Warm, it is the replica of what it has cleared: that is in its memory, and from the primary's next set on in the unit too. One
+//! failure loses nothing. Who must outlive the failure of primary and backup at one time clears only behind sets, as the primary
+//! itself does where the backup is cold.
 
 use std::time::Duration;
 
