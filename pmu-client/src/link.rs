@@ -11,6 +11,8 @@ use pmu_fabric::{
 };
 use pmu_pmem::LocalMemory;
 
+use crate::options::Timeouts;
+
 /// Payload bytes of one posted chain at most.
 const CHAIN_PAYLOAD_BYTES_MAX: u64 = 256 << 20;
 /// Completions reaped at a time.
@@ -54,6 +56,7 @@ pub(crate) struct Link {
     succeeded: u64,
     failure: Option<(u64, CompletionStatus)>,
     stall: Duration,
+    spin: Duration,
     progress_at: Instant,
     part: Chain,
     reaped: [Completion; COMPLETIONS_AT_ONCE],
@@ -75,7 +78,7 @@ impl Link {
     pub(crate) fn new(
         mut connection: Box<dyn Connection>,
         windows: &[AccessWindow],
-        stall: Duration,
+        timeouts: &Timeouts,
     ) -> Result<Self, FabricError> {
         connection.set_windows(windows)?;
         let mut borders: Vec<_> = windows
@@ -94,7 +97,8 @@ impl Link {
             posted: 0,
             succeeded: 0,
             failure: None,
-            stall,
+            stall: timeouts.stall,
+            spin: timeouts.spin,
             progress_at: Instant::now(),
             part,
             reaped: [nothing; COMPLETIONS_AT_ONCE],
@@ -290,14 +294,22 @@ impl Link {
     }
 
     /// Blocks until all chains up to this number have succeeded.
+    ///
+    /// Looks on for a short while before it sleeps: a round trip is over sooner than a sleeping thread is awake again. Others that want the
+    /// processor get it in between.
     pub(crate) fn wait_for(&mut self, serial: u64) -> Result<(), LinkError> {
+        let look_until = Instant::now() + self.spin;
         loop {
             self.poll()?;
             if self.succeeded >= serial {
                 return Ok(());
             }
             self.check()?;
-            self.sleep(self.stall)?;
+            if Instant::now() < look_until {
+                std::thread::yield_now();
+            } else {
+                self.sleep(self.stall)?;
+            }
         }
     }
 

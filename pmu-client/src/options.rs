@@ -98,7 +98,13 @@ pub struct Timeouts {
     pub stall: Duration,
     /// How long an append waits for room while the log is full.
     pub back_pressure: Duration,
+    /// How long a waiting call looks for its completion before it sleeps. Zero spares the processor, and costs the time that the system takes
+    /// to wake a thread.
+    pub spin: Duration,
 }
+
+/// The default of [`Timeouts::spin`].
+const SPIN_DEFAULT: Duration = Duration::from_micros(50);
 
 impl Default for Timeouts {
     fn default() -> Self {
@@ -106,6 +112,7 @@ impl Default for Timeouts {
             open: Duration::from_secs(10),
             stall: Duration::from_secs(30),
             back_pressure: Duration::from_secs(30),
+            spin: SPIN_DEFAULT,
         }
     }
 }

@@ -192,7 +192,7 @@ impl Region {
             name: parts.unit,
             persistence,
         };
-        let link = Link::new(parts.connection, &parts.windows, parts.timeouts.stall);
+        let link = Link::new(parts.connection, &parts.windows, &parts.timeouts);
         let link = match link {
             Ok(link) => link,
             Err(error) => {

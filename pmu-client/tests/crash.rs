@@ -70,6 +70,7 @@ fn p11_crash_between_keeps_the_last() {
     assert!(last == 5 && error.is_none());
     let points = count.load(Ordering::SeqCst);
     assert!(points > 20, "{points} fault points");
+    eprintln!("{points} fault points, each met in {} ways", FAULTS.len());
     for fault in FAULTS {
         for at in 0..points {
             let raw = prepared_sets();
@@ -170,6 +171,7 @@ fn p12_a_crash_at_any_operation_keeps_every_acknowledged_record() {
     assert!(acknowledged == 10 && error.is_none());
     let points = count.load(Ordering::SeqCst);
     assert!(points > 20, "{points} fault points");
+    eprintln!("{points} fault points, each met in {} ways", FAULTS.len());
     for fault in FAULTS {
         for at in 0..points {
             let raw = prepared_log();

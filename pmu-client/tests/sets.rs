@@ -149,6 +149,33 @@ fn p11_the_newest_replaces_the_last_across_primaries_and_restarts() {
 }
 
 #[test]
+fn p11_a_small_commit_is_one_chain_and_one_completion() {
+    let mut site = Site::new(Pool::File, 64 * MIB);
+    site.sets("r", 1, 9 * MIB);
+    let mut writer = primary(&site.client("app"), "r");
+    let payload = pattern(9 * MIB as usize, 1);
+    let mut count = |length: usize| {
+        let before = writer.counters();
+        let slice = IoSlice::new(&payload[..length]);
+        writer.commit(&[slice], Label::default()).unwrap();
+        let after = writer.counters();
+        let chains = after.chains - before.chains;
+        assert_eq!(after.completions - before.completions, chains);
+        (chains, after.work_requests - before.work_requests)
+    };
+    count(1);
+    // Writes of payload, chunk table and header; flush; atomic write; flush.
+    assert_eq!(count(100), (1, 6));
+    assert_eq!(count(MIB as usize), (1, 6));
+    // No payload and no table: header, flush, atomic write, flush.
+    assert_eq!(count(0), (1, 4));
+    // Eight times a MiB with its flush while the next is prepared; then the last, with the rest.
+    let (chains, work_requests) = count(9 * MIB as usize);
+    assert_eq!(chains, 9);
+    assert!(work_requests <= 8 * 3 + 8, "{work_requests} work requests");
+}
+
+#[test]
 fn p11_streaming_with_and_without_a_length() {
     let mut site = Site::new(Pool::Memory, 128 * MIB);
     site.sets("r", 1, 9 * MIB);
