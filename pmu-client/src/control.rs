@@ -208,7 +208,14 @@ impl Control {
             Some(Reason::NoSuchRegion | Reason::BeingErased) => {
                 ClientError::NoSuchRegion { unit, region }
             }
-            Some(Reason::WriterExists) => ClientError::WriterExists { region },
+            Some(Reason::WriterExists) => ClientError::WriterExists {
+                region,
+                reason: message,
+            },
+            Some(Reason::ClearingExists) => ClientError::ClearingExists {
+                region,
+                reason: message,
+            },
             Some(Reason::UnfitPersistence | Reason::VolatilePool) => {
                 ClientError::UnfitPersistence {
                     region,

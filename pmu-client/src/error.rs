@@ -92,10 +92,20 @@ pub enum ClientError {
         found: Mode,
     },
     /// Another primary holds the region.
-    #[error("region {region} has a primary already")]
+    #[error("{reason}")]
     WriterExists {
         /// The region.
         region: String,
+        /// What the unit said: which principal, since when.
+        reason: String,
+    },
+    /// Another backup clears the log: one does at a time.
+    #[error("{reason}")]
+    ClearingExists {
+        /// The region.
+        region: String,
+        /// What the unit said: which principal, since when.
+        reason: String,
     },
     /// No method gives the durability that the region (or the caller) asks for. It is never served with less.
     #[error("region {region}: {reason}")]
@@ -287,6 +297,9 @@ impl ClientError {
             Self::WrongMode { .. } => "use the calls for the region's mode",
             Self::WriterExists { .. } => {
                 "if that primary is dead, fence the region (or wait until the unit notices), then open again"
+            }
+            Self::ClearingExists { .. } => {
+                "end the backup that clears, or open the log without clearing"
             }
             Self::UnfitPersistence { .. } => {
                 "use another provider or method, or a region whose need this unit's medium meets"

@@ -241,6 +241,8 @@ struct Fence {
     ticket: Ticket,
     persisted: bool,
     requests: Vec<FenceId>,
+    /// Clearing sessions that it ends, and whose windows are not confirmed to be gone.
+    clearing: BTreeSet<SessionId>,
 }
 
 /// Proof that no session has a window with which it could write.
@@ -381,8 +383,10 @@ impl WriterTable {
     ///
     /// Sessions that opened as primary and were not granted yet are refused. A fence during a fence
     /// joins it, and leaves sessions alone that opened after the first: they wait. Windows with
-    /// which one can only read or clear stay.
-    pub fn fence(&mut self, fence: FenceId) {
+    /// which one can only read stay. So do windows with which one clears, but for those of a
+    /// principal whose primary is fenced here: a program that hangs must not keep its heir from
+    /// clearing. `caller` fences; its own clearing sessions stay in any case.
+    pub fn fence(&mut self, fence: FenceId, caller: Option<&PrincipalName>) {
         if let Some(present) = &mut self.fence {
             present.requests.push(fence);
             return;
@@ -398,10 +402,24 @@ impl WriterTable {
             ticket,
             persisted: false,
             requests,
+            clearing: BTreeSet::new(),
         });
+        let failed: BTreeSet<PrincipalName> = self
+            .sessions
+            .values()
+            .filter(|session| session.role == Role::Primary && session.stage != Stage::Dead)
+            .map(|session| session.principal.clone())
+            .filter(|principal| Some(principal) != caller)
+            .collect();
         self.end_sessions(RefuseReason::Fenced, |session| {
             session.role == Role::Primary
         });
+        let clearing = self.end_sessions(RefuseReason::Fenced, |session| {
+            session.role == (Role::Backup { clears: true }) && failed.contains(&session.principal)
+        });
+        if let Some(fence) = &mut self.fence {
+            fence.clearing = clearing;
+        }
         self.progress();
     }
 
@@ -466,6 +484,9 @@ impl WriterTable {
         }
         for (_, waiting) in &mut self.revokes {
             waiting.remove(&session);
+        }
+        if let Some(fence) = &mut self.fence {
+            fence.clearing.remove(&session);
         }
         self.progress();
     }
@@ -650,7 +671,9 @@ impl WriterTable {
                     .is_some_and(|epoch| epoch < fence.epoch)
         };
         let fenced = self.fence.as_ref().is_some_and(|fence| {
-            fence.persisted && !self.sessions.values().any(|session| older(session, fence))
+            fence.persisted
+                && fence.clearing.is_empty()
+                && !self.sessions.values().any(|session| older(session, fence))
         });
         if fenced
             && let Some(Fence {

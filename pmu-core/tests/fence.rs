@@ -119,7 +119,7 @@ fn p15_a_second_primary_is_refused_and_told_who_holds_the_region() {
 fn b03_a_fence_is_done_when_the_epoch_is_durable_and_every_window_is_gone() {
     for persisted_first in [true, false] {
         let mut table = with_primary();
-        table.fence(FenceId(70));
+        table.fence(FenceId(70), None);
         assert_eq!(actions(&mut table), [persist(9, 2), invalidate(1)]);
         table.open_primary(opener(2, "new"));
         if persisted_first {
@@ -147,9 +147,9 @@ fn b03_a_fence_is_done_when_the_epoch_is_durable_and_every_window_is_gone() {
 #[test]
 fn b03_a_fence_during_a_fence_joins_it() {
     let mut table = with_primary();
-    table.fence(FenceId(1));
+    table.fence(FenceId(1), None);
     table.open_primary(opener(2, "first"));
-    table.fence(FenceId(2));
+    table.fence(FenceId(2), None);
     table.open_primary(opener(3, "second"));
     let seen = actions(&mut table);
     assert_eq!(seen[..2], [persist(9, 2), invalidate(1)]);
@@ -171,7 +171,7 @@ fn b03_a_fence_during_a_fence_joins_it() {
 fn b03_a_fence_refuses_who_opened_before_it_and_was_not_granted() {
     let mut table = log_table();
     table.open_primary(opener(1, "old"));
-    table.fence(FenceId(1));
+    table.fence(FenceId(1), None);
     let expected = [
         persist(8, 1),
         persist(9, 2),
@@ -197,7 +197,7 @@ fn b03_an_epoch_that_cannot_be_made_durable_grants_and_fences_nothing() {
     table.table_persisted(Ticket(2));
     // No epoch is given out twice, durable or not.
     assert_eq!(actions(&mut table), [persist(9, 2), grant(2, 9, WRITER)]);
-    table.fence(FenceId(5));
+    table.fence(FenceId(5), None);
     table.table_persist_failed(Ticket(3));
     let failed = Action::FenceFailed { fence: FenceId(5) };
     assert_eq!(actions(&mut table), [persist(10, 3), invalidate(2), failed]);
@@ -208,12 +208,46 @@ fn b03_an_epoch_that_cannot_be_made_durable_grants_and_fences_nothing() {
     assert_eq!(actions(&mut table), [persist(11, 4)]);
     let mut last = WriterTable::new(Mode::Append, Epoch(u64::MAX));
     last.open_primary(opener(1, "old"));
-    last.fence(FenceId(1));
+    last.fence(FenceId(1), None);
     let none = refuse(1, RefuseReason::EpochsExhausted);
     assert_eq!(
         actions(&mut last),
         [none, Action::FenceFailed { fence: FenceId(1) }]
     );
+}
+
+#[test]
+fn b03_a_fence_ends_the_clearing_of_whom_it_fences_but_not_the_callers_own() {
+    for (caller, ends) in [(None, true), (Some("backup"), true), (Some("old"), false)] {
+        let mut table = with_primary();
+        table.open_backup(opener(2, "old"), true);
+        table.open_backup(opener(3, "old"), false);
+        table.table_persisted(Ticket(1));
+        actions(&mut table);
+        let caller = caller.map(principal);
+        table.fence(FenceId(1), caller.as_ref());
+        table.table_persisted(Ticket(2));
+        table.windows_invalidated(SessionId(1));
+        let seen = actions(&mut table);
+        if ends {
+            // Not before its last window is gone: it could still move the cursor.
+            assert_eq!(seen, [persist(9, 2), invalidate(1), invalidate(2)]);
+            table.windows_invalidated(SessionId(2));
+            assert_eq!(actions(&mut table), [done(1, 9)]);
+            table.open_backup(opener(4, "backup"), true);
+            assert_eq!(
+                actions(&mut table),
+                [grant(4, 9, Rights::READ | Rights::CLEAR)]
+            );
+        } else {
+            assert_eq!(seen, [persist(9, 2), invalidate(1), done(1, 9)]);
+            table.open_backup(opener(4, "backup"), true);
+            let [Action::Refuse { reason, .. }] = &actions(&mut table)[..] else {
+                panic!("a second one clears");
+            };
+            assert!(matches!(reason, RefuseReason::Clearing { .. }), "{reason}");
+        }
+    }
 }
 
 #[test]
@@ -239,7 +273,7 @@ fn p13_one_backup_clears_at_a_time_and_any_number_reads() {
     );
     assert!(refused, "{seen:?}");
     // A fence for the takeover leaves those who read and clear alone.
-    table.fence(FenceId(1));
+    table.fence(FenceId(1), None);
     assert_eq!(actions(&mut table), [persist(9, 2), invalidate(1)]);
     table.closed(SessionId(2));
     table.windows_invalidated(SessionId(2));
@@ -436,7 +470,7 @@ impl Checker {
             }
             7 => {
                 self.fences.insert(FenceId(*next));
-                table.fence(FenceId(*next));
+                table.fence(FenceId(*next), None);
             }
             8 => {
                 self.revokes.insert(RevokeId(*next));

@@ -147,8 +147,16 @@ impl Site {
     /// # Errors
     /// What `pmm region delete` says.
     pub fn delete_regions(&self) -> Result<()> {
-        self.manage(arguments!["region", "delete", "--yes", LOG_REGION])?;
-        self.manage(arguments!["region", "delete", "--yes", STATE_REGION])
+        self.manage(arguments![
+            "region", "delete", "--yes", "--force", LOG_REGION
+        ])?;
+        self.manage(arguments![
+            "region",
+            "delete",
+            "--yes",
+            "--force",
+            STATE_REGION
+        ])
     }
 
     /// The primary's identity.

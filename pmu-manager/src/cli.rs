@@ -235,8 +235,8 @@ pub enum RegionCommand {
     Revoke(RegionRevokeArguments),
     /// Take the right to write from the primary that has a region: not one byte of it lands after this.
     Fence(RegionArgument),
-    /// Delete a region and erase its bytes.
-    Delete(RegionArgument),
+    /// Delete a region and erase its bytes. Refused while a program has it open.
+    Delete(RegionDeleteArguments),
     /// Check a region's sets or records, and its pool's tables. Exits with 5 if something is damaged.
     Verify(RegionArgument),
 }
@@ -306,6 +306,20 @@ pub struct RegionArgument {
     /// The region.
     #[arg(value_name = "NAME", value_parser = region_name)]
     pub name: RegionName,
+    /// Where.
+    #[command(flatten)]
+    pub on: OnUnit,
+}
+
+/// Arguments of `region delete`.
+#[derive(Debug, Args)]
+pub struct RegionDeleteArguments {
+    /// The region.
+    #[arg(value_name = "NAME", value_parser = region_name)]
+    pub name: RegionName,
+    /// Delete it even while programs have it open: their sessions are closed.
+    #[arg(long)]
+    pub force: bool,
     /// Where.
     #[command(flatten)]
     pub on: OnUnit,

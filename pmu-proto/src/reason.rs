@@ -42,6 +42,8 @@ pub fn code(reason: Reason) -> Code {
         Reason::Unspecified => Code::Unknown,
         Reason::Locked
         | Reason::WriterExists
+        | Reason::ClearingExists
+        | Reason::InUse
         | Reason::UnfitPersistence
         | Reason::VolatilePool
         | Reason::BeingErased => Code::FailedPrecondition,
@@ -77,7 +79,7 @@ mod tests {
             assert_eq!(status.message(), "refused");
             known += 1;
         }
-        assert_eq!(known, 25);
+        assert_eq!(known, 27);
     }
 
     #[test]

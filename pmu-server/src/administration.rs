@@ -124,6 +124,7 @@ impl UnitState {
         tracing::info!(pool = self.pools[index].name, length_bytes = entry.length_bytes, mode = %entry.mode, "region created");
         Ok(CreateRegionResponse {
             region: Some(convert::descriptor(&entry)),
+            pool: self.pools[index].name.clone(),
         })
     }
 

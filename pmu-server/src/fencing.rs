@@ -31,7 +31,7 @@ impl UnitState {
                 &format!("one of the rights {needed}"),
             ));
         }
-        self.fence_held(&region, &mut desk, arrived)
+        self.fence_held(&region, &mut desk, Some(principal), arrived)
     }
 
     /// Raises the epoch, durably, and invalidates the windows of every older writer; answers when no byte of them lands.
@@ -47,17 +47,18 @@ impl UnitState {
         let region = self.region(name)?;
         let mut desk = region.desk();
         self.entry(&region, &desk)?;
-        self.fence_held(&region, &mut desk, arrived)
+        self.fence_held(&region, &mut desk, None, arrived)
     }
 
     fn fence_held(
         &self,
         region: &Region,
         desk: &mut Desk,
+        caller: Option<&PrincipalName>,
         arrived: Instant,
     ) -> Result<FenceRegionResponse, Refusal> {
         let mut hands = self.hands(region);
-        let epoch = desk.writers.fence(&mut hands)?.get();
+        let epoch = desk.writers.fence(caller, &mut hands)?.get();
         let took = arrived.elapsed();
         let (windows_invalidated, sessions_closed) = (hands.windows, hands.sessions);
         metrics::count_fence(took);
@@ -144,11 +145,36 @@ impl UnitState {
         failed.map_or(Ok((hands.sessions, hands.windows)), Err)
     }
 
+    fn check_unused(&self, region: &Region) -> Result<(), Refusal> {
+        let sessions = self.sessions.live(Some(region.id));
+        let Some(first) = sessions.first() else {
+            return Ok(());
+        };
+        let message = format!(
+            "region {} is open: {} session(s), one of them of {} as {:?}; end them, or force the deletion",
+            region.name,
+            sessions.len(),
+            first.principal,
+            first.role
+        );
+        Err(Refusal::new(Reason::InUse, message))
+    }
+
     /// Closes the region's sessions, takes its access information back, erases its bytes and frees its extents.
-    pub(crate) fn delete_region(&self, name: &RegionName) -> Result<DeleteRegionResponse, Refusal> {
+    ///
+    /// # Errors
+    /// `IN_USE`: a session has the region open, and `force` is not set.
+    pub(crate) fn delete_region(
+        &self,
+        name: &RegionName,
+        force: bool,
+    ) -> Result<DeleteRegionResponse, Refusal> {
         let region = self.region(name)?;
         let mut desk = region.desk();
         let entry = self.entry(&region, &desk)?;
+        if !force {
+            self.check_unused(&region)?;
+        }
         let (sessions_closed, _) = self.end_sessions(&region, &mut desk, End::Deleted, |_| true)?;
         for (listener, exposed) in self.listeners.iter().zip(&mut desk.exposed) {
             if *exposed {

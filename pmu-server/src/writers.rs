@@ -128,14 +128,19 @@ impl Writers {
         }
     }
 
-    /// Raises the epoch, durably, and takes the windows of every older writer away.
+    /// Raises the epoch, durably, and takes the windows of every older writer away; also those with which its principal
+    /// clears, unless it is the caller's own.
     ///
     /// # Errors
     /// `MEDIUM`: the epoch isn't durable (windows were taken away all the same). `FABRIC`: a window could not be taken
     /// away; the region stays closed to writers until a later call succeeds.
-    pub(crate) fn fence(&mut self, world: &mut impl World) -> Result<Epoch, Refusal> {
+    pub(crate) fn fence(
+        &mut self,
+        caller: Option<&PrincipalName>,
+        world: &mut impl World,
+    ) -> Result<Epoch, Refusal> {
         let fence = FenceId(self.request());
-        self.table.fence(fence);
+        self.table.fence(fence, caller);
         let outcome = self.drive(End::Fenced, world);
         match (outcome.fenced, outcome.fence_failed, outcome.failure) {
             (Some(epoch), false, _) => Ok(epoch),
@@ -277,8 +282,8 @@ impl Writers {
                 "; if it is dead, fence the region first",
             ),
             RefuseReason::Clearing { .. } => refuse(
-                Reason::WriterExists,
-                "; close that session first, or don't ask to clear",
+                Reason::ClearingExists,
+                "; end that program first, revoke its grant, or open without clearing",
             ),
             RefuseReason::NotALog => refuse(Reason::BadRequest, ""),
             RefuseReason::TooManySessions => refuse(Reason::TooManySessions, "; close some"),
@@ -363,7 +368,7 @@ mod tests {
 
         world.fabric_fails = true;
         assert_eq!(
-            writers.fence(&mut world).unwrap_err().reason,
+            writers.fence(None, &mut world).unwrap_err().reason,
             Reason::Fabric
         );
         assert!(!writers.may_bind(1));
@@ -376,7 +381,7 @@ mod tests {
         open(&mut writers, &mut world, 5, SessionRole::Reader).unwrap();
 
         world.fabric_fails = false;
-        assert_eq!(writers.fence(&mut world).unwrap(), Epoch(9));
+        assert_eq!(writers.fence(None, &mut world).unwrap(), Epoch(9));
         assert_eq!(world.ended, [(1, End::Fenced)]);
         let next = open(&mut writers, &mut world, 6, SessionRole::Primary).unwrap();
         assert_eq!((next.epoch, world.durable), (Epoch(10), 10));
@@ -393,7 +398,7 @@ mod tests {
             Reason::Medium
         );
         assert_eq!(
-            writers.fence(&mut world).unwrap_err().reason,
+            writers.fence(None, &mut world).unwrap_err().reason,
             Reason::Medium
         );
         world.medium_fails = false;
@@ -410,6 +415,7 @@ mod tests {
         let (mut writers, mut world) = writers();
         open(&mut writers, &mut world, 1, SessionRole::Backup).unwrap();
         let refused = open(&mut writers, &mut world, 2, SessionRole::Backup).unwrap_err();
+        assert_eq!(refused.reason, Reason::ClearingExists);
         assert!(refused.message.contains("p1"), "{refused}");
         writers.closed(1, End::Disconnected, &mut world).unwrap();
         open(&mut writers, &mut world, 2, SessionRole::Backup).unwrap();

@@ -184,7 +184,10 @@ async fn p10_epoch_and_virtual_addresses_survive_a_restart() {
     for name in ["a", "b", "c"] {
         manager.append_region(name, grants()).await;
     }
-    let delete = v1::DeleteRegionRequest { region: "b".into() };
+    let delete = v1::DeleteRegionRequest {
+        region: "b".into(),
+        force: false,
+    };
     manager.admin.delete_region(delete).await.unwrap();
     let rest = manager
         .admin

@@ -472,6 +472,7 @@ async fn wrong_roles_are_refused() {
     );
     let delete = v1::DeleteRegionRequest {
         region: "log".into(),
+        force: true,
     };
     refused(alice.admin.delete_region(delete).await, Reason::WrongRole);
     let fence = v1::FenceRegionRequest {
@@ -617,9 +618,20 @@ async fn regions_are_deleted_with_their_sessions_and_erased() {
     let mut alice = site.client(&unit, "alice").await;
     let mut writer = alice.attach(primary("log")).await.unwrap();
     writer.write(8192, b"secret").unwrap();
-    let delete = v1::DeleteRegionRequest {
+    let mut delete = v1::DeleteRegionRequest {
         region: "log".into(),
+        force: false,
     };
+    let message = refused(
+        manager.admin.delete_region(delete.clone()).await,
+        Reason::InUse,
+    );
+    assert!(message.contains("alice"), "{message}");
+    assert_eq!(
+        writer.write(8192, b"still").unwrap(),
+        CompletionStatus::Success
+    );
+    delete.force = true;
     let deleted = manager
         .admin
         .delete_region(delete.clone())

@@ -10,7 +10,7 @@ use crate::failure::{Failure, Result};
 use crate::receipts::{self, Line, Printer, Speaker};
 use crate::recover::{found_record, judge, recover_sets};
 use crate::site::Site;
-use crate::write::{Limits, write_log, write_sets};
+use crate::write::{Limits, with_clearer, write_log, write_sets};
 
 /// What the backup is to do.
 #[derive(Debug, Clone)]
@@ -75,18 +75,22 @@ fn take_over(unit: &Unit, site: &Site, plan: &Plan, speaker: &Speaker) -> Result
         unread: taken.log.records.len() - taken.followed,
         newest_set: found_sets.newest,
     });
-    go_on(taken.primary, sets, site.seed, plan.limits, speaker)
+    go_on(unit, site, taken.primary, sets, plan.limits, speaker)
 }
 
+/// Writes as the new primary. The failed one may have left a full ring: somebody must clear it.
 fn go_on(
+    unit: &Unit,
+    site: &Site,
     log: LogPrimary,
     sets: SetPrimary,
-    seed: u64,
     limits: Limits,
     speaker: &Speaker,
 ) -> Result<()> {
-    write_log(log, seed, limits, speaker)?;
-    write_sets(sets, seed, limits, speaker)
+    with_clearer(unit, site, limits, speaker, || {
+        write_log(log, site.seed, limits, speaker)?;
+        write_sets(sets, site.seed, limits, speaker)
+    })
 }
 
 /// What a follower has in its hands.

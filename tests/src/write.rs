@@ -60,35 +60,50 @@ fn write_both(unit: &Unit, site: &Site, limits: Limits, speaker: &Speaker) -> Re
             provider: provider.to_string(),
         });
     }
+    with_clearer(unit, site, limits, speaker, || {
+        std::thread::scope(|scope| {
+            let log_writer = scope.spawn(|| {
+                told(
+                    &site.log,
+                    speaker,
+                    write_log(log, site.seed, limits, speaker),
+                )
+            });
+            let set_writer = scope.spawn(|| {
+                told(
+                    &site.sets,
+                    speaker,
+                    write_sets(sets, site.seed, limits, speaker),
+                )
+            });
+            let results = [joined(log_writer.join()), joined(set_writer.join())];
+            results.into_iter().collect()
+        })
+    })
+}
+
+/// Writes while a backup clears the log, if the limits ask for one.
+pub(crate) fn with_clearer(
+    unit: &Unit,
+    site: &Site,
+    limits: Limits,
+    speaker: &Speaker,
+    write: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    if !limits.clear {
+        return write();
+    }
     let writers_ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let log_writer = scope.spawn(|| {
-            told(
-                &site.log,
-                speaker,
-                write_log(log, site.seed, limits, speaker),
-            )
-        });
-        let set_writer = scope.spawn(|| {
-            told(
-                &site.sets,
-                speaker,
-                write_sets(sets, site.seed, limits, speaker),
-            )
-        });
         let clearer = scope.spawn(|| {
-            if !limits.clear {
-                return Ok(());
-            }
             let backup = unit
-                .open_log_backup(&site.log, true, &options)
+                .open_log_backup(&site.log, true, &site.options())
                 .map_err(Failure::client("open the log as backup"))?;
             clear(backup, site.seed, &writers_ended, speaker)
         });
-        let results = [joined(log_writer.join()), joined(set_writer.join())];
+        let written = write();
         writers_ended.store(true, Ordering::Release);
-        let cleared = joined(clearer.join());
-        results.into_iter().chain([cleared]).collect()
+        written.and(joined(clearer.join()))
     })
 }
 

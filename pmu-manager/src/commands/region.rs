@@ -8,7 +8,8 @@ use pmu_proto::v1::verify_pool_response::Step;
 
 use super::Context;
 use crate::cli::{
-    RegionArgument, RegionCreateArguments, RegionGrantArguments, RegionRevokeArguments,
+    RegionArgument, RegionCreateArguments, RegionDeleteArguments, RegionGrantArguments,
+    RegionRevokeArguments,
 };
 use crate::confirm::{Ask, confirm};
 use crate::connect::Connection;
@@ -64,7 +65,7 @@ pub async fn create(
     Ok(RegionReport::new(
         connection.unit(),
         region,
-        create.pool.clone(),
+        Some(answer.pool).filter(|pool| !pool.is_empty()),
         String::new(),
         0,
     ))
@@ -262,7 +263,7 @@ pub async fn fence(
 /// [`ManagerError::Usage`] if it is not confirmed; those of [`Context::connect`] and [`Connection::call`].
 pub async fn delete(
     context: &Context,
-    delete: &RegionArgument,
+    delete: &RegionDeleteArguments,
     ask: &(dyn Ask + Sync),
 ) -> Result<DeleteReport, ManagerError> {
     let unit = &context.units.choose(delete.on.unit.as_ref())?.name;
@@ -274,6 +275,7 @@ pub async fn delete(
     let connection = context.connect(Some(unit)).await?;
     let request = v1::DeleteRegionRequest {
         region: delete.name.to_string(),
+        force: delete.force,
     };
     let answer = connection
         .call(

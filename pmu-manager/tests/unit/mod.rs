@@ -163,8 +163,9 @@ impl Admin for FakeUnit {
             ));
         }
         let region = Some(descriptor(&request));
+        let pool = "main".to_owned();
         state.regions.insert(request.name.clone(), request);
-        Ok(Response::new(v1::CreateRegionResponse { region }))
+        Ok(Response::new(v1::CreateRegionResponse { region, pool }))
     }
 
     async fn list_regions(

@@ -130,8 +130,9 @@ impl Admin for Control {
     ) -> Result<Response<DeleteRegionResponse>, Status> {
         let caller = self.manager(&request)?;
         let region = RegionName::new(&request.get_ref().region).map_err(Refusal::from)?;
-        let span = info_span!("delete_region", principal = %caller.name, %region);
-        self.run(span, move |state| state.delete_region(&region))
+        let force = request.get_ref().force;
+        let span = info_span!("delete_region", principal = %caller.name, %region, force);
+        self.run(span, move |state| state.delete_region(&region, force))
             .await
     }
 

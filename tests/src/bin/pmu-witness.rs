@@ -42,9 +42,6 @@ struct WriteArguments {
     site: Site,
     #[command(flatten)]
     amount: Amount,
-    /// Let nobody clear the log.
-    #[arg(long)]
-    no_clear: bool,
 }
 
 #[derive(Debug, Args)]
@@ -55,6 +52,9 @@ struct Amount {
     /// End after so many sets.
     #[arg(long, value_name = "N")]
     commits: Option<u64>,
+    /// Let nobody clear the log.
+    #[arg(long)]
+    no_clear: bool,
 }
 
 #[derive(Debug, Args)]
@@ -105,10 +105,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Write(arguments) => write::run(
-            &arguments.site,
-            arguments.amount.limits(!arguments.no_clear),
-        ),
+        Command::Write(arguments) => write::run(&arguments.site, arguments.amount.limits()),
         Command::Check(arguments) => {
             let lines = receipts::read(&arguments.receipts)?;
             print(&recover::check(&arguments.site, &lines)?)
@@ -117,7 +114,7 @@ fn run(command: Command) -> Result<()> {
             let plan = takeover::Plan {
                 follow_until: arguments.follow_until,
                 receipts: arguments.receipts,
-                limits: arguments.amount.limits(false),
+                limits: arguments.amount.limits(),
             };
             takeover::run(&arguments.site, &plan)
         }
@@ -128,11 +125,11 @@ fn run(command: Command) -> Result<()> {
 }
 
 impl Amount {
-    fn limits(&self, clear: bool) -> Limits {
+    fn limits(&self) -> Limits {
         Limits {
             steps: self.steps,
             sets: self.commits,
-            clear,
+            clear: !self.no_clear,
         }
     }
 }
