@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pmu_auth::{AuthError, Identity, PrincipalName};
-use pmu_fabric::{AccessWindow, ConnectToken, FabricError, Provider};
+use pmu_fabric::{AccessWindow, ConnectToken, FabricError, PersistenceMethod, Provider};
 use pmu_format::{Epoch, Mode, Need, RegionName, Rights};
 use pmu_proto::v1;
 use serde::Serialize;
@@ -209,8 +209,15 @@ impl Unit {
         let order = candidates(options.provider, self.control.host(), self.control.port());
         let (mut tried, mut unfit) = (Vec::new(), false);
         for provider in order {
-            match self.open_over(region, purpose, provider, options) {
+            let opened = over_methods(options.persistence, |method| {
+                self.open_over(region, purpose, provider, method, options)
+            });
+            match opened {
                 Ok(opened) => return Ok(opened),
+                Err(Refusal::UnfitHere(_, reason)) => {
+                    unfit = true;
+                    tried.push(format!("{provider}: {reason}"));
+                }
                 Err(Refusal::Final(error)) => return Err(error),
                 Err(Refusal::Unfit(reason)) => {
                     unfit = true;
@@ -240,10 +247,12 @@ impl Unit {
         region: &str,
         purpose: Purpose,
         provider: Provider,
+        persistence: PersistenceChoice,
         options: &OpenOptions,
     ) -> Result<Region, Refusal> {
         let deadline = Instant::now() + options.timeouts.open;
-        let persistence = match options.persistence {
+        let asked = persistence;
+        let persistence = match asked {
             PersistenceChoice::Auto => v1::PersistenceMethod::Unspecified,
             PersistenceChoice::Forced(method) => method_to_wire(method),
         };
@@ -263,7 +272,7 @@ impl Unit {
             id: opened.session_id,
             region: region.into(),
         };
-        let result = self.connect_data(&session, &opened, purpose, provider, options, deadline);
+        let result = self.connect_data(&session, &opened, purpose, provider, asked, deadline);
         match result {
             Ok((connection, windows, info, epoch)) => Region::new(Parts {
                 connection,
@@ -289,13 +298,13 @@ impl Unit {
         opened: &v1::OpenRegionResponse,
         purpose: Purpose,
         provider: Provider,
-        options: &OpenOptions,
+        persistence: PersistenceChoice,
         deadline: Instant,
     ) -> Result<DataParts, Refusal> {
         let info = self.check_opened(opened, purpose)?;
         let method = method_from_wire(opened.persistence)
             .ok_or_else(|| protocol("an unknown persistence method"))?;
-        check_persistence(&info, method, options.persistence)?;
+        check_persistence(&info, method, persistence)?;
         let token: [u8; 32] = opened
             .connect_token
             .as_slice()
@@ -322,6 +331,9 @@ impl Unit {
                 }
                 Err(FabricError::Refused { reason }) => {
                     return Err(Refusal::Provider(format!("{}: {reason}", address.address)));
+                }
+                Err(error @ FabricError::UnfitPersistence { .. }) => {
+                    return Err(Refusal::UnfitHere(method, chain(&error)));
                 }
                 Err(error) => failures.push(format!("{}: {}", address.address, chain(&error))),
             }
@@ -403,6 +415,8 @@ enum Refusal {
     Provider(String),
     /// This provider's persistence methods don't do; another's may.
     Unfit(String),
+    /// The unit would have used this method, and this side's device can't: a weaker one may do.
+    UnfitHere(PersistenceMethod, String),
     /// No other way would help.
     Final(ClientError),
 }
@@ -417,6 +431,30 @@ impl Refusal {
     }
 }
 
+/// Tries with what was chosen. Where the unit chose, and this side's device can't do that, tries every durable method below,
+/// strongest first. The receipts name the one that it came to.
+fn over_methods<T>(
+    choice: PersistenceChoice,
+    mut open: impl FnMut(PersistenceChoice) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
+    let first = open(choice);
+    let (Err(Refusal::UnfitHere(refused, _)), PersistenceChoice::Auto) = (&first, choice) else {
+        return first;
+    };
+    let below = PersistenceMethod::ALL
+        .into_iter()
+        .skip_while(|method| method != refused)
+        .skip(1)
+        .filter(|method| method.is_durable());
+    for method in below {
+        match open(PersistenceChoice::Forced(method)) {
+            Err(Refusal::UnfitHere(..) | Refusal::Unfit(_)) => {}
+            opened => return opened,
+        }
+    }
+    first
+}
+
 fn protocol(what: &str) -> Refusal {
     Refusal::Final(ClientError::Protocol(what.into()))
 }
@@ -424,7 +462,7 @@ fn protocol(what: &str) -> Refusal {
 /// Never less than the region needs, nor anything but what the caller forced: whatever the unit says.
 fn check_persistence(
     info: &RegionInfo,
-    method: pmu_fabric::PersistenceMethod,
+    method: PersistenceMethod,
     choice: PersistenceChoice,
 ) -> Result<(), Refusal> {
     if info.need == Need::Durable && !method.is_durable() {
@@ -489,5 +527,48 @@ impl SessionControl for Session {
 
     fn close(&self) {
         self.control.close(self.id, &self.region);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was asked for, one after the other, where `fits` is what both sides can do.
+    fn asked(
+        choice: PersistenceChoice,
+        fits: PersistenceMethod,
+    ) -> (Vec<PersistenceChoice>, Result<PersistenceMethod, Refusal>) {
+        let mut asked = Vec::new();
+        let opened = over_methods(choice, |choice| {
+            asked.push(choice);
+            match choice {
+                PersistenceChoice::Forced(method) if method == fits => Ok(method),
+                PersistenceChoice::Forced(PersistenceMethod::ReadAfterWrite) => {
+                    Err(Refusal::Unfit("not attested".into()))
+                }
+                PersistenceChoice::Auto | PersistenceChoice::Forced(_) => Err(Refusal::UnfitHere(
+                    PersistenceMethod::NativeFlush,
+                    "no FLUSH here".into(),
+                )),
+            }
+        });
+        (asked, opened)
+    }
+
+    #[test]
+    fn b01_a_device_without_flush_gets_the_next_durable_method_and_never_less() {
+        use PersistenceChoice::{Auto, Forced};
+        use PersistenceMethod::{NativeFlush, ReadAfterWrite, ServerPersist, Volatile};
+        let (tried, opened) = asked(Auto, ServerPersist);
+        assert_eq!(tried, [Auto, Forced(ReadAfterWrite), Forced(ServerPersist)]);
+        assert!(matches!(opened, Ok(ServerPersist)));
+        let (tried, opened) = asked(Auto, Volatile);
+        assert_eq!(tried, [Auto, Forced(ReadAfterWrite), Forced(ServerPersist)]);
+        assert!(matches!(opened, Err(Refusal::UnfitHere(NativeFlush, _))));
+        // Who forces a method gets that or nothing.
+        let (tried, opened) = asked(Forced(NativeFlush), ServerPersist);
+        assert_eq!(tried, [Forced(NativeFlush)]);
+        assert!(opened.is_err());
     }
 }
