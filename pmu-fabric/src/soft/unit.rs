@@ -28,6 +28,8 @@ use crate::unit::{
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that have not yet said their token; more are closed at once.
 const STRANGERS_MAX: usize = 128;
+/// How long an ending unit waits for its connections' threads: as long as a flush may be at work.
+const END_WITHIN: Duration = Duration::from_secs(10);
 
 enum Entry {
     Expected {
@@ -49,6 +51,9 @@ struct Inner {
     observer: OnceLock<Observer>,
     next_connection: AtomicU64,
     strangers: AtomicUsize,
+    /// Threads that serve a connection.
+    serving: Mutex<usize>,
+    one_less: Condvar,
     stopping: AtomicBool,
 }
 
@@ -100,6 +105,8 @@ impl SoftUnit {
             observer: OnceLock::new(),
             next_connection: AtomicU64::new(1),
             strangers: AtomicUsize::new(0),
+            serving: Mutex::new(0),
+            one_less: Condvar::new(),
             stopping: AtomicBool::new(false),
         });
         let listener = Arc::new(listener);
@@ -157,6 +164,7 @@ fn welcome_and_serve(inner: &Arc<Inner>, socket: Socket) {
             return;
         }
     };
+    *inner.serving.lock() += 1;
     let committers = Arc::clone(&inner.committers);
     let end = Service::new(shared, committers, method).run();
     inner.connections.lock().remove(&connection);
@@ -168,6 +176,8 @@ fn welcome_and_serve(inner: &Arc<Inner>, socket: Socket) {
             reason: end.to_string(),
         });
     }
+    *inner.serving.lock() -= 1;
+    inner.one_less.notify_all();
 }
 
 /// Reads the token and turns the expected connection into a made one.
@@ -403,6 +413,20 @@ impl UnitFabric for SoftUnit {
         for connection in all {
             self.close(connection);
         }
+        let deadline = Instant::now() + END_WITHIN;
+        let mut serving = self.inner.serving.lock();
+        while *serving > 0 {
+            if self
+                .inner
+                .one_less
+                .wait_until(&mut serving, deadline)
+                .timed_out()
+            {
+                tracing::warn!(threads = *serving, "data connections are still at work");
+                break;
+            }
+        }
+        drop(serving);
         if let Some(path) = &self.inner.socket_file
             && let Err(error) = fs::remove_file(path)
             && error.kind() != io::ErrorKind::NotFound
