@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use pmu_auth::{AuthError, Identity};
+use pmu_auth::{AuthError, Identity, Role};
 use pmu_fabric::soft::SoftUnit;
 use pmu_fabric::verbs::{VerbsUnit, VerbsUnitOptions};
 use pmu_fabric::{FabricError, FabricEvent, Provider, UnitFabric};
@@ -48,6 +48,19 @@ pub enum StartError {
     Expired {
         /// When.
         not_after: String,
+    },
+    /// The identity is another one's.
+    #[error(
+        "unit.identity: the certificate is {certified}'s, of the role {role}, and unit.name is {name}: peers would refuse the \
+         unit under that name; issue a certificate of the role unit for {name}, or correct the configuration"
+    )]
+    OtherIdentity {
+        /// The name in the configuration.
+        name: String,
+        /// The name in the certificate.
+        certified: String,
+        /// The role in the certificate.
+        role: String,
     },
     /// An address can't be listened on.
     #[error("{key}: can't listen on {address}: {reason}")]
@@ -118,9 +131,10 @@ impl Unit {
         if !problems.is_empty() {
             return Err(StartError::Config(problems));
         }
-        let identity = config.unit.identity.clone();
+        let (identity, name) = (config.unit.identity.clone(), config.unit.name.clone());
         let tls = blocking(move || {
             let identity = Identity::load(&identity).map_err(StartError::Identity)?;
+            check_principal(&identity, &name)?;
             check_validity(&identity)?;
             pmu_auth::server_tls(&identity).map_err(StartError::Identity)
         })
@@ -258,6 +272,19 @@ where
         Ok(result) => result,
         Err(error) => Err(StartError::CutShort(error.to_string())),
     }
+}
+
+/// Peers hold the certificate against the name that they know the unit by.
+fn check_principal(identity: &Identity, name: &str) -> Result<(), StartError> {
+    let principal = identity.principal();
+    if principal.role == Role::Unit && principal.name.as_str() == name {
+        return Ok(());
+    }
+    Err(StartError::OtherIdentity {
+        name: name.to_owned(),
+        certified: principal.name.to_string(),
+        role: principal.role.to_string(),
+    })
 }
 
 /// A unit whose certificate is over would run, and every peer would refuse it.

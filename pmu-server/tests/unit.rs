@@ -966,6 +966,24 @@ async fn p10_regions_of_two_pools_have_addresses_of_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_unit_with_anothers_certificate_does_not_start() {
+    let site = Site::with_file_pool();
+    for (folder, role) in [("unit-2", Role::Unit), ("unit-1", Role::Client)] {
+        let validity = pmu_auth::Validity::days(1);
+        let identity = site.authority.issue(&name(folder), role, &[], validity);
+        identity.unwrap().save(&site.path("other")).unwrap();
+        let mut config = site.config();
+        config.unit.identity = site.path("other");
+        let error = Unit::start(config).await.unwrap_err().to_string();
+        assert!(
+            error.contains("unit.name is unit-1") && error.contains(folder),
+            "{error}"
+        );
+        std::fs::remove_dir_all(site.path("other")).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_unit_whose_certificate_is_over_does_not_start() {
     let site = Site::with_file_pool();
     let validity = pmu_auth::Validity::days(1);
