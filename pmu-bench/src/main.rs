@@ -354,6 +354,11 @@ fn verbs_bandwidth(options: &Options, way: Way) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
+/// Operations of one measurement of latency in the lab.
+const LATENCY_COUNT: usize = 1000;
+/// So many times more pairs than of other figures: on emulated processors one measurement differs from the next by half.
+const LATENCY_PAIRS: usize = 3;
+
 fn verbs_latency(options: &Options, durable: bool) -> Result<Vec<Row>, Failure> {
     let name = if durable {
         "verbs.durable_lat"
@@ -371,9 +376,9 @@ fn verbs_latency(options: &Options, durable: bool) -> Result<Vec<Row>, Failure> 
     let mut bed = verbs::Bed::new(4096)?;
     let mut row = alternate(
         label,
-        options.runs(),
-        || bed.latency_us(durable, 300),
-        || verbs::perftest(Way::Write, 64, 300, true).map(|(_, us)| us),
+        options.runs() * LATENCY_PAIRS,
+        || bed.latency_us(durable, LATENCY_COUNT),
+        || verbs::perftest(Way::Write, 64, LATENCY_COUNT, true).map(|(_, us)| us),
     )?;
     if durable {
         row.note = Some(bed.durable_counts()?);

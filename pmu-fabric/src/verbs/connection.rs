@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pmu_pmem::LocalMemory;
 use pmu_verbs::{
-    Access, AttachedRegion, Batch, CmId, CompletionChannel, CompletionQueue, ConnectionParameters,
-    EventChannel, EventKind, FlushLevel, FlushType, MemoryRegion, Operations, QueuePair,
-    QueuePairConfig, Status, VerbsError, WorkCompletion, WrFlags,
+    Access, CmId, CompletionChannel, CompletionQueue, ConnectionParameters, EventChannel,
+    EventKind, MemoryRegion, Operations, QueuePair, QueuePairConfig, Status, VerbsError,
+    WorkCompletion, WrFlags,
 };
 
 use super::device::{Device, chain_status};
@@ -19,6 +19,7 @@ use super::memory::Local;
 use super::message::{
     MESSAGE_BYTES_MAX, MESSAGE_OPS_MAX, REPLY_BYTES, decode_reply, encode_head, encode_hello,
 };
+use super::request::{Attached, INLINE_BYTES_MAX, Posting, Request};
 use super::unit::ACK_TIMEOUT_EXPONENT;
 use super::{
     CHAINS_IN_FLIGHT_MAX, COMPLETIONS_AT_ONCE, REQUEST_BYTES_MAX, REQUESTS_PER_CHAIN_MAX,
@@ -35,38 +36,10 @@ use crate::unit::ConnectToken;
 
 /// How long `wait` polls before it sleeps: longer than a round trip on a real network, short beside a context switch.
 const SPIN: Duration = Duration::from_micros(30);
+/// What every device should allow.
+const INLINE_BYTES_FEW: u32 = 64;
 /// Marks receive requests among the numbers of work requests.
 const RECEIVE: u64 = 1 << 63;
-
-/// One work request of a chain that is being translated.
-#[derive(Debug, Clone, Copy)]
-enum Request {
-    Write {
-        key: u32,
-        address: u64,
-        local: LocalSlice,
-    },
-    Read {
-        key: u32,
-        address: u64,
-        local: LocalSlice,
-    },
-    Flush {
-        key: u32,
-        address: u64,
-        length: u32,
-    },
-    AtomicWrite {
-        key: u32,
-        address: u64,
-        value: u64,
-        fence: bool,
-    },
-    Message {
-        slot: usize,
-        length: usize,
-    },
-}
 
 #[derive(Debug, Clone, Copy)]
 struct InFlight {
@@ -90,7 +63,7 @@ pub struct VerbsConnection {
     persistence: PersistenceMethod,
     limits: Limits,
     windows: WindowMap,
-    memories: Vec<(AttachedRegion, usize)>,
+    memories: Vec<Attached>,
     scratch: AttachedMemory,
     messages: Option<Messages>,
     requests: Vec<Request>,
@@ -157,9 +130,10 @@ pub fn connect(
         max_send_wr: depth,
         max_recv_wr: receives,
         required: required(persistence),
+        max_inline_data: INLINE_BYTES_MAX as u32,
         ..QueuePairConfig::new(&device.domain, &queue, &queue)
     };
-    let queue_pair = QueuePair::create_on(&id, &config).map_err(|error| match error {
+    let queue_pair = create_queue_pair(&id, config).map_err(|error| match error {
         VerbsError::Unsupported { .. } if persistence == PersistenceMethod::NativeFlush => {
             let reason =
                 "this side's RDMA device or its library has no FLUSH and ATOMIC WRITE".into();
@@ -201,6 +175,17 @@ fn required(method: PersistenceMethod) -> Operations {
         PersistenceMethod::NativeFlush => plain | Operations::FLUSH | Operations::ATOMIC_WRITE,
         PersistenceMethod::ServerPersist => plain | Operations::SEND,
         _ => plain,
+    }
+}
+
+/// With as much inline as wanted, or where the device doesn't have that, with little.
+fn create_queue_pair(id: &CmId, mut config: QueuePairConfig) -> Result<QueuePair, VerbsError> {
+    match QueuePair::create_on(id, &config) {
+        Err(VerbsError::Call { .. }) if config.max_inline_data > INLINE_BYTES_FEW => {
+            config.max_inline_data = INLINE_BYTES_FEW;
+            QueuePair::create_on(id, &config)
+        }
+        created => created,
     }
 }
 
@@ -318,7 +303,7 @@ impl VerbsConnection {
         let Some(messages) = &self.messages else {
             return Ok(());
         };
-        let (region, _) = self.memories[messages.attached.0 as usize];
+        let region = self.memories[messages.attached.0 as usize].region;
         let offset = messages.receive_offset + index * REPLY_BYTES;
         let sge = region.sge(offset as u64, REPLY_BYTES as u32)?;
         Ok(self.queue_pair.post_recv(RECEIVE | index as u64, &[sge])?)
@@ -365,7 +350,7 @@ impl VerbsConnection {
         let capacity = self
             .memories
             .get(local.memory.0 as usize)
-            .map_or(0, |(_, capacity)| *capacity);
+            .map_or(0, |attached| attached.memory.len() as usize);
         if local
             .offset
             .checked_add(local.length)
@@ -536,14 +521,19 @@ impl VerbsConnection {
     }
 
     fn post_requests(&mut self, serial: u64) -> Result<(), VerbsError> {
-        let extended = self
-            .queue_pair
-            .accepted()
-            .contains(Operations::ATOMIC_WRITE);
-        let message_region = self
-            .messages
-            .as_ref()
-            .map(|messages| self.memories[messages.attached.0 as usize].0);
+        let posting = Posting {
+            serial,
+            memories: &self.memories,
+            inline_max: (self.queue_pair.inline_max() as usize).min(INLINE_BYTES_MAX),
+            message_region: self
+                .messages
+                .as_ref()
+                .map(|messages| self.memories[messages.attached.0 as usize].region),
+            atomic_writes: self
+                .queue_pair
+                .accepted()
+                .contains(Operations::ATOMIC_WRITE),
+        };
         let last = self.requests.len() - 1;
         let mut batch = self.queue_pair.start();
         for (index, request) in self.requests.iter().enumerate() {
@@ -552,15 +542,7 @@ impl VerbsConnection {
             } else {
                 WrFlags::empty()
             };
-            post_one(
-                &mut batch,
-                serial,
-                flags,
-                request,
-                &self.memories,
-                message_region,
-                extended,
-            )?;
+            posting.post(&mut batch, flags, request)?;
         }
         batch.post()
     }
@@ -689,76 +671,6 @@ impl VerbsConnection {
     }
 }
 
-fn post_one(
-    batch: &mut Batch<'_>,
-    serial: u64,
-    flags: WrFlags,
-    request: &Request,
-    memories: &[(AttachedRegion, usize)],
-    message_region: Option<AttachedRegion>,
-    atomic_writes: bool,
-) -> Result<(), VerbsError> {
-    match *request {
-        Request::Write {
-            key,
-            address,
-            local,
-        } if local.length == 0 => batch.write(serial, flags, key, address, &[]),
-        Request::Write {
-            key,
-            address,
-            local,
-        } => {
-            let sge = memories[local.memory.0 as usize]
-                .0
-                .sge(local.offset as u64, local.length as u32)?;
-            batch.write(serial, flags, key, address, &[sge])
-        }
-        Request::Read {
-            key,
-            address,
-            local,
-            ..
-        } => {
-            let sge = memories[local.memory.0 as usize]
-                .0
-                .sge(local.offset as u64, local.length as u32)?;
-            batch.read(serial, flags, key, address, &[sge])
-        }
-        Request::Flush {
-            key,
-            address,
-            length,
-        } => batch.flush(
-            serial,
-            flags,
-            key,
-            address,
-            length,
-            FlushType::PERSISTENT,
-            FlushLevel::Range,
-        ),
-        Request::AtomicWrite {
-            key,
-            address,
-            value,
-            fence,
-        } => {
-            let flags = if fence { flags | WrFlags::FENCE } else { flags };
-            if atomic_writes {
-                batch.atomic_write(serial, flags, key, address, value.to_le())
-            } else {
-                batch.write_inline(serial, flags, key, address, &value.to_le_bytes())
-            }
-        }
-        Request::Message { slot, length } => {
-            let region = message_region.ok_or(VerbsError::NotAttached)?;
-            let sge = region.sge((slot * MESSAGE_BYTES_MAX) as u64, length as u32)?;
-            batch.send(serial, flags, &[sge])
-        }
-    }
-}
-
 impl Connection for VerbsConnection {
     fn provider(&self) -> Provider {
         Provider::Verbs
@@ -778,16 +690,16 @@ impl Connection for VerbsConnection {
 
     fn attach(&mut self, memory: Arc<LocalMemory>) -> Result<AttachedMemory, FabricError> {
         let length = memory.len() as usize;
-        let region = MemoryRegion::register(
+        let registered = MemoryRegion::register(
             &self.device.domain,
-            Arc::new(Local(memory)),
+            Arc::new(Local(Arc::clone(&memory))),
             0,
             length,
             None,
             Access::LOCAL_WRITE,
         )?;
-        self.memories
-            .push((self.queue_pair.attach(&region)?, length));
+        let region = self.queue_pair.attach(&registered)?;
+        self.memories.push(Attached { region, memory });
         Ok(AttachedMemory((self.memories.len() - 1) as u32))
     }
 

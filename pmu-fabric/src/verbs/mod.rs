@@ -17,6 +17,7 @@ mod device;
 mod memory;
 mod message;
 mod persist_service;
+mod request;
 mod unit;
 
 use std::sync::{Arc, OnceLock};
