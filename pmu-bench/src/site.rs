@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::time::ClockId;
+use nix::unistd::Pid;
 use pmu_client::{ConnectOptions, Identity, OpenOptions, Provider, ProviderChoice, Unit};
 
 use crate::measure::Failure;
@@ -125,31 +127,19 @@ impl Site {
 
     /// Processor time that the unit has used, in seconds.
     pub(crate) fn unit_cpu_s(&self) -> Result<f64, Failure> {
-        cpu_s(&format!("/proc/{}/stat", self.child.id()))
+        cpu_s(Pid::from_raw(self.child.id().cast_signed()))
     }
 }
 
 /// Processor time of this process, in seconds.
 pub(crate) fn own_cpu_s() -> Result<f64, Failure> {
-    cpu_s("/proc/self/stat")
+    cpu_s(Pid::this())
 }
 
-fn cpu_s(path: &str) -> Result<f64, Failure> {
-    let text = fs::read_to_string(path)?;
-    // Behind the name in parentheses: fields 3 and up; user and system time are fields 14 and 15, in ticks of 10 ms.
-    let fields: Vec<&str> = text
-        .rsplit(')')
-        .next()
-        .unwrap_or("")
-        .split_whitespace()
-        .collect();
-    let ticks = |index: usize| {
-        fields
-            .get(index)
-            .and_then(|field| field.parse::<f64>().ok())
-            .ok_or("unreadable stat")
-    };
-    Ok((ticks(11)? + ticks(12)?) / 100.0)
+/// User and system time of all threads, to the nanosecond.
+fn cpu_s(pid: Pid) -> Result<f64, Failure> {
+    let used = ClockId::pid_cpu_clock_id(pid)?.now()?;
+    Ok(used.tv_sec() as f64 + used.tv_nsec() as f64 / 1e9)
 }
 
 impl Drop for Site {
