@@ -24,8 +24,10 @@ pub const CERTIFICATE_FILE: &str = "cert.pem";
 pub const KEY_FILE: &str = "key.pem";
 /// The authority's list of revoked certificates. May be absent.
 pub const REVOKED_FILE: &str = "revoked.pem";
-/// The environment variable that names an identity directory.
+/// The environment variable that names a program's identity directory.
 pub const IDENTITY_VARIABLE: &str = "PMU_IDENTITY";
+/// The environment variable that names a manager's: another one, as one shell serves both.
+pub const MANAGER_IDENTITY_VARIABLE: &str = "PMM_IDENTITY";
 
 /// A certificate, its private key, and the authorities that its owner trusts.
 ///
@@ -189,10 +191,11 @@ impl Identity {
         })
     }
 
-    /// Where an identity is looked for: what was given, else the environment's [`IDENTITY_VARIABLE`], else `default`.
-    pub fn directory(given: Option<&Path>, default: &Path) -> PathBuf {
+    /// Where an identity is looked for: what was given, else what the environment's `variable` says ([`IDENTITY_VARIABLE`],
+    /// [`MANAGER_IDENTITY_VARIABLE`]), else `default`.
+    pub fn directory(given: Option<&Path>, variable: &str, default: &Path) -> PathBuf {
         let from_environment = || {
-            std::env::var_os(IDENTITY_VARIABLE)
+            std::env::var_os(variable)
                 .filter(|value| !value.is_empty())
                 .map(PathBuf::from)
         };

@@ -24,7 +24,8 @@ pub use authority::{Authority, HostName, Validity};
 pub use connect::{UnitAddress, auth_error_in, connect};
 pub use error::AuthError;
 pub use identity::{
-    CA_FILE, CERTIFICATE_FILE, IDENTITY_VARIABLE, Identity, KEY_FILE, REVOKED_FILE,
+    CA_FILE, CERTIFICATE_FILE, IDENTITY_VARIABLE, Identity, KEY_FILE, MANAGER_IDENTITY_VARIABLE,
+    REVOKED_FILE,
 };
 pub use incoming::{Incoming, incoming};
 pub use principal::{Principal, Role};

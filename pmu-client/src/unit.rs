@@ -503,7 +503,7 @@ pub fn identity_directory(given: Option<&Path>) -> PathBuf {
         .map(PathBuf::from)
         .or_else(|| variable("HOME").map(|home| PathBuf::from(home).join(".config/pmu")))
         .unwrap_or_else(|| PathBuf::from("/etc/pmu"));
-    Identity::directory(given, &home.join("identity"))
+    Identity::directory(given, pmu_auth::IDENTITY_VARIABLE, &home.join("identity"))
 }
 
 /// Loads an identity directory, with this crate's error.

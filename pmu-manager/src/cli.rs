@@ -57,7 +57,7 @@ pub struct Common {
     /// How long to wait for a unit, as in 500ms, 10s, 2m [default: 10s; 10m for what takes long].
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration)]
     pub timeout: Option<Duration>,
-    /// The identity to work with: a directory with ca.pem, cert.pem, key.pem [default: that of the variable PMU_IDENTITY,
+    /// The identity to work with: a directory with ca.pem, cert.pem, key.pem [default: that of the variable PMM_IDENTITY,
     /// else HOME/identity].
     #[arg(long, global = true, value_name = "DIR")]
     pub identity: Option<PathBuf>,

@@ -18,7 +18,11 @@ use crate::error::ManagerError;
 /// # Errors
 /// [`ManagerError::NoIdentity`] if there is none; [`ManagerError::Auth`] if it can't be used.
 pub fn identity(home: &Home, common: &Common) -> Result<Arc<Identity>, ManagerError> {
-    let directory = Identity::directory(common.identity.as_deref(), &home.identity());
+    let directory = Identity::directory(
+        common.identity.as_deref(),
+        pmu_auth::MANAGER_IDENTITY_VARIABLE,
+        &home.identity(),
+    );
     match Identity::load(&directory) {
         Ok(identity) => Ok(Arc::new(identity)),
         Err(source @ AuthError::Read { .. }) => Err(ManagerError::NoIdentity { directory, source }),

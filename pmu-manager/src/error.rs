@@ -64,7 +64,7 @@ pub enum ManagerError {
     },
     /// There is no identity to work with.
     #[error(
-        "no identity in {}: have one issued (`pmm ca issue`), and name its directory with --identity or PMU_IDENTITY",
+        "no identity in {}: have one issued (`pmm ca issue`), and name its directory with --identity or PMM_IDENTITY",
         directory.display()
     )]
     NoIdentity {

@@ -84,7 +84,7 @@ fn pmm(home: &Path, line: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pmm"))
         .args(line.split_whitespace())
         .env("PMU_HOME", home)
-        .env_remove("PMU_IDENTITY")
+        .env_remove("PMM_IDENTITY")
         .env_remove("PMU_LOG")
         .stdin(Stdio::null())
         .output()
@@ -359,7 +359,7 @@ fn the_environment_is_what_a_shell_makes_it() {
         command
             .args(["unit", "unlock", "unit-1"])
             .env("PMU_HOME", site.directory.path());
-        command.env("PMU_IDENTITY", identity).output().unwrap()
+        command.env("PMM_IDENTITY", identity).output().unwrap()
     };
     // Empty is as good as not set.
     assert!(run("").status.success());

@@ -72,7 +72,7 @@ impl Site {
         Command::new(env!("CARGO_BIN_EXE_pmm"))
             .args(line.split_whitespace())
             .env("PMU_HOME", self.directory.path())
-            .env_remove("PMU_IDENTITY")
+            .env_remove("PMM_IDENTITY")
             .stdin(Stdio::null())
             .output()
             .unwrap()
