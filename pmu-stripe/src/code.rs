@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::field::inverse;
+use crate::field::{ORDER_MAX, Row, inverse};
 use crate::kernel::{Kernel, Mode, Rows};
 use crate::layout::{Layout, LayoutKind, UNITS_MAX};
 use crate::placement::ShardIndex;
@@ -71,23 +71,6 @@ impl Code {
     /// The kernel.
     pub fn kernel(&self) -> Kernel {
         self.kernel
-    }
-
-    /// `c(i, j)`: what data shard `data` is multiplied by in that shard, whichever kind it is. A
-    /// data shard is once itself.
-    ///
-    /// # Panics
-    /// If there is no such shard or no such data shard.
-    pub fn coefficient(&self, shard: ShardIndex, data: ShardIndex) -> u8 {
-        let data_shards = self.layout.data_shards();
-        assert!(
-            shard.0 < self.layout.units() && data.0 < data_shards,
-            "no such shard"
-        );
-        match shard.0.checked_sub(data_shards) {
-            Some(row) => self.coefficients[row * data_shards + data.0],
-            None => u8::from(shard == data),
-        }
     }
 
     /// Computes the redundant shards of a group.
@@ -180,6 +163,19 @@ impl Code {
     /// All shards of a group.
     pub fn shards(&self) -> ShardSet {
         ShardSet::first(self.layout.units())
+    }
+
+    /// What each data shard is multiplied by in that shard, whichever kind it is: a data shard is
+    /// once itself. The shard is one of the layout's.
+    pub(crate) fn row(&self, shard: ShardIndex) -> Row {
+        let data_shards = self.layout.data_shards();
+        let mut row = [0; ORDER_MAX];
+        match shard.0.checked_sub(data_shards) {
+            Some(index) => row[..data_shards]
+                .copy_from_slice(&self.coefficients[index * data_shards..][..data_shards]),
+            None => row[shard.0] = 1,
+        }
+        row
     }
 
     fn rows(&self) -> Rows<'_> {

@@ -87,8 +87,22 @@ pub(crate) static BIT_MATRICES: [u64; 256] = {
 /// The most rows and columns of a square matrix.
 pub(crate) const ORDER_MAX: usize = crate::layout::UNITS_MAX;
 
+/// A row of a [`Square`].
+pub(crate) type Row = [u8; ORDER_MAX];
+
 /// A square matrix of up to [`ORDER_MAX`] rows; the rest is unused.
-pub(crate) type Square = [[u8; ORDER_MAX]; ORDER_MAX];
+pub(crate) type Square = [Row; ORDER_MAX];
+
+/// A row times a matrix.
+pub(crate) fn multiply_row(row: &Row, matrix: &Square) -> Row {
+    let mut product = [0; ORDER_MAX];
+    for (factor, values) in row.iter().zip(matrix) {
+        for (sum, value) in product.iter_mut().zip(values) {
+            *sum ^= multiply(*factor, *value);
+        }
+    }
+    product
+}
 
 /// The inverse of the upper left `order` rows and columns, by Gauss and Jordan's elimination, or
 /// none if there is none.

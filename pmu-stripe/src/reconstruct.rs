@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::code::{COEFFICIENTS_MAX, Code, ShapeError, add_run, check_count};
-use crate::field::{ORDER_MAX, Square, invert, multiply};
+use crate::field::{ORDER_MAX, Square, invert, multiply_row};
 use crate::kernel::{Kernel, Mode, Rows};
 use crate::layout::UNITS_MAX;
 use crate::placement::ShardIndex;
@@ -144,13 +144,12 @@ impl Reconstruct {
     }
 }
 
+/// T × S⁻¹, a row of K for each target.
 fn coefficients(code: &Code, sources: ShardSet, targets: ShardSet) -> [u8; COEFFICIENTS_MAX] {
     let order = code.layout().data_shards();
     let mut matrix: Square = [[0; ORDER_MAX]; ORDER_MAX];
     for (row, source) in matrix.iter_mut().zip(sources.iter()) {
-        for (data, value) in row.iter_mut().enumerate().take(order) {
-            *value = code.coefficient(source, ShardIndex(data));
-        }
+        *row = code.row(source);
     }
     // A square part of a Cauchy matrix has an inverse, and so have K rows of the identity above one;
     // of a single row of ones likewise.
@@ -158,15 +157,9 @@ fn coefficients(code: &Code, sources: ShardSet, targets: ShardSet) -> [u8; COEFF
         unreachable!("K shards of a group determine the others");
     };
     let mut coefficients = [0; COEFFICIENTS_MAX];
-    for (row, target) in targets.iter().enumerate() {
-        for column in 0..order {
-            coefficients[row * order + column] = (0..order).fold(0, |sum, data| {
-                sum ^ multiply(
-                    code.coefficient(target, ShardIndex(data)),
-                    inverted[data][column],
-                )
-            });
-        }
+    for (row, target) in coefficients.chunks_exact_mut(order).zip(targets.iter()) {
+        let product = multiply_row(&code.row(target), &inverted);
+        row.copy_from_slice(&product[..order]);
     }
     coefficients
 }
