@@ -224,6 +224,44 @@ fn b04_what_reed_solomon_erasure_recovers_is_recovered() {
 }
 
 #[test]
+fn b04_shards_longer_than_what_is_computed_at_a_time_are_those_of_their_parts() {
+    for text in [
+        "parity:9+1",
+        "mirror:6",
+        "erasure:4+2",
+        "erasure:10+4",
+        "erasure:9+7",
+    ] {
+        let layout = layout(text);
+        let len = 50_001;
+        let mut data = Bytes(11).shards(layout.data_shards(), len);
+        if data.len() > 6 {
+            data[6].truncate(20_000);
+            data[8].truncate(0);
+        }
+        let part = |shard: &Vec<u8>, start: usize| {
+            shard[start.min(shard.len())..shard.len().min(start + 1000)].to_vec()
+        };
+        let mut expected = vec![vec![]; layout.redundant_shards()];
+        let reference = Code::with_kernel(layout, Kernel::named(KernelName::Portable).unwrap());
+        for start in (0..len).step_by(1000) {
+            let data: Vec<Vec<u8>> = data.iter().map(|shard| part(shard, start)).collect();
+            for (whole, part) in expected.iter_mut().zip(encoded(&reference, &data)) {
+                whole.extend(part);
+            }
+        }
+        for kernel in Kernel::available() {
+            let code = Code::with_kernel(layout, kernel);
+            let redundant = encoded(&code, &data);
+            assert!(redundant == expected, "{text} with {}", kernel.name());
+            let shards = [data.clone(), redundant].concat();
+            let lost = layout.tolerated_losses();
+            assert_recovers(&code, &shards, code.shards().without(ShardSet::first(lost)));
+        }
+    }
+}
+
+#[test]
 fn d04_parity_is_the_exclusive_or_of_the_group() {
     let data = Bytes(4).shards(3, 1000);
     let expected: Vec<u8> = (0..1000)
@@ -495,7 +533,7 @@ fn any_redundant_layout() -> impl Strategy<Value = Layout> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
     fn b04_every_kernel_gives_the_same_bytes_at_any_length_and_alignment(

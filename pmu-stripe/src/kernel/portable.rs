@@ -43,14 +43,20 @@ fn store(vectors: [Vector; 2], bytes: &mut [u8; CHUNK_LEN]) {
     }
 }
 
-fn add_products<const P: usize>(sums: &mut [Vector; P], factor: Vector, tables: &[Table; P]) {
-    let mut power = factor;
+fn add_products<const P: usize>(
+    sums: &mut [[Vector; 2]; P],
+    factors: [Vector; 2],
+    tables: &[Table; P],
+) {
+    let mut powers = factors;
     for bit in 0..8 {
-        for (sum, coefficient) in sums.iter_mut().zip(tables) {
+        for (sums, coefficient) in sums.iter_mut().zip(tables) {
             let mask = u64::from((coefficient >> bit) & 1).wrapping_neg();
-            *sum = xor(*sum, power.map(|word| word & mask));
+            for (sum, power) in sums.iter_mut().zip(powers) {
+                *sum = xor(*sum, power.map(|word| word & mask));
+            }
         }
-        power = power.map(double);
+        powers = powers.map(|power| power.map(double));
     }
 }
 

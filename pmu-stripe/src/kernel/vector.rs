@@ -8,7 +8,7 @@
 /// * `table(coefficient) -> Table`;
 /// * `zero() -> Vector`, `xor(Vector, Vector) -> Vector`;
 /// * `load(&[u8; CHUNK_LEN]) -> [Vector; 2]`, `store([Vector; 2], &mut [u8; CHUNK_LEN])`;
-/// * `add_products(&mut [Vector; P], Vector, &[Table; P])`.
+/// * `add_products(&mut [[Vector; 2]; P], [Vector; 2], &[Table; P])`.
 ///
 /// A chunk of every output stays in registers while the same chunk of each source is read once.
 /// The bytes behind the last whole chunk go through a chunk that is padded with zeros.
@@ -36,38 +36,35 @@ macro_rules! kernel_loops {
             let outputs = outputs.map(|output| output.as_chunks_mut::<CHUNK_LEN>());
             let whole = len / CHUNK_LEN;
             for index in 0..whole {
-                let mut sums = [[zero(); P]; 2];
+                let mut sums = [[zero(); 2]; P];
                 if accumulate {
                     for p in 0..P {
-                        [sums[0][p], sums[1][p]] = load(&outputs[p].0[index]);
+                        sums[p] = load(&outputs[p].0[index]);
                     }
                 }
                 for (tables, chunks) in tables.iter().zip(chunks) {
-                    let [first, second] = load(&chunks[index]);
-                    add_products(&mut sums[0], first, tables);
-                    add_products(&mut sums[1], second, tables);
+                    add_products(&mut sums, load(&chunks[index]), tables);
                 }
                 for p in 0..P {
-                    store([sums[0][p], sums[1][p]], &mut outputs[p].0[index]);
+                    store(sums[p], &mut outputs[p].0[index]);
                 }
             }
             if len % CHUNK_LEN == 0 {
                 return;
             }
-            let mut sums = [[zero(); P]; 2];
+            let mut sums = [[zero(); 2]; P];
             if accumulate {
                 for p in 0..P {
-                    [sums[0][p], sums[1][p]] = load(&padded(outputs[p].1));
+                    sums[p] = load(&padded(outputs[p].1));
                 }
             }
             for (tables, source) in tables.iter().zip(sources) {
-                let [first, second] = load(&padded(&source[whole * CHUNK_LEN..len]));
-                add_products(&mut sums[0], first, tables);
-                add_products(&mut sums[1], second, tables);
+                let factors = load(&padded(&source[whole * CHUNK_LEN..len]));
+                add_products(&mut sums, factors, tables);
             }
             for p in 0..P {
                 let mut chunk = [0; CHUNK_LEN];
-                store([sums[0][p], sums[1][p]], &mut chunk);
+                store(sums[p], &mut chunk);
                 outputs[p].1.copy_from_slice(&chunk[..len % CHUNK_LEN]);
             }
         }

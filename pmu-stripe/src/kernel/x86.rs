@@ -57,14 +57,29 @@ pub(super) mod avx2 {
 
     #[target_feature(enable = "avx2")]
     #[inline]
-    fn add_products<const P: usize>(sums: &mut [Vector; P], factor: Vector, tables: &[Table; P]) {
+    fn add_products<const P: usize>(
+        sums: &mut [[Vector; 2]; P],
+        factors: [Vector; 2],
+        tables: &[Table; P],
+    ) {
+        // Both vectors are split before the first table is loaded: eight sums, four halves and two
+        // tables just fit into 16 registers.
         let mask = _mm256_set1_epi8(15);
-        let lower = _mm256_and_si256(factor, mask);
-        let upper = _mm256_and_si256(_mm256_srli_epi64::<4>(factor), mask);
-        for (sum, [lower_products, upper_products]) in sums.iter_mut().zip(tables) {
-            let lower = _mm256_shuffle_epi8(broadcast(lower_products), lower);
-            let upper = _mm256_shuffle_epi8(broadcast(upper_products), upper);
-            *sum = xor(*sum, xor(lower, upper));
+        let [first, second] = factors;
+        let [first_lower, second_lower] = [
+            _mm256_and_si256(first, mask),
+            _mm256_and_si256(second, mask),
+        ];
+        let [first_upper, second_upper] = [
+            _mm256_and_si256(_mm256_srli_epi64::<4>(first), mask),
+            _mm256_and_si256(_mm256_srli_epi64::<4>(second), mask),
+        ];
+        for (sums, [lower, upper]) in sums.iter_mut().zip(tables) {
+            let (lower, upper) = (broadcast(lower), broadcast(upper));
+            sums[0] = xor(sums[0], _mm256_shuffle_epi8(lower, first_lower));
+            sums[1] = xor(sums[1], _mm256_shuffle_epi8(lower, second_lower));
+            sums[0] = xor(sums[0], _mm256_shuffle_epi8(upper, first_upper));
+            sums[1] = xor(sums[1], _mm256_shuffle_epi8(upper, second_upper));
         }
     }
 
@@ -96,10 +111,16 @@ pub(super) mod gfni_avx2 {
 
     #[target_feature(enable = "avx2,gfni")]
     #[inline]
-    fn add_products<const P: usize>(sums: &mut [Vector; P], factor: Vector, tables: &[Table; P]) {
-        for (sum, matrix) in sums.iter_mut().zip(tables) {
+    fn add_products<const P: usize>(
+        sums: &mut [[Vector; 2]; P],
+        factors: [Vector; 2],
+        tables: &[Table; P],
+    ) {
+        for (sums, matrix) in sums.iter_mut().zip(tables) {
             let matrix = _mm256_set1_epi64x(matrix.cast_signed());
-            *sum = xor(*sum, _mm256_gf2p8affine_epi64_epi8::<0>(factor, matrix));
+            for (sum, factor) in sums.iter_mut().zip(factors) {
+                *sum = xor(*sum, _mm256_gf2p8affine_epi64_epi8::<0>(factor, matrix));
+            }
         }
     }
 
@@ -123,10 +144,16 @@ pub(super) mod gfni_avx512 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,gfni")]
     #[inline]
-    fn add_products<const P: usize>(sums: &mut [Vector; P], factor: Vector, tables: &[Table; P]) {
-        for (sum, matrix) in sums.iter_mut().zip(tables) {
+    fn add_products<const P: usize>(
+        sums: &mut [[Vector; 2]; P],
+        factors: [Vector; 2],
+        tables: &[Table; P],
+    ) {
+        for (sums, matrix) in sums.iter_mut().zip(tables) {
             let matrix = _mm512_set1_epi64(matrix.cast_signed());
-            *sum = xor(*sum, _mm512_gf2p8affine_epi64_epi8::<0>(factor, matrix));
+            for (sum, factor) in sums.iter_mut().zip(factors) {
+                *sum = xor(*sum, _mm512_gf2p8affine_epi64_epi8::<0>(factor, matrix));
+            }
         }
     }
 
