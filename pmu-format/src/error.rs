@@ -32,6 +32,10 @@ pub enum Structure {
     RecordHeader,
     /// The payload of a log record.
     RecordPayload,
+    /// What a member of a spread region knows of the others.
+    Membership,
+    /// The header of a member's share of a set.
+    ShareHeader,
 }
 
 impl fmt::Display for Structure {
@@ -49,6 +53,8 @@ impl fmt::Display for Structure {
             Self::LogWords => "log words",
             Self::RecordHeader => "record header",
             Self::RecordPayload => "record payload",
+            Self::Membership => "membership",
+            Self::ShareHeader => "share header",
         })
     }
 }

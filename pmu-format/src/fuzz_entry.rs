@@ -2,9 +2,9 @@
 //! that what a decoder accepts is encoded back to the same bytes. Nothing here is an API.
 
 use crate::{
-    CursorPair, LogGeometry, LogPosition, LogPublishWords, Medium, PoolId, RecordHeader, RegionId,
-    RegionTable, SET_HEADER_BYTES, SetGeometry, SetHeader, SlotIndex, Superblock,
-    choose_superblock, choose_table,
+    CursorPair, LogGeometry, LogPosition, LogPublishWords, Medium, Membership, PoolId,
+    RecordHeader, RegionId, RegionTable, SET_HEADER_BYTES, SHARE_HEADER_BYTES, SetGeometry,
+    SetHeader, ShareHeader, SlotIndex, Superblock, choose_superblock, choose_table,
 };
 
 /// The pool that fuzzed tables belong to.
@@ -44,6 +44,16 @@ pub fn table(data: &[u8]) {
     }
     let (copy_a, copy_b) = data.split_at(data.len() / 2);
     let _ = choose_table(&superblock, copy_a, copy_b);
+}
+
+/// What a member of a spread region knows of the others, and the header of its share of a set.
+pub fn spread(data: &[u8]) {
+    if let Ok(found) = Membership::decode(data) {
+        assert_eq!(found.encode().as_deref(), Ok(data));
+    }
+    if let Ok(found) = ShareHeader::decode(data) {
+        assert_eq!(found.encode()[..], data[..SHARE_HEADER_BYTES]);
+    }
 }
 
 /// A set header, and behind it its chunk table.

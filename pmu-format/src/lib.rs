@@ -29,6 +29,7 @@ pub mod fuzz_entry;
 mod log;
 mod names;
 mod set;
+mod spread;
 mod superblock;
 mod table;
 mod table_check;
@@ -50,6 +51,10 @@ pub use set::{
     CHUNK_BYTES, CHUNK_CHECKSUM_BYTES, LABEL_BYTES, Label, LabelError, SET_HEADER_BYTES, SET_MAGIC,
     SETS_KEPT_MAX, SetGeometry, SetHeader, SlotIndex, chunk_checksum_at, chunk_count,
     put_chunk_checksum,
+};
+pub use spread::{
+    ADDRESS_BYTES_MAX, MEMBERS_MAX, MEMBERSHIP_MAGIC, Member, Membership, SHARE_HEADER_BYTES,
+    SHARE_MAGIC, SHARE_OFFSET, ShareHeader, SpreadId,
 };
 pub use superblock::{
     GRANULE_BYTES, SUPERBLOCK_BYTES, SUPERBLOCK_COPY_A_OFFSET, SUPERBLOCK_COPY_B_OFFSET,

@@ -384,3 +384,113 @@ fn p05_slots_never_overlap_and_fit_exactly() {
         Err(FormatError::TooShort { .. })
     ));
 }
+
+fn membership() -> Membership {
+    let member = |unit: &str, address: &str| Member {
+        unit: PrincipalName::new(unit).unwrap(),
+        address: address.to_owned(),
+    };
+    Membership {
+        id: SpreadId(*b"a spread region."),
+        generation: 3,
+        layout: [4, 2, 1],
+        units_min: 2,
+        own_index: 1,
+        subsegment_bytes: 65_536,
+        members: vec![
+            member("unit-a", "10.0.0.1:7400"),
+            member("unit-b", "unit-b.example:7400"),
+            member("unit-c", "[2001:db8::3]:7400"),
+        ],
+    }
+}
+
+fn share_header() -> ShareHeader {
+    ShareHeader {
+        id: SpreadId(*b"a spread region."),
+        generation: 3,
+        number: SetNumber(17),
+        writer: *b"a random writer.",
+        epoch: Epoch(9),
+        segment_bytes: 1_000_001,
+        segment_checksum: 0x1122_3344_5566_7788,
+        layout: [4, 2, 1],
+        own_index: 1,
+        subsegment_bytes: 65_536,
+    }
+}
+
+#[test]
+fn d01_golden_membership_and_share_header() {
+    let bytes = membership().encode().unwrap();
+    check_golden("membership.hex", &bytes);
+    assert_eq!(Membership::decode(&bytes), Ok(membership()));
+    let bytes = share_header().encode();
+    check_golden("share-header.hex", &bytes);
+    assert_eq!(ShareHeader::decode(&bytes), Ok(share_header()));
+}
+
+#[test]
+fn d01_each_damaged_bit_of_a_membership_or_share_header_is_found() {
+    each_bit(&membership().encode().unwrap(), |bit, damaged| {
+        assert!(Membership::decode(damaged).is_err(), "bit {bit}");
+    });
+    each_bit(&share_header().encode(), |bit, damaged| {
+        assert!(ShareHeader::decode(damaged).is_err(), "bit {bit}");
+    });
+    let bytes = membership().encode().unwrap();
+    for length in 0..bytes.len() {
+        assert!(
+            Membership::decode(&bytes[..length]).is_err(),
+            "cut at {length}"
+        );
+    }
+}
+
+#[test]
+fn d01_a_membership_that_makes_no_sense_is_refused() {
+    let refused = |change: fn(&mut Membership)| {
+        let mut changed = membership();
+        change(&mut changed);
+        changed.encode().unwrap_err().to_string()
+    };
+    assert!(refused(|m| m.members.clear()).contains("members is 0"));
+    assert!(refused(|m| m.members[2] = m.members[0].clone()).contains("each unit once"));
+    assert!(refused(|m| m.units_min = 4).contains("minimum of units"));
+    assert!(refused(|m| m.units_min = 0).contains("minimum of units"));
+    assert!(refused(|m| m.own_index = 3).contains("own index"));
+    assert!(refused(|m| m.subsegment_bytes = 0).contains("subsegment"));
+    assert!(refused(|m| m.members[0].address.clear()).contains("address"));
+    assert!(refused(|m| m.members[0].address = "x".repeat(81)).contains("address"));
+}
+
+#[test]
+fn d01_only_shares_of_one_set_go_together() {
+    let share = share_header();
+    let other_member = ShareHeader {
+        own_index: 2,
+        epoch: Epoch(4),
+        ..share
+    };
+    assert!(share.goes_with(&other_member));
+    for other in [
+        ShareHeader {
+            writer: [0; 16],
+            ..share
+        },
+        ShareHeader {
+            number: SetNumber(18),
+            ..share
+        },
+        ShareHeader {
+            generation: 4,
+            ..share
+        },
+        ShareHeader {
+            segment_bytes: 1,
+            ..share
+        },
+    ] {
+        assert!(!share.goes_with(&other), "{other:?}");
+    }
+}
