@@ -184,6 +184,16 @@ pub enum ClientError {
         /// Bytes that are free.
         free_bytes: u64,
     },
+    /// Too few of the units answer over which the region is spread.
+    #[error("region {region}: {what}; missing: {missing}")]
+    TooFewUnits {
+        /// The region.
+        region: String,
+        /// How many are needed, and for what.
+        what: pmu_core::spread::TooFewUnits,
+        /// Which are missing, and why each.
+        missing: String,
+    },
     /// More bytes than the region can hold at all.
     #[error("region {region}: {bytes} bytes are more than the {limit_bytes} that fit")]
     TooLarge {
@@ -276,6 +286,7 @@ impl ClientError {
                 | Self::Locked { .. }
                 | Self::ConnectionLost { .. }
                 | Self::NoProvider { .. }
+                | Self::TooFewUnits { .. }
         )
     }
 
@@ -316,6 +327,7 @@ impl ClientError {
             }
             Self::Ended { .. } => "open the region again",
             Self::Full { .. } => "let the backup clear what it has read, then try again",
+            Self::TooFewUnits { .. } => "bring one of the missing units back, then try again",
             Self::TooLarge { .. } => "store less, or have a larger region made",
             Self::Damaged { .. } => {
                 "recover an older set, and verify the region (pmm region verify)"

@@ -58,6 +58,7 @@ mod provider;
 mod receipt;
 mod region;
 mod sets;
+mod spread;
 mod staging;
 mod unit;
 
@@ -75,10 +76,14 @@ pub use pmu_core::commit::{Finding, SetState};
 pub use pmu_fabric::{Counters, PersistenceMethod, Provider};
 pub use pmu_format::{Epoch, Label, LogPosition, Mode, Need, RegionId, Rights, SetNumber};
 pub use pmu_pmem::LocalMemory;
+pub use pmu_stripe::Layout;
 pub use receipt::{Receipt, Stored, UnitProof};
 pub use region::{Parts, RegionInfo, SessionControl};
 pub use sets::{
     FileSink, Put, RegisteredBuffer, RegisteredSlice, SET_CAPACITY_BYTES_MAX, SetCatalog,
     SetChoice, SetInfo, SetPrimary, SetRead, SetReader, SetSink, SetTakeover, StreamSink,
+};
+pub use spread::{
+    MissingUnit, Spread, SpreadFence, SpreadPrimary, SpreadRead, SpreadReader, SpreadTakeover,
 };
 pub use unit::{FenceReport, UNIT_VARIABLE, Unit, UnitStatus, identity_directory};

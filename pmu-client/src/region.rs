@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pmu_fabric::{AccessWindow, CompletionStatus, Connection, Provider};
-use pmu_format::{Epoch, Mode, Need, RegionId, Rights, VirtualAddress};
+use pmu_format::{Epoch, Membership, Mode, Need, RegionId, Rights, VirtualAddress};
 use pmu_proto::v1;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
@@ -43,6 +43,8 @@ pub struct RegionInfo {
     pub rights: Rights,
     /// The principal of the primary that holds it now, where the unit was asked and there is one.
     pub writer: Option<String>,
+    /// For a region that is a member of one spread over several units: who the others are.
+    pub membership: Option<Arc<Membership>>,
 }
 
 impl RegionInfo {
@@ -68,6 +70,7 @@ impl RegionInfo {
             created_at_s: 0,
             rights: Rights::empty(),
             writer: None,
+            membership: None,
         }
     }
 
@@ -96,6 +99,12 @@ impl RegionInfo {
         {
             return Err(wrong("addresses wrap"));
         }
+        let membership = match descriptor.attributes.as_slice() {
+            [] => None,
+            bytes => Some(Arc::new(Membership::decode(bytes).map_err(|error| {
+                ClientError::Protocol(format!("region {}: {error}", descriptor.name))
+            })?)),
+        };
         Ok(Self {
             name: descriptor.name.as_str().into(),
             id: RegionId(id),
@@ -109,6 +118,7 @@ impl RegionInfo {
             created_at_s: descriptor.created_at_s,
             rights: Rights::empty(),
             writer: None,
+            membership,
         })
     }
 }

@@ -89,6 +89,8 @@ pub(crate) struct Purpose {
     pub(crate) role: v1::SessionRole,
     pub(crate) clear: bool,
     pub(crate) mode: Mode,
+    /// Whether a member of a spread region is meant, or a region of its own.
+    pub(crate) member: bool,
 }
 
 impl Unit {
@@ -196,6 +198,22 @@ impl Unit {
             took: Duration::from_micros(answer.took_us),
             round_trip: begun.elapsed(),
         })
+    }
+
+    /// Opens a member of a spread region.
+    pub(crate) fn open_member(
+        &self,
+        region: &str,
+        role: v1::SessionRole,
+        options: &OpenOptions,
+    ) -> Result<Region> {
+        let purpose = Purpose {
+            role,
+            clear: false,
+            mode: Mode::Overwrite,
+            member: true,
+        };
+        self.open(region, purpose, options)
     }
 
     /// Opens a region over the first provider that works.
@@ -397,6 +415,15 @@ impl Unit {
                 expected: purpose.mode,
                 found: info.mode,
             }));
+        }
+        if info.membership.is_some() != purpose.member {
+            let what = if purpose.member {
+                "is not spread over several units"
+            } else {
+                "is a part of one that is spread over several units: open it as such"
+            };
+            let text = format!("region {} {what}", info.name);
+            return Err(Refusal::Final(ClientError::Invalid(text)));
         }
         Ok(info)
     }

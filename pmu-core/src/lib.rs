@@ -20,5 +20,6 @@ pub mod commit;
 pub mod fence;
 mod io;
 pub mod log;
+pub mod spread;
 
 pub use io::{FeedError, ReadRequest, WordWrite};

@@ -107,6 +107,7 @@ impl Unit {
             role: SessionRole::Backup,
             clear,
             mode: Mode::Append,
+            member: false,
         };
         LogBackup::open(self.open(region, purpose, options)?)
     }

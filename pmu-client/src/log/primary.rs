@@ -174,6 +174,7 @@ const PURPOSE: Purpose = Purpose {
     role: SessionRole::Primary,
     clear: false,
     mode: Mode::Append,
+    member: false,
 };
 
 /// Whether acknowledged records that can't be read may be given up.

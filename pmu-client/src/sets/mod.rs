@@ -2,7 +2,7 @@
 
 mod buffer;
 mod fetch;
-mod primary;
+pub(crate) mod primary;
 mod put;
 mod reader;
 mod sink;

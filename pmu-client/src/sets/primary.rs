@@ -1,5 +1,7 @@
 //! Writing sets: one after the other, each committed with one chain behind its payload.
 
+pub(crate) mod member;
+
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -102,6 +104,7 @@ impl Unit {
             role: SessionRole::Primary,
             clear: false,
             mode: Mode::Overwrite,
+            member: false,
         };
         let mut region = self.open(region, purpose, options)?;
         let mut fetcher = Fetcher::new(&mut region)?;
@@ -126,6 +129,7 @@ impl Unit {
             role: SessionRole::Primary,
             clear: false,
             mode: Mode::Overwrite,
+            member: false,
         };
         let mut opened = self.open(region, purpose, options)?;
         let mut fetcher = Fetcher::new(&mut opened)?;

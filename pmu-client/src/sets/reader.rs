@@ -78,6 +78,7 @@ impl Unit {
             role: SessionRole::Backup,
             clear: false,
             mode: Mode::Overwrite,
+            member: false,
         };
         SetReader::open(self.open(region, purpose, options)?)
     }
@@ -91,6 +92,7 @@ impl Unit {
             role: SessionRole::Reader,
             clear: false,
             mode: Mode::Overwrite,
+            member: false,
         };
         SetReader::open(self.open(region, purpose, options)?)
     }
@@ -105,7 +107,7 @@ impl SetReader {
         Self::open(Region::new(parts)?)
     }
 
-    fn open(mut region: Region) -> Result<Self> {
+    pub(crate) fn open(mut region: Region) -> Result<Self> {
         let geometry = geometry_of(&region.info)?;
         let fetcher = Fetcher::new(&mut region)?;
         Ok(Self {

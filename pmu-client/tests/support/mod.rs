@@ -7,6 +7,7 @@
 )]
 
 pub mod raw;
+pub mod units;
 
 use std::path::PathBuf;
 use std::time::Duration;

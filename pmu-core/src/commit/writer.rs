@@ -405,6 +405,20 @@ impl SetWriter {
         }
     }
 
+    /// Gives up a set whose commit was handed out, but of whose chain nothing from the publishing on
+    /// was posted. Its number is used again: whoever makes several such sets go together must tell
+    /// them apart by more than that.
+    ///
+    /// # Errors
+    /// [`NotFinished`] where no commit was handed out.
+    pub fn abandon_unpublished(&mut self) -> Result<(), NotFinished> {
+        let State::Committing { .. } = self.state else {
+            return Err(NotFinished);
+        };
+        self.state = State::Idle;
+        Ok(())
+    }
+
     /// The number of the newest set that this writer knows to be committed, 0 for none.
     #[must_use]
     pub const fn newest(&self) -> SetNumber {

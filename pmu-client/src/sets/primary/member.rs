@@ -1,0 +1,147 @@
+//! The same commit in two steps, for a member of a spread region: everything durable first, published when the others have it too.
+
+use pmu_core::WordWrite;
+use pmu_core::commit::{Goal, SetOpening, SetRecovery};
+use pmu_format::{Label, RegionPiece, SetGeometry, SetNumber};
+
+use super::{SetPrimary, flush, flushed_range, now_ns, without};
+use crate::error::{Attempt, ClientError, Result};
+use crate::link::Posted;
+use crate::region::Region;
+use crate::sets::fetch::Fetcher;
+use crate::sets::geometry_of;
+
+/// A member that was opened for writing, and was looked at.
+pub(crate) struct OpenedMember {
+    region: Region,
+    geometry: SetGeometry,
+    /// The number in its publish word, 0 for none.
+    pub(crate) published: SetNumber,
+}
+
+impl OpenedMember {
+    pub(crate) fn look(mut region: Region) -> Result<Self> {
+        let geometry = geometry_of(&region.info)?;
+        let mut fetcher = Fetcher::new(&mut region)?;
+        let mut recovery = [SetRecovery::new(geometry, region.info.id, Goal::List)];
+        fetcher.run(&mut region, &mut recovery, &mut [()])?;
+        Ok(Self {
+            published: recovery[0].published(),
+            region,
+            geometry,
+        })
+    }
+
+    /// Gets ready to write behind `newest`, whatever this member holds itself.
+    pub(crate) fn start(self, newest: SetNumber) -> Result<SetPrimary> {
+        let word = WordWrite {
+            offset: self.geometry.publish_offset(),
+            value: 0,
+        };
+        let opening = SetOpening {
+            flush: [RegionPiece::default(); 2],
+            publish: None,
+            flush_publish: word.flush_range(),
+            newest,
+        };
+        SetPrimary::start(self.region, self.geometry, &opening)
+    }
+}
+
+/// A share whose last chain is posted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PreparedShare {
+    posted: Posted,
+    publish: WordWrite,
+    flush_publish: RegionPiece,
+}
+
+impl SetPrimary {
+    pub(crate) fn begin_share(&mut self, bytes: u64, label: Label) -> Result<()> {
+        self.start_set(Some(bytes), label)
+    }
+
+    pub(crate) fn feed_share(&mut self, bytes: &[u8]) -> Result<()> {
+        self.feed_steps(bytes)
+    }
+
+    /// Posts what is left, table, header and flush. Nothing is published.
+    pub(crate) fn prepare_share(&mut self) -> Result<PreparedShare> {
+        let plan = self.plan()?;
+        if self.set.taken != plan.payload_bytes {
+            return Err(ClientError::Invalid("the share is not complete".into()));
+        }
+        let base = self.region.info.address.get();
+        let flushed = flushed_range(&plan, self.set.flushed);
+        let commit = self
+            .writer
+            .finish(now_ns())
+            .map_err(|error| ClientError::Invalid(error.to_string()))?;
+        self.metadata.put(0, &commit.header)?;
+        let at = pmu_format::PAGE_BYTES as usize;
+        self.metadata.put(at, commit.table)?;
+        let (publish, flush_publish) = (commit.publish, commit.flush_publish);
+        let (table_offset, header_offset) = (commit.table_offset, commit.header_offset);
+        let table = self.metadata.slice(at, commit.table.len());
+        let header = self.metadata.slice(0, commit.header.len());
+        let ranges = commit
+            .flush_ranges()
+            .flat_map(move |range| without(range, flushed));
+        let posted = self
+            .outbox
+            .post(&mut self.region.link, |chain| {
+                chain.write(base + table_offset.get(), table);
+                chain.write(base + header_offset.get(), header);
+                flush(chain, base, ranges);
+            })
+            .map_err(|error| self.region.error(error))?;
+        Ok(PreparedShare {
+            posted,
+            publish,
+            flush_publish,
+        })
+    }
+
+    /// Waits until the share is durable.
+    pub(crate) fn wait_prepared(&mut self, share: &PreparedShare) -> Result<()> {
+        self.region
+            .link
+            .wait_for(share.posted.last)
+            .map_err(|error| self.region.error(error))
+    }
+
+    /// Posts the publishing. Every member that takes part must have waited before.
+    pub(crate) fn publish_share(&mut self, share: &PreparedShare) -> Result<Posted> {
+        let base = self.region.info.address.get();
+        let (publish, range) = (share.publish, share.flush_publish);
+        self.outbox
+            .post(&mut self.region.link, |chain| {
+                chain.atomic_write(base + publish.offset.get(), publish.value);
+                flush(chain, base, std::iter::once(range));
+            })
+            .map_err(|error| self.region.error(error))
+    }
+
+    /// Waits until the publishing is durable.
+    pub(crate) fn wait_published(&mut self, posted: Posted) -> Result<()> {
+        let number = self.plan()?.number;
+        if let Err(error) = self.region.link.wait_for(posted.last) {
+            return Err(self.region.error_of(error, Attempt::Set(number), posted));
+        }
+        self.writer
+            .committed()
+            .map_err(|error| ClientError::Invalid(error.to_string()))?;
+        self.set.plan = None;
+        Ok(())
+    }
+
+    /// Gives up a share of which nothing was published: its number is used again.
+    pub(crate) fn drop_share(&mut self) {
+        if self.set.plan.take().is_some() {
+            if self.writer.abandon_unpublished().is_err() {
+                self.writer.abandon();
+            }
+            self.outbox.abandon(&self.region.link);
+        }
+    }
+}

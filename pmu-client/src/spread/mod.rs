@@ -1,0 +1,325 @@
+//! Checkpoints spread over several units: mirrored, striped, parity- or erasure-coded.
+//!
+//! A spread region is a region of the same name on each of its units; each knows the others. A set is cut into subsegments and redundancy
+//! groups (`pmu-stripe`), and each unit gets its share of every group. A set counts when enough units have made their shares durable *and*
+//! have published it, in two steps (`pmu_core::spread`): a writer that dies between two units leaves the last set as it was, and no mixture.
+//!
+//! [`SpreadPrimary`] goes on while units fail, down to the region's minimum; receipts name the units that hold the set. [`SpreadReader`]
+//! reconstructs what missing units held. A unit that returns gets whole sets again from the next commit on after
+//! [`SpreadPrimary::rejoin`] (or a new opening), and is never believed for what it missed.
+
+mod primary;
+mod reader;
+mod shares;
+
+use std::sync::Arc;
+
+use pmu_auth::Identity;
+use pmu_core::spread::{Quorum, TooFewUnits};
+use pmu_format::{Member, Membership, SHARE_OFFSET};
+use pmu_stripe::{Layout, Placement};
+
+pub use primary::{SpreadPrimary, SpreadTakeover};
+pub use reader::{SpreadRead, SpreadReader};
+
+use crate::error::{ClientError, Result};
+use crate::options::ConnectOptions;
+use crate::region::RegionInfo;
+use crate::unit::{FenceReport, Unit};
+
+/// A unit that can't be used now, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingUnit {
+    /// The unit's name.
+    pub unit: Arc<str>,
+    /// In a sentence.
+    pub reason: String,
+}
+
+/// What a fence over several units did.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SpreadFence {
+    /// The units that fenced their members, and what each said.
+    pub fenced: Vec<(Arc<str>, FenceReport)>,
+    /// The others.
+    pub missing: Vec<MissingUnit>,
+}
+
+/// A spread region and the way to its units. Any thread.
+pub struct Spread {
+    name: Arc<str>,
+    membership: Arc<Membership>,
+    layout: Layout,
+    quorum: Quorum,
+    /// The longest payload of a member's set.
+    share_capacity_bytes: u64,
+    identity: Identity,
+    options: ConnectOptions,
+    units: Vec<std::result::Result<Unit, MissingUnit>>,
+}
+
+impl std::fmt::Debug for Spread {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Spread")
+            .field("name", &self.name)
+            .field("layout", &self.layout)
+            .field("members", &self.membership.members)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Spread {
+    /// Finds a spread region through any of its units (`host:port`), and connects to all that answer. `options.unit_name` is not used:
+    /// each unit must be the one that the membership names.
+    ///
+    /// Blocks for one connection after the other to `seeds` until one knows the region, then for all members at once.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSuchRegion`] or what the last seed said; [`ClientError::Invalid`] for a region that isn't spread, or no seed.
+    pub fn find(
+        seeds: &[&str],
+        region: &str,
+        identity: &Identity,
+        options: &ConnectOptions,
+    ) -> Result<Self> {
+        let mut last = ClientError::Invalid("no unit was named".into());
+        for seed in seeds {
+            match Unit::connect(seed, identity, options).and_then(|unit| unit.describe(region)) {
+                Ok(info) => return Self::of(&info, identity, options),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// The same from a member that was described before.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] if it is no member; [`ClientError::Protocol`] for a layout that this version doesn't know.
+    pub fn of(info: &RegionInfo, identity: &Identity, options: &ConnectOptions) -> Result<Self> {
+        let wrong =
+            |what: &str| ClientError::Protocol(format!("spread region {}: {what}", info.name));
+        let membership = info.membership.clone().ok_or_else(|| {
+            ClientError::Invalid(format!(
+                "region {} is not spread over several units",
+                info.name
+            ))
+        })?;
+        let layout =
+            Layout::from_bytes(membership.layout).map_err(|error| wrong(&error.to_string()))?;
+        if layout.units() != membership.members.len() {
+            return Err(wrong("its layout is for another number of units"));
+        }
+        let share_capacity_bytes = info
+            .capacity_bytes
+            .checked_sub(SHARE_OFFSET)
+            .ok_or_else(|| wrong("its members are too small"))?;
+        Placement::new(layout, 0, membership.subsegment_bytes)
+            .map_err(|error| wrong(&error.to_string()))?;
+        if info.sets_kept < 2 {
+            // A new primary leaves a number out: with one set kept its first set would lie where the last good one is.
+            return Err(wrong("its members keep one set; two are the least"));
+        }
+        let quorum = Quorum::new(
+            layout.units(),
+            membership.units_min.into(),
+            layout.data_shards(),
+        );
+        let mut spread = Self {
+            name: Arc::clone(&info.name),
+            layout,
+            quorum,
+            share_capacity_bytes,
+            identity: identity.clone(),
+            options: options.clone(),
+            units: Vec::new(),
+            membership,
+        };
+        spread.units = spread.on_each(|member, _| spread.connect(member));
+        Ok(spread)
+    }
+
+    fn connect(&self, member: &Member) -> std::result::Result<Unit, MissingUnit> {
+        let options = ConnectOptions {
+            unit_name: Some(member.unit.to_string()),
+            ..self.options.clone()
+        };
+        let unit = Unit::connect(&member.address, &self.identity, &options);
+        let known = unit.and_then(|unit| {
+            let info = unit.describe(&self.name)?;
+            self.check_member(member, &info)?;
+            Ok(unit)
+        });
+        known.map_err(|error| missing(member, &error))
+    }
+
+    /// Whether a unit's region is the member that it should be.
+    fn check_member(&self, member: &Member, info: &RegionInfo) -> Result<()> {
+        let wrong = |what: &str| Err(ClientError::Protocol(what.to_owned()));
+        let Some(found) = &info.membership else {
+            return wrong("its region of this name is not spread");
+        };
+        let own = &self.membership.members;
+        if found.id != self.membership.id {
+            return wrong("its region of this name is a part of another spread region");
+        }
+        if found.generation != self.membership.generation {
+            return wrong("it knows the members of another time");
+        }
+        if own.get(usize::from(found.own_index)) != Some(member) || found.members != *own {
+            return wrong("it knows other members");
+        }
+        if info.capacity_bytes != self.share_capacity_bytes + SHARE_OFFSET {
+            return wrong("its region is of another size");
+        }
+        Ok(())
+    }
+
+    /// Does something with every member at the same time, each in a thread of its own.
+    fn on_each<T: Send>(&self, work: impl Fn(&Member, usize) -> T + Sync) -> Vec<T> {
+        std::thread::scope(|scope| {
+            let work = &work;
+            let members = self.membership.members.iter().enumerate();
+            let threads: Vec<_> = members
+                .map(|(index, member)| scope.spawn(move || work(member, index)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| match thread.join() {
+                    Ok(result) => result,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                })
+                .collect()
+        })
+    }
+
+    /// Does something with every unit that was reached.
+    fn on_each_unit<T: Send>(
+        &self,
+        work: impl Fn(&Unit) -> Result<T> + Sync,
+    ) -> Vec<std::result::Result<T, Failed>> {
+        self.on_each(|member, index| match &self.units[index] {
+            Ok(unit) => work(unit).map_err(|error| Failed {
+                missing: missing(member, &error),
+                error: Some(error),
+            }),
+            Err(missing) => Err(Failed {
+                missing: missing.clone(),
+                error: None,
+            }),
+        })
+    }
+
+    /// The region's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How bytes are spread.
+    #[must_use]
+    pub const fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Who the members are.
+    #[must_use]
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// The longest payload of a set.
+    #[must_use]
+    pub fn capacity_bytes(&self) -> u64 {
+        let subsegment_bytes = self.membership.subsegment_bytes;
+        Placement::segment_len_max(self.layout, self.share_capacity_bytes, subsegment_bytes)
+            .unwrap_or(0)
+    }
+
+    /// The units that did not answer when the region was found.
+    pub fn missing(&self) -> impl Iterator<Item = &MissingUnit> {
+        self.units.iter().filter_map(|unit| unit.as_ref().err())
+    }
+
+    /// Takes the right to write from whoever has it, on all units that answer. When this returns `Ok`, no earlier primary can complete a
+    /// commit any more.
+    ///
+    /// # Errors
+    /// [`ClientError::TooFewUnits`]: fewer were fenced than it takes; the ones that were stay fenced. [`ClientError::NoGrant`].
+    pub fn fence(&self) -> Result<SpreadFence> {
+        let mut done = SpreadFence {
+            fenced: Vec::new(),
+            missing: Vec::new(),
+        };
+        let answers =
+            self.on_each_unit(|unit| Ok((Arc::<str>::from(unit.name()), unit.fence(&self.name)?)));
+        for answer in answers {
+            match answer {
+                Ok(fenced) => done.fenced.push(fenced),
+                Err(failed) => done.missing.push(failed.or_grant()?),
+            }
+        }
+        self.quorum
+            .check_fence(done.fenced.len())
+            .map_err(|what| self.too_few(what, &done.missing))?;
+        Ok(done)
+    }
+
+    fn too_few<'a>(
+        &self,
+        what: TooFewUnits,
+        missing: impl IntoIterator<Item = &'a MissingUnit>,
+    ) -> ClientError {
+        too_few(&self.name, what, missing)
+    }
+}
+
+/// Why a member can't be used.
+struct Failed {
+    missing: MissingUnit,
+    error: Option<ClientError>,
+}
+
+impl Failed {
+    /// What no other unit can make good is an error for all.
+    fn or_grant(self) -> Result<MissingUnit> {
+        match self.error {
+            Some(
+                error @ (ClientError::NoGrant { .. }
+                | ClientError::WriterExists { .. }
+                | ClientError::UnfitPersistence { .. }
+                | ClientError::NotAuthenticated { .. }),
+            ) => Err(error),
+            _ => Ok(self.missing),
+        }
+    }
+}
+
+fn missing(member: &Member, error: &ClientError) -> MissingUnit {
+    MissingUnit {
+        unit: member.unit.as_str().into(),
+        reason: error.to_string(),
+    }
+}
+
+fn too_few<'a>(
+    region: &str,
+    what: TooFewUnits,
+    missing: impl IntoIterator<Item = &'a MissingUnit>,
+) -> ClientError {
+    let missing: Vec<_> = missing
+        .into_iter()
+        .map(|missing| format!("{} ({})", missing.unit, missing.reason))
+        .collect();
+    ClientError::TooFewUnits {
+        region: region.to_owned(),
+        what,
+        missing: if missing.is_empty() {
+            "none that is known".to_owned()
+        } else {
+            missing.join(", ")
+        },
+    }
+}

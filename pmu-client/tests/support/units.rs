@@ -1,0 +1,189 @@
+//! Several real units in this process, on file pools, with one authority; and regions that are spread over them.
+
+use std::path::PathBuf;
+
+use pmu_auth::{Authority, HostName, Identity, Role, Validity};
+use pmu_client::{ConnectOptions, Layout, Spread};
+use pmu_format::{Member, Membership, SHARE_OFFSET, SpreadId};
+use pmu_proto::v1::admin_client::AdminClient;
+use pmu_proto::v1::create_region_request::Room;
+use pmu_proto::v1::{self};
+use pmu_server::cli::InitArguments;
+use pmu_server::config::{ByteSize, Config};
+use pmu_server::pools;
+use pmu_server::unit::{Unit as Server, UnitHandle};
+use pmu_stripe::Placement;
+use tokio::runtime::Runtime;
+
+use super::{PATIENCE, READ, WRITE, name};
+
+pub struct Units {
+    pub directory: tempfile::TempDir,
+    authority: Authority,
+    runtime: Runtime,
+    servers: Vec<Option<UnitHandle>>,
+    pub addresses: Vec<String>,
+}
+
+impl Units {
+    pub fn new(count: usize, pool_bytes: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&directory.path().join("ca"), &name("site")).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut units = Self {
+            directory,
+            authority,
+            runtime,
+            servers: Vec::new(),
+            addresses: vec!["127.0.0.1:0".to_owned(); count],
+        };
+        for index in 0..count {
+            let host: HostName = "127.0.0.1".parse().unwrap();
+            let identity = units
+                .authority
+                .issue(&name(&unit(index)), Role::Unit, &[host], Validity::days(1))
+                .unwrap();
+            identity.save(&units.path(&unit(index))).unwrap();
+            let arguments = InitArguments {
+                pool: units.pool(index),
+                medium: pmu_format::Medium::File,
+                size: Some(ByteSize(pool_bytes)),
+                table_size: ByteSize(64 << 10),
+                force: false,
+            };
+            pools::init(&arguments, &mut |_, _| {}).unwrap();
+            units.servers.push(None);
+            units.start(index);
+        }
+        units
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn pool(&self, index: usize) -> PathBuf {
+        self.path(&format!("pool-{index}"))
+    }
+
+    /// Starts a unit where it was before, and unlocks it.
+    pub fn start(&mut self, index: usize) {
+        let text = format!(
+            "[unit]\nname = {:?}\nidentity = {:?}\n[control]\nlisten = {:?}\n\
+             [[data]]\nprovider = \"soft-unix\"\npath = {:?}\n\
+             [[pool]]\nname = \"main\"\nmedium = \"file\"\npath = {:?}\n",
+            unit(index),
+            self.path(&unit(index)),
+            self.addresses[index],
+            self.path(&format!("data-{index}")),
+            self.pool(index),
+        );
+        let config = Config::parse(&text).unwrap();
+        let server = self.runtime.block_on(Server::start(config)).unwrap();
+        self.addresses[index] = server.control_address().to_string();
+        self.servers[index] = Some(server);
+        self.admin(index, |mut admin| async move {
+            admin.initialize(v1::InitializeRequest {}).await.unwrap();
+        });
+    }
+
+    /// Every connection of the unit ends.
+    pub fn stop(&mut self, index: usize) {
+        if let Some(server) = self.servers[index].take() {
+            self.runtime.block_on(server.stop());
+        }
+    }
+
+    fn admin<F: Future<Output = ()>>(
+        &self,
+        index: usize,
+        work: impl FnOnce(AdminClient<tonic::transport::Channel>) -> F,
+    ) {
+        let identity = self.identity("boss", Role::Manager);
+        let address = self.addresses[index].parse().unwrap();
+        self.runtime.block_on(async {
+            let channel = pmu_auth::connect(&address, &identity, None, PATIENCE)
+                .await
+                .unwrap();
+            work(AdminClient::new(channel)).await;
+        });
+    }
+
+    pub fn identity(&self, who: &str, role: Role) -> Identity {
+        self.authority
+            .issue(&name(who), role, &[], Validity::days(1))
+            .unwrap()
+    }
+
+    /// A region over the first units, as the manager makes it.
+    pub fn spread(&self, region: &str, layout: &str, units_min: u8, capacity_bytes: u64) {
+        let layout: Layout = layout.parse().unwrap();
+        let subsegment_bytes = 64 << 10;
+        let share = Placement::new(layout, capacity_bytes, subsegment_bytes)
+            .unwrap()
+            .unit_len_max();
+        let members: Vec<_> = (0..layout.units())
+            .map(|index| Member {
+                unit: name(&unit(index)),
+                address: self.addresses[index].clone(),
+            })
+            .collect();
+        for index in 0..layout.units() {
+            let membership = Membership {
+                id: SpreadId(*b"one of the tests"),
+                generation: 1,
+                layout: layout.to_bytes(),
+                units_min,
+                own_index: index as u8,
+                subsegment_bytes,
+                members: members.clone(),
+            };
+            let grant = |principal: &str| v1::Grant {
+                principal: principal.into(),
+                rights: READ | WRITE,
+            };
+            let request = v1::CreateRegionRequest {
+                name: region.into(),
+                mode: v1::Mode::Overwrite.into(),
+                need: v1::Need::Durable.into(),
+                sets_kept: 2,
+                room: Some(Room::CapacityBytes(SHARE_OFFSET + share)),
+                grants: vec![grant("app"), grant("backup")],
+                attributes: membership.encode().unwrap(),
+                ..Default::default()
+            };
+            self.admin(index, |mut admin| async move {
+                admin.create_region(request).await.unwrap();
+            });
+        }
+    }
+
+    /// The region as a program finds it through any unit that answers.
+    pub fn find(&self, who: &str, region: &str) -> Spread {
+        let seeds: Vec<_> = self.addresses.iter().map(String::as_str).collect();
+        let identity = self.identity(who, Role::Client);
+        Spread::find(
+            &seeds,
+            region,
+            &identity,
+            &ConnectOptions::with_timeout(PATIENCE),
+        )
+        .unwrap()
+    }
+}
+
+pub fn unit(index: usize) -> String {
+    format!("unit-{}", index + 1)
+}
+
+impl Drop for Units {
+    fn drop(&mut self) {
+        for index in 0..self.servers.len() {
+            self.stop(index);
+        }
+    }
+}
