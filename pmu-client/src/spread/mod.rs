@@ -203,7 +203,7 @@ impl Spread {
         self.on_each(|member, index| match &self.units[index] {
             Ok(unit) => work(unit).map_err(|error| Failed {
                 missing: missing(member, &error),
-                error: Some(error),
+                error: Some(Box::new(error)),
             }),
             Err(missing) => Err(Failed {
                 missing: missing.clone(),
@@ -279,19 +279,24 @@ impl Spread {
 /// Why a member can't be used.
 struct Failed {
     missing: MissingUnit,
-    error: Option<ClientError>,
+    error: Option<Box<ClientError>>,
 }
 
 impl Failed {
     /// What no other unit can make good is an error for all.
     fn or_grant(self) -> Result<MissingUnit> {
         match self.error {
-            Some(
-                error @ (ClientError::NoGrant { .. }
-                | ClientError::WriterExists { .. }
-                | ClientError::UnfitPersistence { .. }
-                | ClientError::NotAuthenticated { .. }),
-            ) => Err(error),
+            Some(error)
+                if matches!(
+                    *error,
+                    ClientError::NoGrant { .. }
+                        | ClientError::WriterExists { .. }
+                        | ClientError::UnfitPersistence { .. }
+                        | ClientError::NotAuthenticated { .. }
+                ) =>
+            {
+                Err(*error)
+            }
             _ => Ok(self.missing),
         }
     }

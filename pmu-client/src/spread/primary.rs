@@ -85,7 +85,7 @@ impl Spread {
                 })
             })
             .collect();
-        SpreadPrimary::new(self, options.clone(), members, newest)
+        SpreadPrimary::new(self, *options, members, newest)
     }
 
     /// Takes the region over from a primary that has failed: fences it, reads the newest set into `sink`, and becomes the primary.
