@@ -84,6 +84,7 @@ pub use sets::{
     SetChoice, SetInfo, SetPrimary, SetRead, SetReader, SetSink, SetTakeover, StreamSink,
 };
 pub use spread::{
-    MissingUnit, Spread, SpreadFence, SpreadPrimary, SpreadRead, SpreadReader, SpreadTakeover,
+    MissingUnit, Spread, SpreadFence, SpreadPrimary, SpreadPut, SpreadRead, SpreadReader,
+    SpreadTakeover,
 };
 pub use unit::{FenceReport, UNIT_VARIABLE, Unit, UnitStatus, identity_directory};

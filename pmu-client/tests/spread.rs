@@ -96,6 +96,42 @@ fn d07_an_erasure_code_survives_the_loss_of_any_two() {
 }
 
 #[test]
+fn d01_a_set_that_is_written_piece_by_piece_or_given_up() {
+    let units = Units::new(4, 16 << 20);
+    units.spread("state", "parity:3+1", 3, 1 << 20);
+    let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
+    let bytes = pattern(777_777, 5);
+    for step in [1 << 20, 200_000, 65_536, 777] {
+        let mut put = primary.begin(777_777, Label::default()).unwrap();
+        for piece in bytes.chunks(step) {
+            put.write_bytes(piece).unwrap();
+        }
+        let receipt = put.finish().unwrap();
+        let (number, found, _) = newest(&units, "state");
+        assert!(
+            found == bytes && Some(SetNumber(number)) == receipt.set(),
+            "{step}"
+        );
+    }
+    let other = pattern(777_777, 6);
+    let mut put = primary.begin(777_777, Label::default()).unwrap();
+    put.write_bytes(&other[..500_000]).unwrap();
+    drop(put);
+    let mut put = primary.begin(777_777, Label::default()).unwrap();
+    put.write_bytes(&other[..600_000]).unwrap();
+    assert!(matches!(put.finish(), Err(ClientError::Invalid(_))));
+    let mut put = primary.begin(10, Label::default()).unwrap();
+    assert!(matches!(
+        put.write_bytes(&other[..11]),
+        Err(ClientError::TooLarge { .. })
+    ));
+    drop(put);
+    assert!(newest(&units, "state").1 == bytes);
+    commit(&mut primary, &other);
+    assert!(newest(&units, "state").1 == other);
+}
+
+#[test]
 fn d03_a_stripe_needs_all_its_units() {
     let mut units = Units::new(2, 16 << 20);
     units.spread("state", "stripe:2", 2, 1 << 20);

@@ -19,7 +19,7 @@ use pmu_core::spread::{Quorum, TooFewUnits};
 use pmu_format::{Member, Membership, SHARE_OFFSET};
 use pmu_stripe::{Layout, Placement};
 
-pub use primary::{SpreadPrimary, SpreadTakeover};
+pub use primary::{SpreadPrimary, SpreadPut, SpreadTakeover};
 pub use reader::{SpreadRead, SpreadReader};
 
 use crate::error::{ClientError, Result};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pmu_core::spread::{Quorum, TooFewUnits};
 use pmu_format::{Epoch, Label, SHARE_HEADER_BYTES, SHARE_OFFSET, SetNumber, ShareHeader};
 use pmu_proto::v1::SessionRole;
-use pmu_stripe::{Code, Group, Placement, UnitIndex};
+use pmu_stripe::{Code, Group, GroupIndex, Placement, UnitIndex};
 
 use crate::error::{Attempt, ClientError, Result};
 use crate::options::OpenOptions;
@@ -146,11 +146,45 @@ impl SpreadPrimary {
     /// [`ClientError::TooLarge`]: nothing was written. [`ClientError::TooFewUnits`]: the set was not stored, the earlier ones are there.
     /// [`ClientError::Fenced`]: another primary took over. [`ClientError::UnknownOutcome`]: it may have been stored; recover.
     pub fn commit(&mut self, payload: &[IoSlice<'_>], label: Label) -> Result<Receipt> {
+        let bytes = payload.iter().map(|slice| slice.len() as u64).sum();
+        let placement = self.start_set(bytes, label)?;
+        let mut source = Source::new(payload);
+        let mut gathered = std::mem::take(&mut self.gathered);
+        let fed = placement.groups().try_for_each(|group| {
+            let bytes = (group.segment.end - group.segment.start) as usize;
+            let data = source.take(bytes, &mut gathered);
+            self.feed_group(&placement, &group, data)
+        });
+        self.gathered = gathered;
+        if let Err(error) = fed {
+            return Err(self.give_set_up(error));
+        }
+        self.finish_set(bytes)
+    }
+
+    /// Begins a set of `bytes` bytes that is written piece by piece. Holds no more of it than one redundancy group.
+    ///
+    /// # Errors
+    /// As [`Self::commit`] before anything is written.
+    pub fn begin(&mut self, bytes: u64, label: Label) -> Result<SpreadPut<'_>> {
+        let placement = self.start_set(bytes, label)?;
+        let mut collected = std::mem::take(&mut self.gathered);
+        collected.clear();
+        Ok(SpreadPut {
+            primary: Some(self),
+            placement,
+            bytes,
+            group: GroupIndex(0),
+            collected,
+        })
+    }
+
+    /// Begins a share on every member.
+    fn start_set(&mut self, bytes: u64, label: Label) -> Result<Placement> {
         if self.ended {
             let region = self.spread.name.as_ref().into();
             return Err(ClientError::Ended { region });
         }
-        let bytes = payload.iter().map(|slice| slice.len() as u64).sum();
         let capacity = self.spread.capacity_bytes();
         if bytes > capacity {
             return Err(ClientError::TooLarge {
@@ -159,30 +193,19 @@ impl SpreadPrimary {
                 limit_bytes: capacity,
             });
         }
-        match self.prepare(payload, bytes, label) {
-            Ok(prepared) => self.publish(&prepared, bytes),
-            Err(error) => {
-                for member in self.members.iter_mut().flatten() {
-                    member.drop_share();
-                }
-                self.ended |= error.is_fenced();
-                // The number is used again: nobody may take shares of this try for those of the next.
-                self.writer = random()?;
-                Err(error)
-            }
+        let placement = Placement::new(
+            self.spread.layout,
+            bytes,
+            self.spread.membership.subsegment_bytes,
+        )
+        .map_err(|error| ClientError::Invalid(error.to_string()))?;
+        match self.start_shares(&placement, bytes, label) {
+            Ok(()) => Ok(placement),
+            Err(error) => Err(self.give_set_up(error)),
         }
     }
 
-    /// Writes all shares; each is durable on its unit when this returns, and none is published.
-    fn prepare(
-        &mut self,
-        payload: &[IoSlice<'_>],
-        bytes: u64,
-        label: Label,
-    ) -> Result<Vec<Option<PreparedShare>>> {
-        let subsegment_bytes = self.spread.membership.subsegment_bytes;
-        let placement = Placement::new(self.spread.layout, bytes, subsegment_bytes)
-            .map_err(|error| ClientError::Invalid(error.to_string()))?;
+    fn start_shares(&mut self, placement: &Placement, bytes: u64, label: Label) -> Result<()> {
         let number = self
             .newest
             .checked_add(1)
@@ -197,10 +220,32 @@ impl SpreadPrimary {
                 member.feed_share(&page)
             })?;
         }
-        let mut source = Source::new(payload);
-        for group in placement.groups() {
-            self.feed_group(&placement, &group, &mut source)?;
+        Ok(())
+    }
+
+    fn finish_set(&mut self, bytes: u64) -> Result<Receipt> {
+        match self.prepare() {
+            Ok(prepared) => self.publish(&prepared, bytes),
+            Err(error) => Err(self.give_set_up(error)),
         }
+    }
+
+    /// Nothing of the set in progress is published; the earlier ones were never touched.
+    fn give_set_up(&mut self, error: ClientError) -> ClientError {
+        for member in self.members.iter_mut().flatten() {
+            member.drop_share();
+        }
+        self.ended |= error.is_fenced();
+        // The number is used again: nobody may take shares of this try for those of the next.
+        match random() {
+            Ok(writer) => self.writer = writer,
+            Err(_) => self.ended = true,
+        }
+        error
+    }
+
+    /// Ends all shares; each is durable on its unit when this returns, and none is published.
+    fn prepare(&mut self) -> Result<Vec<Option<PreparedShare>>> {
         let mut prepared: Vec<_> = (0..self.members.len())
             .map(|index| self.with(index, SetPrimary::prepare_share))
             .collect::<Result<_>>()?;
@@ -217,16 +262,7 @@ impl SpreadPrimary {
     }
 
     /// Encodes one group and gives each member its shard.
-    fn feed_group(
-        &mut self,
-        placement: &Placement,
-        group: &Group,
-        source: &mut Source<'_>,
-    ) -> Result<()> {
-        let wrong = |error: &dyn std::fmt::Display| ClientError::Invalid(error.to_string());
-        let bytes = (group.segment.end - group.segment.start) as usize;
-        let mut gathered = std::mem::take(&mut self.gathered);
-        let data = source.take(bytes, &mut gathered);
+    fn feed_group(&mut self, placement: &Placement, group: &Group, data: &[u8]) -> Result<()> {
         let begin = group.segment.start;
         let mut shards: [&[u8]; pmu_stripe::UNITS_MAX] = [&[]; pmu_stripe::UNITS_MAX];
         let mut parity = std::mem::take(&mut self.parity);
@@ -246,7 +282,7 @@ impl SpreadPrimary {
                 .collect();
             self.code.encode(&shards[..data_shards], &mut outputs)
         };
-        let mut result = encoded.map_err(|error| wrong(&error));
+        let mut result = encoded.map_err(|error| ClientError::Invalid(error.to_string()));
         for shard in placement.shards(group) {
             let bytes = match shard.shard.0.checked_sub(data_shards) {
                 Some(redundant) => &parity[redundant][..length],
@@ -258,7 +294,6 @@ impl SpreadPrimary {
             });
         }
         self.parity = parity;
-        self.gathered = gathered;
         result
     }
 
@@ -425,6 +460,95 @@ impl SpreadPrimary {
         self.members
             .iter()
             .filter_map(|member| member.as_ref().err())
+    }
+}
+
+/// A set that is being written. Dropped before [`Self::finish`], it is given up, and the earlier sets are there.
+#[derive(Debug)]
+pub struct SpreadPut<'a> {
+    /// None once it is given up.
+    primary: Option<&'a mut SpreadPrimary>,
+    placement: Placement,
+    bytes: u64,
+    group: GroupIndex,
+    /// Bytes of the group that is not complete yet.
+    collected: Vec<u8>,
+}
+
+impl SpreadPut<'_> {
+    /// Writes the next bytes.
+    ///
+    /// # Errors
+    /// As [`SpreadPrimary::commit`]; [`ClientError::TooLarge`] beyond the length that was named. The set is given up then.
+    pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        let result = self.write_groups(bytes);
+        match (result, self.primary.take()) {
+            (Ok(()), primary) => {
+                self.primary = primary;
+                Ok(())
+            }
+            (Err(error), Some(primary)) => Err(primary.give_set_up(error)),
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    fn write_groups(&mut self, mut bytes: &[u8]) -> Result<()> {
+        let Some(primary) = &mut self.primary else {
+            return Err(ClientError::Invalid("the set was given up".into()));
+        };
+        while !bytes.is_empty() {
+            let Some(group) = self.placement.group(self.group) else {
+                return Err(ClientError::TooLarge {
+                    region: primary.spread.name.as_ref().into(),
+                    bytes: self.bytes.saturating_add(bytes.len() as u64),
+                    limit_bytes: self.bytes,
+                });
+            };
+            let length = (group.segment.end - group.segment.start) as usize;
+            if self.collected.is_empty() && bytes.len() >= length {
+                let (now, later) = bytes.split_at(length);
+                primary.feed_group(&self.placement, &group, now)?;
+                bytes = later;
+            } else {
+                let (now, later) = bytes.split_at(bytes.len().min(length - self.collected.len()));
+                self.collected.extend_from_slice(now);
+                bytes = later;
+                if self.collected.len() < length {
+                    break;
+                }
+                primary.feed_group(&self.placement, &group, &self.collected)?;
+                self.collected.clear();
+            }
+            self.group.0 += 1;
+        }
+        Ok(())
+    }
+
+    /// Ends the set, and returns when it is durable.
+    ///
+    /// # Errors
+    /// As [`SpreadPrimary::commit`]; [`ClientError::Invalid`] if fewer bytes were written than were named.
+    pub fn finish(mut self) -> Result<Receipt> {
+        let Some(primary) = self.primary.take() else {
+            return Err(ClientError::Invalid("the set was given up".into()));
+        };
+        primary.gathered = std::mem::take(&mut self.collected);
+        if self.group.0 < self.placement.group_count() {
+            let error = ClientError::Invalid(format!(
+                "fewer bytes were written than the {} that were named",
+                self.bytes
+            ));
+            return Err(primary.give_set_up(error));
+        }
+        primary.finish_set(self.bytes)
+    }
+}
+
+impl Drop for SpreadPut<'_> {
+    fn drop(&mut self) {
+        if let Some(primary) = self.primary.take() {
+            primary.give_set_up(ClientError::Invalid("given up".into()));
+        }
     }
 }
 
