@@ -85,6 +85,6 @@ pub use sets::{
 };
 pub use spread::{
     MissingUnit, Spread, SpreadFence, SpreadPrimary, SpreadPut, SpreadRead, SpreadReader,
-    SpreadTakeover,
+    SpreadSet, SpreadTakeover,
 };
 pub use unit::{FenceReport, UNIT_VARIABLE, Unit, UnitStatus, identity_directory};

@@ -40,8 +40,8 @@ pub struct Arguments {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Common options")]
 pub struct Common {
-    /// The unit's control service.
-    #[arg(long, global = true, value_name = "HOST:PORT", env = "PMU_UNIT")]
+    /// The unit's control service; several separated by commas: the first that answers, for regions that are spread over them.
+    #[arg(long, global = true, value_name = "HOST:PORT[,...]", env = "PMU_UNIT")]
     pub unit: Option<String>,
     /// The identity: a directory with ca.pem, cert.pem, key.pem [default: the variable PMU_IDENTITY, else identity in PMU_HOME,
     /// else ~/.config/pmu/identity].

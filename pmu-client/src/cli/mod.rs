@@ -7,6 +7,7 @@ mod log;
 mod output;
 mod sets;
 mod source;
+mod spread;
 mod target;
 mod values;
 
@@ -29,7 +30,9 @@ use values::{duration_text, plain};
 use crate::control::chain;
 use crate::error::ClientError;
 use crate::options::{ConnectOptions, OpenOptions, Timeouts};
+use crate::spread::Spread;
 use crate::unit::{Unit, identity_directory, load_identity};
+use pmu_auth::Identity;
 
 /// What goes to the log, as in `info` or `pmu_client=debug`.
 const LOG_VARIABLE: &str = "PMU_LOG";
@@ -195,22 +198,38 @@ fn run(arguments: &Arguments, output: Output) -> Result<u8, CliError> {
         interrupt: Interrupt::install()?,
     };
     match &arguments.command {
-        Command::Put(put) => sets::put(&context, put),
-        Command::Get(get) => sets::get(&context, get),
-        Command::Sets(region) => sets::list(&context, &region.region),
+        Command::Put(put) => match context.find(&put.region)? {
+            Way::One(unit) => sets::put(&context, &unit, put),
+            Way::Spread(spread) => spread::put(&context, *spread, put),
+        },
+        Command::Get(get) => match context.find(&get.region)? {
+            Way::One(unit) => sets::get(&context, &unit, get),
+            Way::Spread(spread) => spread::get(&context, &spread, get),
+        },
+        Command::Sets(region) => match context.find(&region.region)? {
+            Way::One(unit) => sets::list(&context, &unit, &region.region),
+            Way::Spread(spread) => spread::list(&context, &spread),
+        },
         Command::Append(append) => log::append(&context, append),
         Command::Tail(tail) => log::tail(&context, tail),
         Command::Clear(clear) => log::clear(&context, clear),
-        Command::Recover(recover) => {
-            let unit = context.connect()?;
-            if recover.fence {
-                unit.fence(&recover.region)?;
+        Command::Recover(recover) => match context.find(&recover.region)? {
+            Way::One(unit) => {
+                if recover.fence {
+                    unit.fence(&recover.region)?;
+                }
+                match unit.describe(&recover.region)?.mode {
+                    Mode::Overwrite => sets::recover(&context, &unit, recover),
+                    Mode::Append => log::recover(&context, &unit, recover),
+                }
             }
-            match unit.describe(&recover.region)?.mode {
-                Mode::Overwrite => sets::recover(&context, &unit, recover),
-                Mode::Append => log::recover(&context, &unit, recover),
+            Way::Spread(spread) => {
+                if recover.fence {
+                    spread.fence()?;
+                }
+                spread::recover(&context, &spread, recover)
             }
-        }
+        },
         Command::Fence(arguments) => fence(&context, arguments),
         Command::Bench(arguments) => bench::run(&context, arguments),
         Command::Completions { shell } => {
@@ -237,25 +256,61 @@ struct Context<'a> {
     interrupt: Interrupt,
 }
 
+/// Where a region is.
+enum Way {
+    One(Unit),
+    Spread(Box<Spread>),
+}
+
 impl Context<'_> {
+    /// Of several units the first one that answers.
     fn connect(&self) -> Result<Unit, CliError> {
-        let Some(address) = &self.common.unit else {
-            return Err(CliError::Usage(
-                "which unit? --unit HOST:PORT, or the variable PMU_UNIT".into(),
-            ));
-        };
-        let identity = load_identity(&identity_directory(self.common.identity.as_deref()))?;
-        let unit = Unit::connect(
-            address,
-            &identity,
-            &ConnectOptions::with_timeout(self.common.timeout),
-        )?;
-        self.output.remark(&format!(
-            "unit {} ({}) at {address}",
-            unit.name(),
-            unit.version()
-        ));
-        Ok(unit)
+        let identity = self.identity()?;
+        let mut last = CliError::Usage(
+            "which unit? --unit HOST:PORT[,HOST:PORT]..., or the variable PMU_UNIT".into(),
+        );
+        for address in self.addresses() {
+            match Unit::connect(address, &identity, &self.connect_options()) {
+                Ok(unit) => {
+                    self.output.remark(&format!(
+                        "unit {} ({}) at {address}",
+                        unit.name(),
+                        unit.version()
+                    ));
+                    return Ok(unit);
+                }
+                Err(error) => last = error.into(),
+            }
+        }
+        Err(last)
+    }
+
+    /// Finds out whether the region is spread over several units, by the first one that answers.
+    fn find(&self, region: &str) -> Result<Way, CliError> {
+        let unit = self.connect()?;
+        let info = unit.describe(region)?;
+        if info.membership.is_none() {
+            return Ok(Way::One(unit));
+        }
+        let spread = Spread::of(&info, &self.identity()?, &self.connect_options())?;
+        Ok(Way::Spread(Box::new(spread)))
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = &str> {
+        let addresses = self.common.unit.as_deref().unwrap_or_default().split(',');
+        addresses
+            .map(str::trim)
+            .filter(|address| !address.is_empty())
+    }
+
+    fn identity(&self) -> Result<Identity, CliError> {
+        Ok(load_identity(&identity_directory(
+            self.common.identity.as_deref(),
+        ))?)
+    }
+
+    fn connect_options(&self) -> ConnectOptions {
+        ConnectOptions::with_timeout(self.common.timeout)
     }
 
     fn options(&self) -> OpenOptions {
@@ -287,7 +342,10 @@ fn fence(context: &Context<'_>, arguments: &Fence) -> Result<u8, CliError> {
         arguments.yes,
         &format!("Stop the primary of region {region}?"),
     )?;
-    let report = context.connect()?.fence(region)?;
+    let report = match context.find(region)? {
+        Way::One(unit) => unit.fence(region)?,
+        Way::Spread(spread) => return spread::fence(context, &spread),
+    };
     let out = FenceOutput {
         region,
         epoch: report.epoch.get(),

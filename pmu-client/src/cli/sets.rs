@@ -23,9 +23,8 @@ struct PutOutput<'a> {
     seconds: f64,
 }
 
-pub(super) fn put(context: &Context<'_>, arguments: &Put) -> Result<u8, CliError> {
+pub(super) fn put(context: &Context<'_>, unit: &Unit, arguments: &Put) -> Result<u8, CliError> {
     let source = Source::open(&arguments.file, &context.interrupt)?;
-    let unit = context.connect()?;
     let begun = Instant::now();
     let mut primary = unit.open_sets_primary(&arguments.region, &context.options())?;
     context
@@ -79,8 +78,7 @@ struct ReadOutput<'a> {
     seconds: f64,
 }
 
-pub(super) fn get(context: &Context<'_>, arguments: &Get) -> Result<u8, CliError> {
-    let unit = context.connect()?;
+pub(super) fn get(context: &Context<'_>, unit: &Unit, arguments: &Get) -> Result<u8, CliError> {
     let mut reader = unit.open_sets_reader(&arguments.region, &context.options())?;
     let choice = arguments.set.map_or(SetChoice::Newest, SetChoice::Number);
     let target = Target::open(&arguments.output)?;
@@ -185,8 +183,7 @@ struct ListOutput<'a> {
     findings: Vec<String>,
 }
 
-pub(super) fn list(context: &Context<'_>, region: &str) -> Result<u8, CliError> {
-    let unit = context.connect()?;
+pub(super) fn list(context: &Context<'_>, unit: &Unit, region: &str) -> Result<u8, CliError> {
     let mut reader = unit.open_sets_reader(region, &context.options())?;
     let catalog = reader.sets()?;
     let mut grid = Grid::new(&["SET", "SIZE", "EPOCH", "COMMITTED", "STATE", "LABEL"]);

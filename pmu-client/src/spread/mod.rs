@@ -20,7 +20,7 @@ use pmu_format::{Member, Membership, SHARE_OFFSET};
 use pmu_stripe::{Layout, Placement};
 
 pub use primary::{SpreadPrimary, SpreadPut, SpreadTakeover};
-pub use reader::{SpreadRead, SpreadReader};
+pub use reader::{SpreadRead, SpreadReader, SpreadSet};
 
 use crate::error::{ClientError, Result};
 use crate::options::ConnectOptions;

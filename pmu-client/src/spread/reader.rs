@@ -1,7 +1,6 @@
 //! Reads sets of a spread region, with or without all of its units.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc;
 
 use pmu_core::commit::SetState;
@@ -22,11 +21,32 @@ pub struct SpreadRead {
     /// The set; its epoch is that of the writer on the first unit that was read.
     pub set: SetInfo,
     /// The units that were read.
-    pub units: Vec<Arc<str>>,
+    pub units: Vec<String>,
     /// The others, and why.
     pub missing: Vec<MissingUnit>,
     /// True if bytes of missing units were computed from those of the others.
     pub reconstructed: bool,
+}
+
+/// A set of a spread region, as its members list it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct SpreadSet {
+    /// Its number.
+    #[serde(serialize_with = "as_number")]
+    pub number: SetNumber,
+    /// When it was committed by its writer's clock, in nanoseconds since 1970.
+    pub committed_ns: u64,
+    /// What the program wanted to find again.
+    pub label: String,
+    /// False for one that no unit has published: being written, or given up.
+    pub committed: bool,
+    /// The units that hold a share of it.
+    pub units: Vec<String>,
+}
+
+fn as_number<S: serde::Serializer>(number: &SetNumber, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(number.get())
 }
 
 /// Reads the sets of a spread region. It takes no part in writing. One thread uses it at a time.
@@ -75,16 +95,7 @@ impl SpreadReader<'_> {
     /// [`ClientError::TooFewUnits`]; [`ClientError::NoSuchSet`]; [`ClientError::Io`] when the sink fails.
     pub fn read(&mut self, choice: SetChoice, sink: &mut impl SetSink) -> Result<SpreadRead> {
         let known = self.look();
-        let published: Vec<_> = known
-            .iter()
-            .flatten()
-            .map(|known| known.published)
-            .collect();
-        let newest = self
-            .spread
-            .quorum
-            .newest(&published)
-            .map_err(|what| self.spread.too_few(what, self.missing()))?;
+        let newest = self.newest(&known)?;
         let number = match choice {
             SetChoice::Newest => newest,
             SetChoice::Number(number) => number,
@@ -111,6 +122,40 @@ impl SpreadReader<'_> {
                 return Ok(read);
             }
         }
+    }
+
+    /// Lists the sets that units hold shares of, the newest first. Nothing of them is read.
+    ///
+    /// # Errors
+    /// [`ClientError::TooFewUnits`]: it can't be told which is the newest.
+    pub fn sets(&mut self) -> Result<Vec<SpreadSet>> {
+        let known = self.look();
+        let newest = self.newest(&known)?;
+        let mut sets: std::collections::BTreeMap<u64, SpreadSet> = Default::default();
+        let members = &self.spread.membership.members;
+        for (member, known) in members.iter().zip(&known) {
+            for set in known.iter().flat_map(|known| &known.sets) {
+                let entry = sets.entry(set.number.get()).or_insert_with(|| SpreadSet {
+                    number: set.number,
+                    committed_ns: set.committed_ns,
+                    label: set.label.to_string(),
+                    committed: set.number <= newest,
+                    units: Vec::new(),
+                });
+                entry.units.push(member.unit.to_string());
+            }
+        }
+        Ok(sets.into_values().rev().collect())
+    }
+
+    fn newest(&self, known: &[Option<Known>]) -> Result<SetNumber> {
+        let published: Vec<_> = known
+            .iter()
+            .flatten()
+            .map(|known| known.published)
+            .collect();
+        let newest = self.spread.quorum.newest(&published);
+        newest.map_err(|what| self.spread.too_few(what, self.missing()))
     }
 
     /// Asks every member for its sets. One that fails is missing from then on.
@@ -214,7 +259,7 @@ impl SpreadReader<'_> {
         let mut units = Vec::new();
         for (index, member) in members.iter().enumerate() {
             if found.used[index] {
-                units.push(Arc::from(member.unit.as_str()));
+                units.push(member.unit.to_string());
             } else if missing.iter().all(|one| *one.unit != *member.unit.as_str()) {
                 missing.push(MissingUnit {
                     unit: member.unit.as_str().into(),
