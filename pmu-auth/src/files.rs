@@ -98,6 +98,14 @@ fn read_checked(path: &Path, secret: bool) -> Result<Zeroizing<String>, AuthErro
         path: path.to_owned(),
         source,
     };
+    // A pipe would be waited for.
+    if !fs::metadata(path).map_err(error)?.is_file() {
+        let detail = "not a regular file".to_owned();
+        return Err(AuthError::Content {
+            path: path.to_owned(),
+            detail,
+        });
+    }
     let file = fs::File::open(path).map_err(error)?;
     // Of the open file, not of the path, which could be another file by then.
     let metadata = file.metadata().map_err(error)?;

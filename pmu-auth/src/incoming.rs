@@ -99,9 +99,14 @@ async fn handshake(
         }
         Ok(Err(error)) => {
             let reason = refusal(&error);
-            tracing::warn!(peer, reason, "control connection refused");
+            // Anybody can connect and say nonsense, as often as the network allows: only what has to do with certificates is news.
+            if reason.contains("certificate") {
+                tracing::warn!(peer, reason, "control connection refused");
+            } else {
+                tracing::debug!(peer, reason, "control connection refused");
+            }
         }
-        Err(_) => tracing::warn!(peer, "control connection refused: no handshake in time"),
+        Err(_) => tracing::debug!(peer, "control connection refused: no handshake in time"),
     }
 }
 

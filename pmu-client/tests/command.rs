@@ -367,3 +367,75 @@ fn a_reader_that_stops_reading_is_no_failure() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(output.stderr.is_empty() && begun.elapsed() < Duration::from_secs(30));
 }
+
+#[test]
+fn p04_output_goes_where_its_name_leads_and_replaces_no_special_file() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let mut bench = Bench::new(Pool::Memory);
+    bench.site.sets("r", 2, MIB);
+    bench.ok("put r -", b"payload");
+    let at = |name: &str| bench.site.path(name);
+    let get = |name: &str| bench.ok(&format!("get r -o {}", at(name).display()), b"");
+
+    nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let pipe = at("pipe");
+    let reader = std::thread::spawn(move || std::fs::read(pipe).unwrap());
+    get("pipe");
+    assert_eq!(reader.join().unwrap(), b"payload");
+
+    std::fs::write(at("real"), "old").unwrap();
+    symlink(at("real"), at("link")).unwrap();
+    symlink("not-there-yet", at("dangling")).unwrap();
+    get("link");
+    get("dangling");
+    assert!(at("link").is_symlink() && at("dangling").is_symlink());
+    for name in ["real", "not-there-yet"] {
+        assert_eq!(std::fs::read(at(name)).unwrap(), b"payload", "{name}");
+    }
+
+    std::fs::write(at("secret"), "old").unwrap();
+    std::fs::set_permissions(at("secret"), PermissionsExt::from_mode(0o600)).unwrap();
+    get("secret");
+    let mode = std::fs::metadata(at("secret"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn p13_nothing_is_cleared_or_stored_through_a_closed_descriptor() {
+    let mut bench = Bench::new(Pool::Memory);
+    bench.site.sets("r", 1, MIB);
+    bench.site.log("l", MIB);
+    bench.ok("put r -", b"the only good one");
+    bench.ok("append l", b"1\n2\n3\n");
+    let shell = |line: &str| {
+        let pmu = env!("CARGO_BIN_EXE_pmu");
+        let output = Command::new("sh")
+            .args(["-c", &format!("{pmu} {line}")])
+            .env("PMU_UNIT", bench.site.address())
+            .env("PMU_IDENTITY", &bench.identity)
+            .output()
+            .unwrap();
+        (output.status.code().unwrap(), text(&output.stderr))
+    };
+    for line in [
+        "tail l --clear >&-",
+        "get r >&-",
+        "recover r >&-",
+        "put r - <&-",
+        "append l <&-",
+    ] {
+        let (code, error) = shell(line);
+        assert!(
+            code == 2 && error.contains("is closed"),
+            "{line}: {code} {error}"
+        );
+    }
+    assert_eq!(bench.ok("get r", b""), b"the only good one");
+    assert_eq!(bench.ok("tail l", b""), b"1\n2\n3\n");
+    // Meant so.
+    assert_eq!(shell("tail l --clear >/dev/null").0, 0);
+    assert_eq!(bench.ok("tail l", b""), b"");
+}

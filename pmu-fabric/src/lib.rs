@@ -29,6 +29,7 @@ pub mod error;
 mod group_commit;
 pub mod persistence;
 pub mod protection;
+pub mod rarely;
 pub mod soft;
 pub mod unit;
 pub mod verbs;

@@ -86,3 +86,50 @@ fn p01_contract_over_tcp_on_a_file() {
 fn p01_contract_over_unix_on_a_file() {
     run_all(|_| soft(Provider::SoftUnix, Medium::File));
 }
+
+#[test]
+fn p18_a_socket_is_never_made_in_place_of_something_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pool");
+    std::fs::write(&path, "the only copy").unwrap();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    for place in [&path, &link] {
+        let error = SoftUnit::listen_unix(place.to_str().unwrap())
+            .err()
+            .unwrap();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("no socket"), "{error}: {source}");
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), b"the only copy");
+
+    // At the end only its own file goes.
+    let own = folder.path().join("unit.sock");
+    let unit = SoftUnit::listen_unix(own.to_str().unwrap()).unwrap();
+    std::fs::rename(&own, folder.path().join("moved")).unwrap();
+    std::fs::write(&own, "somebody else's").unwrap();
+    unit.shut_down();
+    assert_eq!(std::fs::read(&own).unwrap(), b"somebody else's");
+}
+
+#[test]
+fn p17_strangers_that_say_nothing_keep_nobody_out() {
+    let harness = soft(Provider::SoftTcp, Medium::Memory);
+    let silent: Vec<_> = (0..300)
+        .map(|_| std::net::TcpStream::connect(harness.unit().address()).unwrap())
+        .collect();
+    for _ in 0..3 {
+        let token = ConnectToken::random().unwrap();
+        let id = harness
+            .unit()
+            .expect(token, harness.method(), Duration::from_secs(10))
+            .unwrap();
+        let _connection = harness.connect(token).unwrap();
+        harness
+            .unit()
+            .wait_connected(id, Duration::from_secs(10))
+            .unwrap();
+    }
+    drop(silent);
+    harness.unit().shut_down();
+}

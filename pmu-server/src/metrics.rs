@@ -3,6 +3,7 @@
 //! The names below are the whole list; `docs/operations.md` explains them. Without a recorder (in tests that run a unit
 //! in-process) counting does nothing.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use pmu_fabric::Provider;
 use pmu_proto::v1::{Reason, SessionRole};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 /// Sessions by `role`.
 pub const SESSIONS: &str = "pmu_sessions";
@@ -39,7 +41,7 @@ pub const LOCKED: &str = "pmu_locked";
 /// 1 while the pool by `pool` has failed.
 pub const POOL_FAILED: &str = "pmu_pool_failed";
 
-/// HTTP connections at one time.
+/// HTTP connections at one time; for one more the oldest is closed.
 const CONNECTIONS_MAX: usize = 32;
 /// How long a peer may take to send its request's head.
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
@@ -164,7 +166,7 @@ pub async fn serve(
     recorder: Option<PrometheusHandle>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
     loop {
         let socket = tokio::select! {
@@ -184,12 +186,15 @@ pub async fn serve(
             }
             () = async { drop(stop.wait_for(|stop| *stop).await) } => return,
         };
-        // More connections than that are closed at once.
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-            continue;
-        };
+        // Not the newest: whoever looks whether the unit is alive must get through beside those who say nothing.
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= CONNECTIONS_MAX
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
         let (observed, recorder) = (Arc::clone(&observed), recorder.clone());
-        tokio::spawn(async move {
+        let served = tokio::spawn(async move {
             let service = hyper::service::service_fn(move |request: Request<Incoming>| {
                 let (observed, recorder) = (Arc::clone(&observed), recorder.clone());
                 // Looking may wait for a lock that is held while something becomes durable.
@@ -203,8 +208,8 @@ pub async fn serve(
                 .serve_connection(TokioIo::new(socket), service);
             // A peer that breaks off or is slow is no concern of anybody's.
             let _ = tokio::time::timeout(CONNECTION_WITHIN, connection).await;
-            drop(permit);
         });
+        open.push_back(served.abort_handle());
     }
 }
 

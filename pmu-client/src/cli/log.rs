@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::cli::arguments::{Append, Clear, Recover, Tail};
 use crate::cli::framing::{Splitter, join};
 use crate::cli::output::confirm;
-use crate::cli::source::{Block, Interrupt, Source};
+use crate::cli::source::{Block, Interrupt, Source, refuse_closed};
 use crate::cli::target::Target;
 use crate::cli::values::duration_text;
 use crate::cli::{CliError, Context, exit};
@@ -205,6 +205,7 @@ impl Form {
 }
 
 pub(super) fn tail(context: &Context<'_>, arguments: &Tail) -> Result<u8, CliError> {
+    refuse_closed(1, "standard output")?;
     let form = Form {
         json: context.output.json,
         length_prefixed: arguments.length_prefixed,

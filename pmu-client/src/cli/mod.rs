@@ -128,13 +128,15 @@ fn client_exit_code(error: &ClientError) -> u8 {
         | ClientError::Locked { .. }
         | ClientError::ConnectionLost { .. }
         | ClientError::TimedOut { .. }
-        | ClientError::NoProvider { .. } => exit::UNAVAILABLE,
+        | ClientError::NoProvider { .. }
+        | ClientError::TooFewUnits { .. } => exit::UNAVAILABLE,
         ClientError::NotAuthenticated { .. }
         | ClientError::NoGrant { .. }
         | ClientError::Identity { .. } => exit::NOT_AUTHORISED,
         ClientError::NoSuchRegion { .. } | ClientError::NoSuchSet { .. } => exit::NOT_FOUND,
         ClientError::Damaged { .. } | ClientError::MediumFailed { .. } => exit::DAMAGED,
         ClientError::UnknownOutcome { .. } => exit::UNKNOWN,
+        ClientError::Invalid(_) => exit::USAGE,
         _ => exit::FAILED,
     }
 }

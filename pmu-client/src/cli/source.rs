@@ -19,6 +19,9 @@ const BLOCKS_MAX: usize = 4;
 /// How often an idle input is looked away from.
 const TICK: Duration = Duration::from_millis(50);
 
+/// How long a command has to end by itself after Ctrl-C.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// Set by Ctrl-C or a request to end.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Interrupt(Arc<AtomicBool>);
@@ -70,6 +73,11 @@ async fn watch(flag: &AtomicBool) {
         if flag.swap(true, Ordering::AcqRel) {
             std::process::exit(i32::from(super::exit::INTERRUPTED));
         }
+        // What waits for a unit doesn't look: nothing that it would do afterwards is wanted.
+        tokio::spawn(async {
+            tokio::time::sleep(GRACE).await;
+            std::process::exit(i32::from(super::exit::INTERRUPTED));
+        });
     }
 }
 
@@ -98,6 +106,7 @@ impl Source {
     /// Opens a file, or standard input for `-`.
     pub(super) fn open(path: &Path, interrupt: &Interrupt) -> Result<Self, CliError> {
         let (input, length): (Box<dyn Read + Send>, _) = if path == Path::new("-") {
+            refuse_closed(0, "standard input")?;
             (Box::new(io::stdin()), None)
         } else {
             let file = File::open(path).map_err(|source| CliError::file("open", path, source))?;
@@ -142,6 +151,25 @@ impl Source {
         // With as many waiting as there can be, it is simply freed.
         let _ = self.used.try_send(block);
     }
+}
+
+/// What was closed when the process began is `/dev/null` by now, opened for both directions: payload must not come from there, or go there,
+/// as if somebody had meant it. Whoever means it opens it for one direction, as a shell does.
+pub(super) fn refuse_closed(descriptor: u8, name: &str) -> Result<(), CliError> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{descriptor}"));
+    let facts = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}"));
+    let (Ok(path), Ok(facts)) = (path, facts) else {
+        return Ok(());
+    };
+    let flags = facts.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    const BOTH_DIRECTIONS: u32 = 2;
+    if path == Path::new("/dev/null") && flags.is_some_and(|flags| flags & 3 == BOTH_DIRECTIONS) {
+        return Err(CliError::Usage(format!(
+            "{name} is closed; name a file, or /dev/null if you mean it"
+        )));
+    }
+    Ok(())
 }
 
 fn read_blocks(

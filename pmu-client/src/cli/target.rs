@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use indicatif::ProgressBar;
 
 use crate::cli::CliError;
-use crate::cli::source::Interrupt;
+use crate::cli::source::{Interrupt, refuse_closed};
 use crate::sets::{SetInfo, SetSink};
 
 /// Bytes gathered before they are written.
@@ -16,21 +16,48 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// See the module.
 pub(super) enum Target {
     Standard,
-    File { partial: Partial, file: File },
+    /// A pipe or a device: written to as it is.
+    Special {
+        file: File,
+    },
+    File {
+        partial: Partial,
+        file: File,
+    },
 }
 
 impl Target {
     /// `-` is standard output.
     pub(super) fn open(path: &Path) -> Result<Self, CliError> {
         if path == Path::new("-") {
+            refuse_closed(1, "standard output")?;
             return Ok(Self::Standard);
         }
-        let partial = Partial::beside(path);
-        let file = File::options()
-            .write(true)
-            .create_new(true)
-            .open(&partial.path)
-            .map_err(|source| CliError::file("write", path, source))?;
+        let failed = |source| CliError::file("write", path, source);
+        let found = std::fs::metadata(path).ok();
+        if found
+            .as_ref()
+            .is_some_and(|found| !found.is_file() && !found.is_dir())
+        {
+            let file = File::options().write(true).open(path).map_err(failed)?;
+            return Ok(Self::Special { file });
+        }
+        // Of a link the file that it names, there or not.
+        let target = match std::fs::read_link(path) {
+            Ok(link) => match &found {
+                Some(_) => std::fs::canonicalize(path).map_err(failed)?,
+                None => path.with_file_name("").join(link),
+            },
+            Err(_) => path.to_owned(),
+        };
+        let partial = Partial::beside(&target);
+        let mut options = File::options();
+        options.write(true).create_new(true);
+        let file = options.open(&partial.path).map_err(failed)?;
+        if let Some(found) = found.filter(std::fs::Metadata::is_file) {
+            // Before there is a byte in it.
+            file.set_permissions(found.permissions()).map_err(failed)?;
+        }
         Ok(Self::File {
             partial: partial.made(),
             file,
@@ -43,8 +70,9 @@ impl Target {
 
     /// Makes the file durable and gives it its name.
     pub(super) fn complete(self, length: Option<u64>) -> Result<(), CliError> {
-        let Self::File { partial, file } = self else {
-            return Ok(());
+        let (partial, file) = match self {
+            Self::File { partial, file } => (partial, file),
+            Self::Standard | Self::Special { .. } => return Ok(()),
         };
         let target = partial.target.clone();
         let failed = |source| CliError::file("write", &target, source);
@@ -60,7 +88,7 @@ impl Target {
     pub(super) fn writer(&mut self) -> BufWriter<Box<dyn Write + '_>> {
         let inner: Box<dyn Write + '_> = match self {
             Self::Standard => Box::new(io::stdout().lock()),
-            Self::File { file, .. } => Box::new(file),
+            Self::File { file, .. } | Self::Special { file } => Box::new(file),
         };
         BufWriter::with_capacity(BUFFER_BYTES, inner)
     }
@@ -120,9 +148,9 @@ impl SetSink for TargetSink<'_> {
         self.bar.set_position(0);
         match self.target {
             Target::File { file, .. } => file.seek(SeekFrom::Start(0)).map(drop),
-            Target::Standard if self.written == 0 => Ok(()),
-            Target::Standard => Err(io::Error::other(format!(
-                "a part of a damaged set was written already; set {} is good: fetch it with --set, or newest to a file",
+            Target::Standard | Target::Special { .. } if self.written == 0 => Ok(()),
+            Target::Standard | Target::Special { .. } => Err(io::Error::other(format!(
+                "a part of a set that is damaged, or was overtaken by newer ones, was written already; set {} is good: fetch it with --set, or newest to a file",
                 set.number
             ))),
         }
@@ -133,7 +161,7 @@ impl SetSink for TargetSink<'_> {
             return Err(io::Error::other("interrupted"));
         }
         match self.target {
-            Target::File { file, .. } => file.write_all(bytes)?,
+            Target::File { file, .. } | Target::Special { file } => file.write_all(bytes)?,
             Target::Standard => io::stdout().lock().write_all(bytes)?,
         }
         self.written += bytes.len() as u64;

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
@@ -228,6 +229,15 @@ impl Listener {
     }
 
     pub(super) fn unix(path: &str) -> Result<Self, FabricError> {
+        // A regular file refuses connections too: it is none of ours to remove.
+        let found = std::fs::symlink_metadata(path);
+        if found.is_ok_and(|found| !found.file_type().is_socket()) {
+            let taken = io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "there is something at this path that is no socket",
+            );
+            return Err(FabricError::io("listen on the data socket")(taken));
+        }
         // A socket file left by a unit that was killed: nobody answers on it.
         if let Err(error) = UnixStream::connect(path)
             && error.kind() == io::ErrorKind::ConnectionRefused

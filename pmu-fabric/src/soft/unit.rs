@@ -1,10 +1,10 @@
 //! The unit's side: listener, expected connections, windows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
-use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,20 +13,21 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use pmu_pmem::PoolMemory;
 
 use super::service::{Service, Shared};
-use super::socket::{Listener, Socket, receive_exactly};
+use super::socket::{Listener, receive_exactly};
 use super::wire::{CHAINS_IN_FLIGHT_MAX, HELLO_BYTES, Hello, OPS_MAX, Welcome};
 use crate::connection::AccessWindow;
 use crate::error::FabricError;
 use crate::group_commit::{Committers, random_key};
 use crate::persistence::{PersistenceMethod, Provider};
 use crate::protection::{BoundWindow, WindowGate, extents_of};
+use crate::rarely::Rarely;
 use crate::unit::{
     ConnectToken, ConnectionId, ExposedRegion, FabricEvent, Observer, UnitFabric, WindowAccess,
 };
 
 /// How long a peer that connected may take to say its token.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections that have not yet said their token; more are closed at once.
+/// Connections that have not yet said their token; for one more the oldest is closed.
 const STRANGERS_MAX: usize = 128;
 /// How long an ending unit waits for its connections' threads: as long as a flush may be at work.
 const END_WITHIN: Duration = Duration::from_secs(10);
@@ -40,17 +41,66 @@ enum Entry {
     Connected(Arc<Shared>),
 }
 
+/// The file of a Unix socket: removed at the end, if it is still the one that was made.
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SocketFile {
+    fn of(path: &str) -> Result<Self, FabricError> {
+        let found = fs::symlink_metadata(path)
+            .map_err(FabricError::io("look at the data socket that was made"))?;
+        Ok(Self {
+            path: path.into(),
+            device: found.dev(),
+            inode: found.ino(),
+        })
+    }
+
+    fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| found.dev() == self.device && found.ino() == self.inode)
+    }
+}
+
+/// Connections that have not said their token yet, the oldest first.
+#[derive(Default)]
+struct Strangers {
+    waiting: VecDeque<(u64, Arc<Shared>)>,
+    next: u64,
+}
+
+impl Strangers {
+    /// Takes one in. Where there are too many, the oldest goes: whoever has a token says it at once.
+    fn admit(&mut self, shared: &Arc<Shared>) -> (u64, bool) {
+        let full = self.waiting.len() >= STRANGERS_MAX;
+        if full && let Some((_, oldest)) = self.waiting.pop_front() {
+            oldest.socket.shut_down();
+        }
+        self.next += 1;
+        self.waiting.push_back((self.next, Arc::clone(shared)));
+        (self.next, full)
+    }
+
+    fn known(&mut self, number: u64) {
+        self.waiting.retain(|(waiting, _)| *waiting != number);
+    }
+}
+
 struct Inner {
     provider: Provider,
     address: String,
-    socket_file: Option<PathBuf>,
+    socket_file: Option<SocketFile>,
     regions: RwLock<HashMap<u64, ExposedRegion>>,
     connections: Mutex<HashMap<ConnectionId, Entry>>,
     changed: Condvar,
     committers: Arc<Committers>,
     observer: OnceLock<Observer>,
     next_connection: AtomicU64,
-    strangers: AtomicUsize,
+    strangers: Mutex<Strangers>,
+    turned_away: Rarely,
     /// Threads that serve a connection.
     serving: Mutex<usize>,
     one_less: Condvar,
@@ -84,7 +134,7 @@ impl SoftUnit {
             Provider::SoftUnix,
             listener,
             path.to_owned(),
-            Some(path.into()),
+            Some(SocketFile::of(path)?),
         )
     }
 
@@ -92,7 +142,7 @@ impl SoftUnit {
         provider: Provider,
         listener: Listener,
         address: String,
-        socket_file: Option<PathBuf>,
+        socket_file: Option<SocketFile>,
     ) -> Result<Self, FabricError> {
         let inner = Arc::new(Inner {
             provider,
@@ -104,7 +154,8 @@ impl SoftUnit {
             committers: Arc::default(),
             observer: OnceLock::new(),
             next_connection: AtomicU64::new(1),
-            strangers: AtomicUsize::new(0),
+            strangers: Mutex::default(),
+            turned_away: Rarely::default(),
             serving: Mutex::new(0),
             one_less: Condvar::new(),
             stopping: AtomicBool::new(false),
@@ -135,35 +186,43 @@ fn accept_loop(inner: &Arc<Inner>, listener: &Listener) {
                 continue;
             }
         };
-        if inner.strangers.fetch_add(1, Ordering::AcqRel) >= STRANGERS_MAX {
-            inner.strangers.fetch_sub(1, Ordering::AcqRel);
+        let shared = Arc::new(Shared {
+            socket,
+            gate: Arc::new(WindowGate::default()),
+            closing: AtomicBool::new(false),
+        });
+        let (number, crowded) = inner.strangers.lock().admit(&shared);
+        if crowded && let Some(suppressed) = inner.turned_away.now() {
             tracing::warn!(
                 address = inner.address,
-                "too many connections without a token: closed one"
+                suppressed,
+                "too many connections without a token: closed the oldest"
             );
-            continue;
         }
         let for_thread = Arc::clone(inner);
         let spawned = thread::Builder::new()
             .name(format!("{}-data", inner.provider))
-            .spawn(move || welcome_and_serve(&for_thread, socket));
+            .spawn(move || welcome_and_serve(&for_thread, &shared, number));
         if let Err(error) = spawned {
-            inner.strangers.fetch_sub(1, Ordering::AcqRel);
+            inner.strangers.lock().known(number);
             tracing::error!(%error, "no thread for a data connection");
         }
     }
 }
 
-fn welcome_and_serve(inner: &Arc<Inner>, socket: Socket) {
-    let greeted = greet(inner, socket);
-    inner.strangers.fetch_sub(1, Ordering::AcqRel);
-    let (connection, shared, method) = match greeted {
+fn welcome_and_serve(inner: &Arc<Inner>, shared: &Arc<Shared>, number: u64) {
+    let greeted = greet(inner, shared);
+    inner.strangers.lock().known(number);
+    let (connection, method) = match greeted {
         Ok(greeted) => greeted,
         Err(error) => {
-            tracing::warn!(%error, address = inner.address, "a data connection was not accepted");
+            if let Some(suppressed) = inner.turned_away.now() {
+                tracing::warn!(%error, address = inner.address, suppressed, "a data connection was not accepted");
+            }
             return;
         }
     };
+    let shared = Arc::clone(shared);
     *inner.serving.lock() += 1;
     let committers = Arc::clone(&inner.committers);
     let end = Service::new(shared, committers, method).run();
@@ -183,19 +242,14 @@ fn welcome_and_serve(inner: &Arc<Inner>, socket: Socket) {
 /// Reads the token and turns the expected connection into a made one.
 fn greet(
     inner: &Inner,
-    socket: Socket,
-) -> Result<(ConnectionId, Arc<Shared>, PersistenceMethod), FabricError> {
+    shared: &Arc<Shared>,
+) -> Result<(ConnectionId, PersistenceMethod), FabricError> {
     let deadline = Instant::now() + HELLO_TIMEOUT;
     let mut bytes = [0; HELLO_BYTES];
-    receive_exactly(&socket, &mut bytes, deadline)
+    receive_exactly(&shared.socket, &mut bytes, deadline)
         .map_err(FabricError::io("wait for the connect token"))?;
     let hello = Hello::decode(&bytes).map_err(|error| FabricError::Protocol(error.to_string()))?;
-    let shared = Arc::new(Shared {
-        socket,
-        gate: Arc::new(WindowGate::default()),
-        closing: AtomicBool::new(false),
-    });
-    let found = inner.redeem(hello.token, &shared);
+    let found = inner.redeem(hello.token, shared);
     let welcome = Welcome {
         accepted: found.is_some(),
         chains_in_flight_max: CHAINS_IN_FLIGHT_MAX as u32,
@@ -205,7 +259,7 @@ fn greet(
     match (found, sent) {
         (Some((connection, method)), Ok(())) => {
             inner.changed.notify_all();
-            Ok((connection, shared, method))
+            Ok((connection, method))
         }
         (Some((connection, _)), Err(error)) => {
             inner.connections.lock().remove(&connection);
@@ -427,11 +481,11 @@ impl UnitFabric for SoftUnit {
             }
         }
         drop(serving);
-        if let Some(path) = &self.inner.socket_file
-            && let Err(error) = fs::remove_file(path)
-            && error.kind() != io::ErrorKind::NotFound
+        if let Some(file) = &self.inner.socket_file
+            && file.is_there()
+            && let Err(error) = fs::remove_file(&file.path)
         {
-            tracing::warn!(%error, path = %path.display(), "the socket file stays");
+            tracing::warn!(%error, path = %file.path.display(), "the socket file stays");
         }
     }
 }
