@@ -709,6 +709,43 @@ mod tests {
     }
 
     #[test]
+    fn d01_spread_regions_that_make_no_sense() {
+        let refused = |line: &str, expected: &str| {
+            refused(&format!("region create r --capacity 1MiB {line}"), expected);
+        };
+        let good = "--mode overwrite --layout parity:3+1 --units a,b,c,d";
+        assert_eq!(create(&format!("--capacity 1MiB {good}")).units.len(), 4);
+        refused(
+            "--mode overwrite --layout parity:3+1 --units a,b,c",
+            "parity:3+1 is spread over 4, not over 3",
+        );
+        refused(
+            "--mode overwrite --layout parity:3+1 --units a,b,c,b",
+            "b is there twice",
+        );
+        refused("--mode overwrite --layout mirror:2", "--units");
+        refused("--mode overwrite --units a,b", "--layout");
+        refused(
+            "--mode overwrite --layout raid:5 --units a",
+            "unknown layout",
+        );
+        refused(&format!("{good} --unit a"), "cannot be used with");
+        refused(&format!("{good} --min-units 2"), "3 to 4 are possible");
+        refused(&format!("{good} --min-units 5"), "3 to 4 are possible");
+        refused(&format!("{good} --subsegment 2TiB"), "--subsegment");
+        let refused = super::tests::refused;
+        refused(
+            "region create r --mode append --size 1MiB --layout mirror:2 --units a,b",
+            "not yet: only overwrite mode can be spread",
+        );
+        refused(
+            "region create r --mode overwrite --size 1MiB --layout mirror:2 --units a,b",
+            "has a --capacity",
+        );
+        refused("region show r --groups 3", "--placement");
+    }
+
+    #[test]
     fn grants() {
         refused("region grant r", "GRANT");
         refused("region grant r a:read a:append", "granted rights twice");

@@ -167,7 +167,7 @@ pub async fn show(
         }),
         Sought::One { unit, shown } => details(unit.name.as_str(), *shown),
         Sought::Spread(spread) => {
-            let (unit, shown) = spread.first_shown()?;
+            let (unit, shown) = spread.first_shown(show.on.unit.as_ref())?;
             let mut details = details(unit, shown.clone())?;
             let report = spread.report();
             if show.placement {

@@ -214,8 +214,8 @@ async fn take_back(
     timeout: Duration,
 ) -> Vec<String> {
     let mut tasks = Vec::with_capacity(connections.len());
-    for connection in connections.iter().cloned() {
-        let name = name.to_owned();
+    for connection in connections {
+        let (connection, name) = (connection.clone(), name.to_owned());
         tasks.push(tokio::spawn(async move {
             let shown = match region::ask_show(&connection, timeout, &name).await {
                 Err(error) if error.reason() == Some(Reason::NoSuchRegion) => return Ok(()),
@@ -413,15 +413,23 @@ impl Spread {
         }
     }
 
-    /// The first member that has its part, and what it says.
+    /// What the unit that was named says, else the first member that has its part.
     ///
     /// # Errors
     /// [`ManagerError::Answer`] if none has.
-    pub fn first_shown(&self) -> Result<(&str, &v1::ShowRegionResponse), ManagerError> {
-        self.parts().next().ok_or_else(|| ManagerError::Answer {
-            unit: self.seats[0].unit.name.to_string(),
-            detail: "a membership in which nobody has its place",
-        })
+    pub fn first_shown(
+        &self,
+        unit: Option<&PrincipalName>,
+    ) -> Result<(&str, &v1::ShowRegionResponse), ManagerError> {
+        let named = self
+            .parts()
+            .find(|(name, _)| unit.is_some_and(|unit| unit.as_str() == *name));
+        named
+            .or_else(|| self.parts().next())
+            .ok_or_else(|| ManagerError::Answer {
+                unit: self.seats[0].unit.name.to_string(),
+                detail: "a membership in which nobody has its place",
+            })
     }
 
     /// The members that have their part.
