@@ -11,11 +11,17 @@ use pmu_auth::{HostName, PrincipalName, Role, UnitAddress};
 use pmu_format::{
     LogGeometry, Mode, Need, PAGE_BYTES, RegionName, Rights, SETS_KEPT_MAX, SetGeometry,
 };
+use pmu_stripe::Layout;
 
+use crate::spread;
 use crate::values::{ByteSize, GrantArgument, duration};
 
 /// How many sets a region keeps unless told otherwise: the newest, and one to fall back to.
 const SETS_KEPT_DEFAULT: u32 = 2;
+/// How many bytes of a spread region's set lie together on one unit unless told otherwise.
+const SUBSEGMENT_DEFAULT: ByteSize = ByteSize(64 << 10);
+/// Groups that `region show --placement` shows unless told otherwise.
+const GROUPS_DEFAULT: &str = "16";
 /// How long a certificate is valid unless told otherwise.
 const DAYS_DEFAULT: &str = "365";
 /// No certificate is longer valid: about ten years, as the authority's own.
@@ -227,15 +233,16 @@ pub enum RegionCommand {
     Create(RegionCreateArguments),
     /// List the regions of one unit, or of all.
     List(RegionListArguments),
-    /// Show a region: extents, grants, who writes.
-    Show(RegionArgument),
-    /// Give principals rights on a region, in place of those they had.
+    /// Show a region: extents, grants, who writes; how it is spread over units, and how these are.
+    Show(RegionShowArguments),
+    /// Give principals rights on a region, in place of those they had; on all its units if it is spread.
     Grant(RegionGrantArguments),
-    /// Take all rights on a region from a principal; its windows are void when this returns.
+    /// Take all rights on a region from a principal; its windows are void when this returns. On all units of a spread one.
     Revoke(RegionRevokeArguments),
-    /// Take the right to write from the primary that has a region: not one byte of it lands after this.
+    /// Take the right to write from the primary that has a region: not one byte of it lands after this. A spread region
+    /// is fenced on all its units; exits with 0 if so many are that the primary can commit nothing more.
     Fence(RegionArgument),
-    /// Delete a region and erase its bytes. Refused while a program has it open.
+    /// Delete a region and erase its bytes, on all its units if it is spread. Refused while a program has it open.
     Delete(RegionDeleteArguments),
     /// Check a region's sets or records, and its pool's tables. Exits with 5 if something is damaged.
     Verify(RegionArgument),
@@ -244,7 +251,7 @@ pub enum RegionCommand {
 /// Which unit.
 #[derive(Debug, Args)]
 pub struct OnUnit {
-    /// The unit; may be left out if only one is known.
+    /// The unit; may be left out if only one is known, or the region is spread: then all its units are meant.
     #[arg(long, value_name = "NAME", value_parser = principal_name)]
     pub unit: Option<PrincipalName>,
 }
@@ -280,9 +287,27 @@ pub struct RegionCreateArguments {
     /// The pool [default: one with the room and the durability].
     #[arg(long, value_name = "NAME")]
     pub pool: Option<String>,
+    /// Spread the region over several units: single, mirror:N, stripe:N, parity:K+1, erasure:K+M.
+    #[arg(long, value_name = "LAYOUT", value_parser = layout, requires = "units")]
+    pub layout: Option<Layout>,
+    /// The units of a spread region in their order, with commas between: as many as the layout has.
+    #[arg(long, value_name = "NAME,NAME...", value_parser = principal_name, value_delimiter = ',', requires = "layout", conflicts_with = "unit")]
+    pub units: Vec<PrincipalName>,
+    /// How many bytes of a set lie together on one unit [default: 64KiB].
+    #[arg(long, value_name = "SIZE", requires = "layout")]
+    pub subsegment: Option<ByteSize>,
+    /// With fewer units than this nothing is committed [default: more than half, and as many as are needed to read; all
+    /// without redundancy].
+    #[arg(long, value_name = "N", requires = "layout")]
+    pub min_units: Option<u8>,
 }
 
 impl RegionCreateArguments {
+    /// How many bytes of a set lie together on one unit.
+    pub fn subsegment(&self) -> ByteSize {
+        self.subsegment.unwrap_or(SUBSEGMENT_DEFAULT)
+    }
+
     /// How many sets are kept; 0 in append mode.
     pub fn sets_kept(&self) -> u32 {
         match self.mode {
@@ -306,6 +331,23 @@ pub struct RegionArgument {
     /// The region.
     #[arg(value_name = "NAME", value_parser = region_name)]
     pub name: RegionName,
+    /// Where.
+    #[command(flatten)]
+    pub on: OnUnit,
+}
+
+/// Arguments of `region show`.
+#[derive(Debug, Args)]
+pub struct RegionShowArguments {
+    /// The region.
+    #[arg(value_name = "NAME", value_parser = region_name)]
+    pub name: RegionName,
+    /// Show which unit holds which parts of a spread region.
+    #[arg(long)]
+    pub placement: bool,
+    /// How many redundancy groups to show at most.
+    #[arg(long, value_name = "N", default_value = GROUPS_DEFAULT, requires = "placement", value_parser = clap::value_parser!(u64).range(1..))]
+    pub groups: u64,
     /// Where.
     #[command(flatten)]
     pub on: OnUnit,
@@ -387,6 +429,9 @@ fn check_issue(issue: &CaIssueArguments) -> Result<(), String> {
 fn check_create(create: &RegionCreateArguments) -> Result<(), String> {
     check_grants(&create.grants)?;
     let sets = create.sets_kept();
+    if let Some(layout) = create.layout {
+        check_spread(create, layout)?;
+    }
     match (create.mode, create.size, create.capacity) {
         (Mode::Append, _, Some(_)) => {
             return Err("--capacity is for overwrite mode; a log has a --size".to_owned());
@@ -436,6 +481,40 @@ fn check_create(create: &RegionCreateArguments) -> Result<(), String> {
     }
 }
 
+fn check_spread(create: &RegionCreateArguments, layout: Layout) -> Result<(), String> {
+    if create.mode == Mode::Append {
+        return Err("--layout: not yet: only overwrite mode can be spread".to_owned());
+    }
+    let Some(capacity) = create.capacity else {
+        return Err("--size is for one unit; a spread region has a --capacity".to_owned());
+    };
+    let (expected, found) = (layout.units(), create.units.len());
+    if found != expected {
+        return Err(format!(
+            "--units: {layout} is spread over {expected}, not over {found}"
+        ));
+    }
+    for (index, unit) in create.units.iter().enumerate() {
+        if create.units[..index].contains(unit) {
+            return Err(format!("--units: {unit} is there twice"));
+        }
+    }
+    let possible = layout.units_to_read()..=layout.units();
+    if let Some(units_min) = create.min_units
+        && !possible.contains(&usize::from(units_min))
+    {
+        let (least, most) = possible.into_inner();
+        return Err(format!(
+            "--min-units {units_min}: {least} to {most} are possible with {layout}"
+        ));
+    }
+    let member_bytes = spread::member_capacity_bytes(layout, capacity.0, create.subsegment().0)
+        .map_err(|error| format!("--capacity with --subsegment: {error}"))?;
+    SetGeometry::region_bytes_for(member_bytes, create.sets_kept())
+        .map_err(|error| format!("--capacity: each unit's part: {error}"))?;
+    Ok(())
+}
+
 fn check_grants(grants: &[GrantArgument]) -> Result<(), String> {
     for (index, grant) in grants.iter().enumerate() {
         if grants[..index]
@@ -454,6 +533,10 @@ fn principal_name(text: &str) -> Result<PrincipalName, String> {
 
 fn region_name(text: &str) -> Result<RegionName, String> {
     RegionName::new(text).map_err(|error| error.to_string())
+}
+
+fn layout(text: &str) -> Result<Layout, String> {
+    text.parse::<Layout>().map_err(|error| error.to_string())
 }
 
 fn mode(text: &str) -> Result<Mode, String> {
@@ -623,6 +706,43 @@ mod tests {
             "--mode append --size 1MiB --grant a",
             "a grant is PRINCIPAL:",
         );
+    }
+
+    #[test]
+    fn d01_spread_regions_that_make_no_sense() {
+        let refused = |line: &str, expected: &str| {
+            refused(&format!("region create r --capacity 1MiB {line}"), expected);
+        };
+        let good = "--mode overwrite --layout parity:3+1 --units a,b,c,d";
+        assert_eq!(create(&format!("--capacity 1MiB {good}")).units.len(), 4);
+        refused(
+            "--mode overwrite --layout parity:3+1 --units a,b,c",
+            "parity:3+1 is spread over 4, not over 3",
+        );
+        refused(
+            "--mode overwrite --layout parity:3+1 --units a,b,c,b",
+            "b is there twice",
+        );
+        refused("--mode overwrite --layout mirror:2", "--units");
+        refused("--mode overwrite --units a,b", "--layout");
+        refused(
+            "--mode overwrite --layout raid:5 --units a",
+            "unknown layout",
+        );
+        refused(&format!("{good} --unit a"), "cannot be used with");
+        refused(&format!("{good} --min-units 2"), "3 to 4 are possible");
+        refused(&format!("{good} --min-units 5"), "3 to 4 are possible");
+        refused(&format!("{good} --subsegment 2TiB"), "--subsegment");
+        let refused = super::tests::refused;
+        refused(
+            "region create r --mode append --size 1MiB --layout mirror:2 --units a,b",
+            "not yet: only overwrite mode can be spread",
+        );
+        refused(
+            "region create r --mode overwrite --size 1MiB --layout mirror:2 --units a,b",
+            "has a --capacity",
+        );
+        refused("region show r --groups 3", "--placement");
     }
 
     #[test]

@@ -102,6 +102,27 @@ pub enum ManagerError {
         /// What is wrong with the answer.
         detail: &'static str,
     },
+    /// A spread region could not be created on one of its units, and so is created on none.
+    #[error(
+        "region {region} can't be created on unit {unit}{}",
+        left_text(left_on)
+    )]
+    NotCreated {
+        /// The region.
+        region: String,
+        /// The first of the units that failed.
+        unit: String,
+        /// The units from which it could not be taken again.
+        left_on: Vec<String>,
+        /// Why it failed.
+        source: Box<ManagerError>,
+    },
+    /// There are no random numbers.
+    #[error("draw a random id")]
+    Random {
+        /// Why.
+        source: getrandom::Error,
+    },
     /// The output can't be written.
     #[error("write output")]
     Output {
@@ -128,6 +149,16 @@ fn refusal_text(status: &Status) -> String {
     }
 }
 
+fn left_text(left_on: &[String]) -> String {
+    if left_on.is_empty() {
+        return ", and so on none".to_owned();
+    }
+    format!(
+        "; it may be left on {}: `pmm region delete --unit` deletes it",
+        left_on.join(", ")
+    )
+}
+
 impl ManagerError {
     /// What a failed call to a unit means.
     pub fn from_status(unit: &str, status: Status) -> Self {
@@ -141,6 +172,7 @@ impl ManagerError {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Refused { status, .. } => reason::of(status),
+            Self::NotCreated { source, .. } => source.reason(),
             _ => None,
         }
     }
@@ -154,9 +186,11 @@ impl ManagerError {
             Self::TimedOut { .. } => exit::UNAVAILABLE,
             Self::Auth(error) => auth_exit_code(error),
             Self::Refused { status, .. } => status_exit_code(status),
+            Self::NotCreated { source, .. } => source.exit_code(),
             Self::File { .. }
             | Self::Config { .. }
             | Self::Answer { .. }
+            | Self::Random { .. }
             | Self::Output { .. }
             | Self::Start { .. } => exit::FAILED,
         }

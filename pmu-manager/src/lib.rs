@@ -16,6 +16,7 @@ pub mod connect;
 pub mod error;
 pub mod output;
 pub mod report;
+pub mod spread;
 pub mod values;
 pub mod verify;
 pub mod words;

@@ -2,6 +2,8 @@
 //!
 //! The page has no colours and no control characters, whatever a unit answers.
 
+mod spread;
+
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Mutex, PoisonError};
@@ -125,6 +127,10 @@ impl Grid {
     }
 
     fn row<const N: usize>(&mut self, cells: [String; N]) -> &mut Self {
+        self.cells(&cells)
+    }
+
+    fn cells(&mut self, cells: &[String]) -> &mut Self {
         self.0.add_row(cells.iter().map(|cell| plain(cell)));
         self
     }
@@ -395,13 +401,15 @@ fn room(region: &RegionReport) -> String {
 
 fn regions(regions: &[RegionReport]) -> String {
     let mut grid = Grid::new(&[
-        "REGION", "UNIT", "MODE", "SIZE", "HOLDS", "NEED", "EPOCH", "WRITER", "SESSIONS", "STATE",
+        "REGION", "UNIT", "MODE", "LAYOUT", "SIZE", "HOLDS", "NEED", "EPOCH", "WRITER", "SESSIONS",
+        "STATE",
     ]);
     for region in regions {
         grid.row([
             region.region.clone(),
             region.unit.clone(),
             region.mode.to_owned(),
+            region.layout.clone(),
             size(region.length_bytes),
             room(region),
             region.need.to_owned(),
@@ -411,7 +419,7 @@ fn regions(regions: &[RegionReport]) -> String {
             region.state.to_owned(),
         ]);
     }
-    grid.right(&[3, 6, 8]).page()
+    grid.right(&[4, 7, 9]).page()
 }
 
 impl Page for RegionReport {
@@ -443,6 +451,22 @@ fn grants(grants: &[GrantReport]) -> String {
 
 impl Page for RegionDetails {
     fn page(&self) -> String {
+        let Some(spread) = &self.spread else {
+            return self.on_unit();
+        };
+        let mut page = spread.page();
+        if let Some(units) = &self.placement {
+            section(&mut page, "Placement", &spread::placement(units));
+        }
+        let title = format!("On {}", plain(&self.region.unit));
+        section(&mut page, &title, &self.on_unit());
+        page
+    }
+}
+
+impl RegionDetails {
+    /// What one unit says.
+    fn on_unit(&self) -> String {
         let region = &self.region;
         let mut page = facts([
             ("region", region.region.clone()),
@@ -567,6 +591,7 @@ mod tests {
             region: "job-1".to_owned(),
             region_id: "00".repeat(16),
             mode: "overwrite",
+            layout: "single".to_owned(),
             state: "active",
             need: "durable",
             virtual_address: "0x100000".to_owned(),
@@ -612,6 +637,8 @@ mod tests {
             extents: vec![],
             grants: vec![],
             open_sessions: vec![],
+            spread: None,
+            placement: None,
         };
         let page = details.page();
         for expected in [
@@ -635,12 +662,14 @@ mod tests {
             extents: vec![],
             grants: vec![],
             open_sessions: vec![],
+            spread: None,
+            placement: None,
         };
         assert_eq!(
             names(serde_json::to_value(details).unwrap()),
-            "capacity_bytes created_at_s epoch extents grants length_bytes mode need \
-             open_sessions pool region region_id ring_bytes sessions sets_kept state unit \
-             virtual_address writer"
+            "capacity_bytes created_at_s epoch extents grants layout length_bytes mode need \
+             open_sessions placement pool region region_id ring_bytes sessions sets_kept \
+             spread state unit virtual_address writer"
         );
         let failure = Failure {
             error: String::new(),

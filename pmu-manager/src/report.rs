@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use pmu_proto::v1;
 
-use crate::words;
+use crate::{spread, words};
 
 /// On standard error, when a command fails.
 #[derive(Clone, Debug, Serialize)]
@@ -213,6 +213,8 @@ pub struct RegionReport {
     pub region_id: String,
     /// `overwrite` or `append`.
     pub mode: &'static str,
+    /// How it is spread over units; `single` if it is not, `unknown` if this version can't tell.
+    pub layout: String,
     /// `active` or `erasing`.
     pub state: &'static str,
     /// `durable` or `volatile`.
@@ -246,7 +248,7 @@ pub struct RegionList {
     pub regions: Vec<RegionReport>,
 }
 
-/// `region show`.
+/// `region show`. Of a spread region: the first member that answers, and what all members are together.
 #[derive(Clone, Debug, Serialize)]
 pub struct RegionDetails {
     /// The same fields as in `region list`.
@@ -258,6 +260,10 @@ pub struct RegionDetails {
     pub grants: Vec<GrantReport>,
     /// Who is connected.
     pub open_sessions: Vec<SessionReport>,
+    /// All members. `null` for a region that is not spread.
+    pub spread: Option<SpreadReport>,
+    /// With `--placement`: unit by unit, in the order of their indices.
+    pub placement: Option<Vec<PlacementReport>>,
 }
 
 /// One extent.
@@ -321,6 +327,130 @@ pub struct DeleteReport {
     pub sessions_closed: u32,
     /// What the pool has got back.
     pub freed_bytes: u64,
+}
+
+/// `region create`: of one unit, or spread over several. No field of its own.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Created {
+    /// On one unit.
+    One(RegionReport),
+    /// With `--layout`.
+    Spread(SpreadReport),
+}
+
+/// `region fence`, `delete`, `grant` and `revoke`: of one unit, or of all members. No field of its own.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Changed<T> {
+    /// On one unit.
+    One(T),
+    /// On all members of a spread region.
+    Spread(SpreadChange<T>),
+}
+
+/// A region that is spread over several units: `region create --layout`, and `spread` in `region show`.
+#[derive(Clone, Debug, Serialize)]
+pub struct SpreadReport {
+    /// The region's name, the same on all members.
+    pub region: String,
+    /// Its id, the same on all members.
+    pub spread_id: String,
+    /// `single`, `mirror:N`, `stripe:N`, `parity:K+1` or `erasure:K+M`.
+    pub layout: String,
+    /// With fewer units than this nothing is committed.
+    pub units_min: u8,
+    /// Counts up with each change of the members.
+    pub generation: u64,
+    /// The largest payload of a set, spread over all members.
+    pub capacity_bytes: u64,
+    /// How many bytes of a set lie together on one unit.
+    pub subsegment_bytes: u64,
+    /// In the order of their indices.
+    pub members: Vec<MemberReport>,
+}
+
+/// One member of a spread region.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemberReport {
+    /// The unit's name.
+    pub unit: String,
+    /// Its place in the layout, from 0.
+    pub index: usize,
+    /// Where it was asked: its control service.
+    pub address: String,
+    /// `active`; `unreachable` (nobody answers, or locked); `missing` (no region of this name); `other region` (of this
+    /// name, but not a part of this one); `older generation` or `newer generation` (of the members); `erasing`; `failed`
+    /// (see `error`).
+    pub state: &'static str,
+    /// The writer's generation on this unit.
+    pub epoch: Option<u64>,
+    /// Who writes there now.
+    pub writer: Option<String>,
+    /// Why nothing is known.
+    pub error: Option<String>,
+}
+
+/// What lies on one unit: one of `placement` in `region show --placement`.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlacementReport {
+    /// The unit's name.
+    pub unit: String,
+    /// Its place in the layout, from 0.
+    pub index: usize,
+    /// In order of their rows; what is empty is left out.
+    pub shards: Vec<ShardReport>,
+}
+
+/// One shard on a unit.
+#[derive(Clone, Debug, Serialize)]
+pub struct ShardReport {
+    /// Its redundancy group, from 0.
+    pub group: u64,
+    /// Its row on the unit, from 0.
+    pub row: u64,
+    /// `data` or `parity` (any redundancy).
+    pub kind: &'static str,
+    /// The subsegment that it holds; for `parity` those that it protects. From 0.
+    pub subsegments: Vec<u64>,
+}
+
+/// A change on all members of a spread region.
+#[derive(Clone, Debug, Serialize)]
+pub struct SpreadChange<T> {
+    /// The region.
+    pub region: String,
+    /// Its layout.
+    pub layout: String,
+    /// With fewer units than this nothing is committed.
+    pub units_min: u8,
+    /// On how many members it is done.
+    pub done: usize,
+    /// `region fence`: so many members are fenced that too few are left for a commit. `null` for other commands.
+    pub effective: Option<bool>,
+    /// `region fence`: how many members that takes. `null` for other commands.
+    pub needed: Option<usize>,
+    /// In the order of their indices.
+    pub members: Vec<MemberChange<T>>,
+    /// What the command exits with. 0: done on all members; for `region fence`: it is effective.
+    pub exit_code: u8,
+}
+
+/// A change on one member.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemberChange<T> {
+    /// The unit's name.
+    pub unit: String,
+    /// Its place in the layout, from 0.
+    pub index: usize,
+    /// `done`, `missing` (for `region delete` as good as done), or why not: as in `region show`.
+    pub state: &'static str,
+    /// What the command reports of one unit. `null` if it is not done.
+    pub report: Option<T>,
+    /// Why it is not done.
+    pub error: Option<String>,
+    /// 0, or what the command would exit with for this unit alone.
+    pub exit_code: u8,
 }
 
 /// `region verify`.
@@ -472,6 +602,7 @@ impl RegionReport {
             region: region.name,
             region_id: words::hex(&region.region_id),
             mode: words::mode(region.mode),
+            layout: spread::layout_text(&region.attributes),
             state: words::state(region.state),
             need: words::need(region.need),
             virtual_address: format!("{:#x}", region.virtual_address),

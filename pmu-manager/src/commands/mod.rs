@@ -2,6 +2,7 @@
 
 pub mod ca;
 pub mod region;
+pub mod spread;
 pub mod status;
 pub mod tool;
 pub mod unit;
@@ -16,7 +17,8 @@ use crate::config::{Home, Unit, Units};
 use crate::confirm::Ask;
 use crate::connect::{self, Connection};
 use crate::error::{ManagerError, exit};
-use crate::output::Output;
+use crate::output::{Output, Page};
+use crate::report::{Changed, Created};
 
 /// What commands work with.
 #[derive(Debug)]
@@ -149,23 +151,51 @@ async fn run_region(
     ask: &(dyn Ask + Sync),
 ) -> Result<u8, ManagerError> {
     let context = Context::new(common)?;
-    match command {
-        RegionCommand::Create(create) => output.report(&region::create(&context, create).await?),
-        RegionCommand::List(list) => {
-            output.report(&region::list(&context, list.unit.as_ref()).await?)
+    let exit_code = match command {
+        RegionCommand::Create(create) => {
+            let report = match create.layout {
+                Some(layout) => Created::Spread(spread::create(&context, create, layout).await?),
+                None => Created::One(region::create(&context, create).await?),
+            };
+            output.report(&report)?;
+            exit::DONE
         }
-        RegionCommand::Show(show) => output.report(&region::show(&context, show).await?),
-        RegionCommand::Grant(grant) => output.report(&region::grant(&context, grant).await?),
-        RegionCommand::Revoke(revoke) => output.report(&region::revoke(&context, revoke).await?),
-        RegionCommand::Fence(fence) => output.report(&region::fence(&context, fence, ask).await?),
+        RegionCommand::List(list) => {
+            output.report(&region::list(&context, list.unit.as_ref()).await?)?;
+            exit::DONE
+        }
+        RegionCommand::Show(show) => {
+            output.report(&region::show(&context, show).await?)?;
+            exit::DONE
+        }
+        RegionCommand::Grant(grant) => {
+            report_change(output, &region::grant(&context, grant).await?)?
+        }
+        RegionCommand::Revoke(revoke) => {
+            report_change(output, &region::revoke(&context, revoke).await?)?
+        }
+        RegionCommand::Fence(fence) => {
+            report_change(output, &region::fence(&context, fence, ask).await?)?
+        }
         RegionCommand::Delete(delete) => {
-            output.report(&region::delete(&context, delete, ask).await?)
+            report_change(output, &region::delete(&context, delete, ask).await?)?
         }
         RegionCommand::Verify(verify) => {
             let report = region::verify(&context, verify).await?;
             output.report(&report)?;
-            return Ok(report.exit_code);
+            report.exit_code
         }
-    }?;
-    Ok(exit::DONE)
+    };
+    Ok(exit_code)
+}
+
+fn report_change<T>(output: &Output, change: &Changed<T>) -> Result<u8, ManagerError>
+where
+    Changed<T>: Page,
+{
+    output.report(change)?;
+    Ok(match change {
+        Changed::One(_) => exit::DONE,
+        Changed::Spread(change) => change.exit_code,
+    })
 }

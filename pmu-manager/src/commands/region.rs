@@ -1,5 +1,7 @@
 //! `pmm region`: regions of a unit.
 
+use std::time::Duration;
+
 use pmu_auth::PrincipalName;
 use pmu_format::{Mode, Need};
 use pmu_proto::v1;
@@ -7,16 +9,17 @@ use pmu_proto::v1::create_region_request::Room;
 use pmu_proto::v1::verify_pool_response::Step;
 
 use super::Context;
+use super::spread::{self, Act, Sought};
 use crate::cli::{
     RegionArgument, RegionCreateArguments, RegionDeleteArguments, RegionGrantArguments,
-    RegionRevokeArguments,
+    RegionRevokeArguments, RegionShowArguments,
 };
 use crate::confirm::{Ask, confirm};
 use crate::connect::Connection;
 use crate::error::{ManagerError, exit};
 use crate::report::{
-    DeleteReport, FenceReport, FindingReport, GrantChange, GrantReport, RegionDetails, RegionList,
-    RegionReport, VerifyReport,
+    Changed, DeleteReport, FenceReport, FindingReport, GrantChange, GrantReport, RegionDetails,
+    RegionList, RegionReport, VerifyReport,
 };
 use crate::values::GrantArgument;
 use crate::verify;
@@ -34,7 +37,17 @@ pub async fn create(
         (Some(capacity), _) => Some(Room::CapacityBytes(capacity.0)),
         (None, size) => size.map(|size| Room::SizeBytes(size.0)),
     };
-    let request = v1::CreateRegionRequest {
+    let request = create_request(create, room, Vec::new());
+    create_on(&connection, context.timeout_long(), request).await
+}
+
+/// What a unit is asked to create; room and attributes are a member's own if the region is spread.
+pub(super) fn create_request(
+    create: &RegionCreateArguments,
+    room: Option<Room>,
+    attributes: Vec<u8>,
+) -> v1::CreateRegionRequest {
+    v1::CreateRegionRequest {
         name: create.name.to_string(),
         mode: match create.mode {
             Mode::Overwrite => v1::Mode::Overwrite,
@@ -50,14 +63,19 @@ pub async fn create(
         .into(),
         grants: create.grants.iter().map(grant_message).collect(),
         pool: create.pool.clone().unwrap_or_default(),
-        attributes: Vec::new(),
-    };
+        attributes,
+    }
+}
+
+pub(super) async fn create_on(
+    connection: &Connection,
+    timeout: Duration,
+    request: v1::CreateRegionRequest,
+) -> Result<RegionReport, ManagerError> {
     let answer = connection
-        .call(
-            request,
-            context.timeout_long(),
-            |mut client, request| async move { client.create_region(request).await },
-        )
+        .call(request, timeout, |mut client, request| async move {
+            client.create_region(request).await
+        })
         .await?;
     let region = answer
         .region
@@ -117,70 +135,109 @@ pub async fn list(
     Ok(RegionList { regions })
 }
 
-async fn ask_show(
+pub(super) async fn ask_show(
     connection: &Connection,
-    context: &Context,
+    timeout: Duration,
     region: &str,
 ) -> Result<v1::ShowRegionResponse, ManagerError> {
     let request = v1::ShowRegionRequest {
         region: region.to_owned(),
     };
     connection
-        .call(
-            request,
-            context.timeout(),
-            |mut client, request| async move { client.show_region(request).await },
-        )
+        .call(request, timeout, |mut client, request| async move {
+            client.show_region(request).await
+        })
         .await
 }
 
 /// `region show`
 ///
 /// # Errors
-/// Those of [`Context::connect`] and [`Connection::call`].
-pub async fn show(context: &Context, show: &RegionArgument) -> Result<RegionDetails, ManagerError> {
-    let connection = context.connect(show.on.unit.as_ref()).await?;
-    let answer = ask_show(&connection, context, show.name.as_str()).await?;
-    let region = answer
-        .region
-        .ok_or_else(|| connection.nonsense("no region"))?;
-    let sessions = u32::try_from(answer.sessions.len()).unwrap_or(u32::MAX);
-    let (pool, writer) = (Some(answer.pool), answer.writer);
+/// Those of [`spread::seek`]; [`ManagerError::Usage`] if a placement is asked for where there is none.
+pub async fn show(
+    context: &Context,
+    show: &RegionShowArguments,
+) -> Result<RegionDetails, ManagerError> {
+    match spread::seek(context, &show.name, show.on.unit.as_ref()).await? {
+        Sought::One { unit, .. } if show.placement => Err(ManagerError::Usage {
+            detail: format!(
+                "region {} of unit {} is not spread: it has no placement",
+                show.name, unit.name
+            ),
+        }),
+        Sought::One { unit, shown } => details(unit.name.as_str(), *shown),
+        Sought::Spread(spread) => {
+            let (unit, shown) = spread.first_shown(show.on.unit.as_ref())?;
+            let mut details = details(unit, shown.clone())?;
+            let report = spread.report();
+            if show.placement {
+                details.placement = Some(spread.placement(report.capacity_bytes, show.groups)?);
+            }
+            details.spread = Some(report);
+            Ok(details)
+        }
+    }
+}
+
+fn details(unit: &str, shown: v1::ShowRegionResponse) -> Result<RegionDetails, ManagerError> {
+    let region = shown.region.ok_or_else(|| ManagerError::Answer {
+        unit: unit.to_owned(),
+        detail: "no region",
+    })?;
+    let sessions = u32::try_from(shown.sessions.len()).unwrap_or(u32::MAX);
+    let (pool, writer) = (Some(shown.pool), shown.writer);
     Ok(RegionDetails {
-        region: RegionReport::new(connection.unit(), region, pool, writer, sessions),
-        extents: answer.extents.into_iter().map(Into::into).collect(),
-        grants: answer.grants.into_iter().map(Into::into).collect(),
-        open_sessions: answer.sessions.into_iter().map(Into::into).collect(),
+        region: RegionReport::new(unit, region, pool, writer, sessions),
+        extents: shown.extents.into_iter().map(Into::into).collect(),
+        grants: shown.grants.into_iter().map(Into::into).collect(),
+        open_sessions: shown.sessions.into_iter().map(Into::into).collect(),
+        spread: None,
+        placement: None,
     })
 }
 
 /// `region grant`. The grants are set one after the other; the ones before a refused one stay.
 ///
 /// # Errors
-/// Those of [`Context::connect`] and [`Connection::call`].
+/// Those of [`spread::target`], [`Context::connect`] and [`Connection::call`].
 pub async fn grant(
     context: &Context,
     grant: &RegionGrantArguments,
+) -> Result<Changed<GrantChange>, ManagerError> {
+    let timeout = context.timeout();
+    let (name, grants) = (grant.name.to_string(), grant.grants.clone());
+    let work = move |connection: Connection| {
+        let (name, grants) = (name.clone(), grants.clone());
+        async move { grant_on(&connection, timeout, name, &grants).await }
+    };
+    spread::target(context, &grant.name, grant.on.unit.as_ref())
+        .await?
+        .change(context, Act::Grant, work)
+        .await
+}
+
+async fn grant_on(
+    connection: &Connection,
+    timeout: Duration,
+    region: String,
+    grants: &[GrantArgument],
 ) -> Result<GrantChange, ManagerError> {
-    let connection = context.connect(grant.on.unit.as_ref()).await?;
     let mut change = GrantChange {
         unit: connection.unit().to_owned(),
-        region: grant.name.to_string(),
+        region,
         grants: Vec::new(),
         windows_invalidated: 0,
     };
-    for grant in &grant.grants {
+    for grant in grants {
         let message = grant_message(grant);
         let request = v1::SetGrantRequest {
             region: change.region.clone(),
             grant: Some(message.clone()),
         };
         let answer = connection
-            .call(
-                request,
-                context.timeout(),
-                |mut client, request| async move { client.set_grant(request).await },
-            )
+            .call(request, timeout, |mut client, request| async move {
+                client.set_grant(request).await
+            })
             .await?;
         change.windows_invalidated = change
             .windows_invalidated
@@ -193,28 +250,42 @@ pub async fn grant(
 /// `region revoke`
 ///
 /// # Errors
-/// Those of [`Context::connect`] and [`Connection::call`].
+/// Those of [`spread::target`], [`Context::connect`] and [`Connection::call`].
 pub async fn revoke(
     context: &Context,
     revoke: &RegionRevokeArguments,
-) -> Result<GrantChange, ManagerError> {
-    let connection = context.connect(revoke.on.unit.as_ref()).await?;
+) -> Result<Changed<GrantChange>, ManagerError> {
+    let timeout = context.timeout();
     let request = v1::RevokeGrantRequest {
         region: revoke.name.to_string(),
         principal: revoke.principal.to_string(),
     };
+    let work = move |connection: Connection| {
+        let request = request.clone();
+        async move { revoke_on(&connection, timeout, request).await }
+    };
+    spread::target(context, &revoke.name, revoke.on.unit.as_ref())
+        .await?
+        .change(context, Act::Grant, work)
+        .await
+}
+
+async fn revoke_on(
+    connection: &Connection,
+    timeout: Duration,
+    request: v1::RevokeGrantRequest,
+) -> Result<GrantChange, ManagerError> {
+    let (region, principal) = (request.region.clone(), request.principal.clone());
     let answer = connection
-        .call(
-            request,
-            context.timeout(),
-            |mut client, request| async move { client.revoke_grant(request).await },
-        )
+        .call(request, timeout, |mut client, request| async move {
+            client.revoke_grant(request).await
+        })
         .await?;
     Ok(GrantChange {
         unit: connection.unit().to_owned(),
-        region: revoke.name.to_string(),
+        region,
         grants: vec![GrantReport {
-            principal: revoke.principal.to_string(),
+            principal,
             rights: Vec::new(),
         }],
         windows_invalidated: answer.windows_invalidated,
@@ -224,32 +295,44 @@ pub async fn revoke(
 /// `region fence`
 ///
 /// # Errors
-/// [`ManagerError::Usage`] if it is not confirmed; those of [`Context::connect`] and [`Connection::call`].
+/// [`ManagerError::Usage`] if it is not confirmed; those of [`spread::target`], [`Context::connect`] and
+/// [`Connection::call`].
 pub async fn fence(
     context: &Context,
     fence: &RegionArgument,
     ask: &(dyn Ask + Sync),
-) -> Result<FenceReport, ManagerError> {
-    let unit = &context.units.choose(fence.on.unit.as_ref())?.name;
+) -> Result<Changed<FenceReport>, ManagerError> {
+    let target = spread::target(context, &fence.name, fence.on.unit.as_ref()).await?;
     let question = format!(
-        "Fence region {} of unit {unit}? Whoever writes it can't go on.",
-        fence.name
+        "Fence region {} of {}? Whoever writes it can't go on.",
+        fence.name,
+        target.units_text()
     );
     confirm(ask, context.common.yes, &question)?;
-    let connection = context.connect(Some(unit)).await?;
+    let (timeout, name) = (context.timeout(), fence.name.to_string());
+    let work = move |connection: Connection| {
+        let name = name.clone();
+        async move { fence_on(&connection, timeout, name).await }
+    };
+    target.change(context, Act::Fence, work).await
+}
+
+async fn fence_on(
+    connection: &Connection,
+    timeout: Duration,
+    region: String,
+) -> Result<FenceReport, ManagerError> {
     let request = v1::FenceRegionRequest {
-        region: fence.name.to_string(),
+        region: region.clone(),
     };
     let answer = connection
-        .call(
-            request,
-            context.timeout(),
-            |mut client, request| async move { client.fence_region(request).await },
-        )
+        .call(request, timeout, |mut client, request| async move {
+            client.fence_region(request).await
+        })
         .await?;
     Ok(FenceReport {
         unit: connection.unit().to_owned(),
-        region: fence.name.to_string(),
+        region,
         epoch: answer.epoch,
         windows_invalidated: answer.windows_invalidated,
         sessions_closed: answer.sessions_closed,
@@ -260,33 +343,50 @@ pub async fn fence(
 /// `region delete`
 ///
 /// # Errors
-/// [`ManagerError::Usage`] if it is not confirmed; those of [`Context::connect`] and [`Connection::call`].
+/// [`ManagerError::Usage`] if it is not confirmed; those of [`spread::target`], [`Context::connect`] and
+/// [`Connection::call`].
 pub async fn delete(
     context: &Context,
     delete: &RegionDeleteArguments,
     ask: &(dyn Ask + Sync),
-) -> Result<DeleteReport, ManagerError> {
-    let unit = &context.units.choose(delete.on.unit.as_ref())?.name;
+) -> Result<Changed<DeleteReport>, ManagerError> {
+    let target = spread::target(context, &delete.name, delete.on.unit.as_ref()).await?;
     let question = format!(
-        "Delete region {} of unit {unit} and all that is in it?",
-        delete.name
+        "Delete region {} of {} and all that is in it?",
+        delete.name,
+        target.units_text()
     );
     confirm(ask, context.common.yes, &question)?;
-    let connection = context.connect(Some(unit)).await?;
+    let (timeout, force, name) = (
+        context.timeout_long(),
+        delete.force,
+        delete.name.to_string(),
+    );
+    let work = move |connection: Connection| {
+        let name = name.clone();
+        async move { delete_on(&connection, timeout, name, force).await }
+    };
+    target.change(context, Act::Delete, work).await
+}
+
+pub(super) async fn delete_on(
+    connection: &Connection,
+    timeout: Duration,
+    region: String,
+    force: bool,
+) -> Result<DeleteReport, ManagerError> {
     let request = v1::DeleteRegionRequest {
-        region: delete.name.to_string(),
-        force: delete.force,
+        region: region.clone(),
+        force,
     };
     let answer = connection
-        .call(
-            request,
-            context.timeout_long(),
-            |mut client, request| async move { client.delete_region(request).await },
-        )
+        .call(request, timeout, |mut client, request| async move {
+            client.delete_region(request).await
+        })
         .await?;
     Ok(DeleteReport {
         unit: connection.unit().to_owned(),
-        region: delete.name.to_string(),
+        region,
         sessions_closed: answer.sessions_closed,
         freed_bytes: answer.freed_bytes,
     })
@@ -301,7 +401,7 @@ pub async fn verify(
     verify: &RegionArgument,
 ) -> Result<VerifyReport, ManagerError> {
     let connection = context.connect(verify.on.unit.as_ref()).await?;
-    let shown = ask_show(&connection, context, verify.name.as_str()).await?;
+    let shown = ask_show(&connection, context.timeout(), verify.name.as_str()).await?;
     let (structures_checked, mut findings) = verify_pool(&connection, context, &shown.pool).await?;
     let region = shown
         .region

@@ -1,0 +1,303 @@
+//! `pmm` and regions that are spread over four real units, some of which die.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use pmu_server::cli::InitArguments;
+use pmu_server::config::{ByteSize, Config};
+use pmu_server::unit::UnitHandle;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+const CREATE: &str = "region create job --mode overwrite --layout parity:3+1 \
+     --units unit-1,unit-2,unit-3,unit-4 --capacity 576KiB --sets 1";
+
+/// A site with four unlocked units, unit-1 to unit-4, a manager (alice) and no client.
+struct Site {
+    directory: TempDir,
+    runtime: Runtime,
+    servers: Vec<Option<UnitHandle>>,
+}
+
+impl Site {
+    fn new() -> Self {
+        let mut site = Self {
+            directory: tempfile::tempdir().unwrap(),
+            runtime: Runtime::new().unwrap(),
+            servers: Vec::new(),
+        };
+        site.ok("ca init");
+        site.ok("ca issue alice --role manager --out HOME/identity");
+        for name in ["unit-1", "unit-2", "unit-3", "unit-4"] {
+            site.start(name);
+        }
+        site.ok("unit unlock unit-1 unit-2 unit-3 unit-4");
+        site
+    }
+
+    fn start(&mut self, name: &str) {
+        self.ok(&format!(
+            "ca issue {name} --role unit --host 127.0.0.1 --out HOME/{name}"
+        ));
+        let pool = self.path(&format!("pool-{name}"));
+        let arguments = InitArguments {
+            pool: pool.clone(),
+            medium: pmu_format::Medium::File,
+            size: Some(ByteSize(4 << 20)),
+            table_size: ByteSize(64 << 10),
+            force: false,
+        };
+        pmu_server::pools::init(&arguments, &mut |_, _| {}).unwrap();
+        let config = format!(
+            "[unit]\nname = {name:?}\nidentity = {:?}\n[control]\nlisten = \"127.0.0.1:0\"\n\
+             [[data]]\nprovider = \"soft-tcp\"\nlisten = \"127.0.0.1:0\"\n\
+             [[pool]]\nname = \"main\"\nmedium = \"file\"\npath = {pool:?}\n",
+            self.path(name),
+        );
+        let start = pmu_server::unit::Unit::start(Config::parse(&config).unwrap());
+        let server = self.runtime.block_on(start).unwrap();
+        self.ok(&format!("unit add {name} {}", server.control_address()));
+        self.servers.push(Some(server));
+    }
+
+    /// Stops the unit of this number, from 1.
+    fn kill(&mut self, number: usize) {
+        let server = self.servers[number - 1].take().unwrap();
+        self.runtime.block_on(server.stop());
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn run(&self, line: &str) -> Output {
+        let line = line.replace("HOME", self.directory.path().to_str().unwrap());
+        Command::new(env!("CARGO_BIN_EXE_pmm"))
+            .args(line.split_whitespace())
+            .env("PMU_HOME", self.directory.path())
+            .env_remove("PMM_IDENTITY")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    fn ok(&self, line: &str) -> String {
+        let output = self.run(line);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{line}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The exit code and the report.
+    fn json(&self, line: &str) -> (i32, Value) {
+        let output = self.run(&format!("--json {line}"));
+        let report = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{line}: {}", String::from_utf8_lossy(&output.stderr)));
+        (output.status.code().unwrap(), report)
+    }
+
+    fn fails(&self, line: &str, exit: i32) -> String {
+        let output = self.run(line);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(exit), "{line}: {errors}");
+        errors
+    }
+
+    fn states(report: &Value) -> Vec<&str> {
+        let members = report["members"].as_array().unwrap().iter();
+        members
+            .map(|member| member["state"].as_str().unwrap())
+            .collect()
+    }
+
+    /// The units that have regions of this name.
+    fn holders(&self, region: &str) -> Vec<String> {
+        let (_, list) = self.json("region list");
+        let regions = list["regions"].as_array().unwrap().iter();
+        regions
+            .filter(|found| found["region"] == region)
+            .map(|found| found["unit"].as_str().unwrap().to_owned())
+            .collect()
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for server in self.servers.drain(..).flatten() {
+            self.runtime.block_on(server.stop());
+        }
+    }
+}
+
+#[test]
+fn d05_a_real_region_prints_figure_three() {
+    let site = Site::new();
+    site.ok(CREATE);
+    let page = site.ok("region show job --placement");
+    let table: Vec<&str> = page
+        .lines()
+        .skip_while(|line| *line != "Placement")
+        .skip(1)
+        .take(4)
+        .collect();
+    let expected = [
+        "GROUP  unit-1  unit-2  unit-3  unit-4",
+        "0      0       1       2       P(0-2)",
+        "1      P(3-5)  3       4       5",
+        "2      8       P(6-8)  6       7",
+    ];
+    assert_eq!(
+        table.iter().map(|line| line.trim_end()).collect::<Vec<_>>(),
+        expected,
+        "{page}"
+    );
+    let (_, shown) = site.json("region show job --placement");
+    assert_eq!(shown["spread"]["capacity_bytes"], 576 << 10);
+    assert_eq!(
+        shown["placement"][0],
+        json!({"unit": "unit-1", "index": 0, "shards": [
+            {"group": 0, "row": 0, "kind": "data", "subsegments": [0]},
+            {"group": 1, "row": 1, "kind": "parity", "subsegments": [3, 4, 5]},
+            {"group": 2, "row": 2, "kind": "data", "subsegments": [8]},
+        ]})
+    );
+    let (_, shown) = site.json("region show job --placement --groups 1 --unit unit-4");
+    assert_eq!(shown["unit"], "unit-4");
+    assert_eq!(
+        shown["placement"][3]["shards"],
+        json!([{"group": 0, "row": 0, "kind": "parity", "subsegments": [0, 1, 2]}])
+    );
+}
+
+#[test]
+fn d01_members_are_created_listed_granted_and_deleted_together() {
+    let mut site = Site::new();
+    let (_, created) = site.json(CREATE);
+    assert_eq!(created["layout"], "parity:3+1");
+    assert_eq!(
+        (&created["units_min"], &created["generation"]),
+        (&json!(3), &json!(1))
+    );
+    assert_eq!(Site::states(&created), ["active"; 4]);
+    site.ok("region create alone --unit unit-1 --mode append --size 64KiB");
+    let list = site.ok("region list");
+    assert!(
+        list.contains("LAYOUT") && list.contains("append     single"),
+        "{list}"
+    );
+    assert_eq!(list.matches("overwrite  parity:3+1").count(), 4, "{list}");
+
+    let (exit, granted) = site.json("region grant job trainer:read,write");
+    assert_eq!((exit, &granted["done"]), (0, &json!(4)), "{granted}");
+    assert!(granted["effective"].is_null());
+    let (_, on_third) = site.json("region show job --unit unit-3");
+    assert_eq!(on_third["grants"][0]["principal"], "trainer");
+    let (exit, revoked) = site.json("region revoke job trainer");
+    assert_eq!((exit, &revoked["done"]), (0, &json!(4)), "{revoked}");
+
+    let asked = site.fails("region delete job", 2);
+    assert!(
+        asked.contains("units unit-1, unit-2, unit-3, unit-4"),
+        "{asked}"
+    );
+    site.ok("region delete job --yes --unit unit-2");
+    let (_, shown) = site.json("region show job");
+    assert_eq!(
+        Site::states(&shown["spread"]),
+        ["active", "missing", "active", "active"]
+    );
+    site.kill(4);
+    let (exit, deleted) = site.json("region delete job --yes");
+    assert_eq!((exit, &deleted["done"]), (6, &json!(2)), "{deleted}");
+    assert_eq!(
+        Site::states(&deleted),
+        ["done", "missing", "done", "unreachable"]
+    );
+    let plain = site.fails("region show alone", 2);
+    assert!(plain.contains("which unit?"), "{plain}");
+    assert!(
+        site.ok("region show alone --unit unit-1")
+            .contains("append")
+    );
+}
+
+#[test]
+fn d01_what_one_unit_refuses_stays_on_none() {
+    let mut site = Site::new();
+    site.ok("region create job --unit unit-3 --mode append --size 64KiB");
+    let error = site.fails(CREATE, 1);
+    assert!(
+        error.contains("can't be created on unit unit-3, and so on none")
+            && error.contains("NAME_TAKEN"),
+        "{error}"
+    );
+    assert_eq!(site.holders("job"), ["unit-3"]);
+    let (_, stranger) = site.json("region show job --unit unit-3");
+    assert_eq!(
+        (&stranger["mode"], &stranger["spread"]),
+        (&json!("append"), &Value::Null)
+    );
+    site.ok("region delete job --yes --unit unit-3");
+
+    site.ok("region create full --unit unit-2 --mode append --size 3600KiB");
+    let error = site.fails(CREATE, 1);
+    assert!(
+        error.contains("unit-2") && error.contains("POOL_FULL"),
+        "{error}"
+    );
+    assert_eq!(site.holders("job"), [""; 0]);
+    site.ok("region delete full --yes --unit unit-2");
+
+    site.kill(4);
+    let error = site.fails(CREATE, 6);
+    assert!(
+        error.contains("unit unit-4") && error.contains("can't be reached"),
+        "{error}"
+    );
+    site.ok("unit remove unit-4");
+    assert_eq!(site.holders("job"), [""; 0]);
+}
+
+#[test]
+fn b03_a_fence_is_effective_when_too_few_are_left_for_a_commit() {
+    let mut site = Site::new();
+    site.ok(&format!("{CREATE} --min-units 3"));
+    site.kill(2);
+    let (exit, shown) = site.json("region show job");
+    assert_eq!(exit, 0);
+    assert_eq!(
+        Site::states(&shown["spread"]),
+        ["active", "unreachable", "active", "active"]
+    );
+    let (exit, fenced) = site.json("region fence job --yes");
+    assert_eq!((exit, &fenced["effective"]), (0, &json!(true)), "{fenced}");
+    assert_eq!((&fenced["done"], &fenced["needed"]), (&json!(3), &json!(2)));
+    assert_eq!(Site::states(&fenced)[1], "unreachable");
+    assert!(fenced["members"][0]["report"]["epoch"].as_u64().unwrap() > 0);
+
+    site.kill(1);
+    site.kill(3);
+    let (exit, fenced) = site.json("region fence job --yes");
+    assert_eq!((exit, &fenced["effective"]), (6, &json!(false)), "{fenced}");
+    let page = String::from_utf8(site.run("region fence job --yes").stdout).unwrap();
+    assert!(
+        page.contains("done on 1 of 4, 2 needed; effective: false"),
+        "{page}"
+    );
+}
+
+#[test]
+fn d06_a_region_of_the_same_name_is_no_member() {
+    let site = Site::new();
+    site.ok(CREATE);
+    site.ok("region delete job --yes --unit unit-3");
+    site.ok("region create job --unit unit-3 --mode overwrite --capacity 4KiB");
+    let (_, shown) = site.json("region show job");
+    assert_eq!(Site::states(&shown["spread"])[2], "other region");
+    let (exit, deleted) = site.json("region delete job --yes");
+    assert_eq!((exit, &deleted["done"]), (1, &json!(3)), "{deleted}");
+    assert_eq!(site.holders("job"), ["unit-3"]);
+}
