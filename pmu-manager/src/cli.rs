@@ -499,6 +499,10 @@ fn check_spread(create: &RegionCreateArguments, layout: Layout) -> Result<(), St
             return Err(format!("--units: {unit} is there twice"));
         }
     }
+    if create.sets_kept() < 2 {
+        // A new primary leaves one number out; with one set kept its first would lie where the last good one is.
+        return Err("--sets: a spread region keeps 2 and up".to_owned());
+    }
     let possible = layout.units_to_read()..=layout.units();
     if let Some(units_min) = create.min_units
         && !possible.contains(&usize::from(units_min))

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 const CREATE: &str = "region create job --mode overwrite --layout parity:3+1 \
-     --units unit-1,unit-2,unit-3,unit-4 --capacity 576KiB --sets 1";
+     --units unit-1,unit-2,unit-3,unit-4 --capacity 576KiB --sets 2";
 
 /// A site with four unlocked units, unit-1 to unit-4, a manager (alice) and no client.
 struct Site {
