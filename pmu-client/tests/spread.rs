@@ -8,12 +8,14 @@
 )]
 
 mod support;
+#[path = "support/units.rs"]
+mod units;
 
 use std::io::IoSlice;
 
 use pmu_client::{ClientError, Label, OpenOptions, SetChoice, SetNumber, SpreadPrimary, Unit};
 use support::pattern;
-use support::units::{Units, unit};
+use units::{Units, unit};
 
 fn options() -> OpenOptions {
     OpenOptions::new()

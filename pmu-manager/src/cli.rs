@@ -734,6 +734,7 @@ mod tests {
             "unknown layout",
         );
         refused(&format!("{good} --unit a"), "cannot be used with");
+        refused(&format!("{good} --sets 1"), "2 and up");
         refused(&format!("{good} --min-units 2"), "3 to 4 are possible");
         refused(&format!("{good} --min-units 5"), "3 to 4 are possible");
         refused(&format!("{good} --subsegment 2TiB"), "--subsegment");

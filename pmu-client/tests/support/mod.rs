@@ -7,7 +7,6 @@
 )]
 
 pub mod raw;
-pub mod units;
 
 use std::path::PathBuf;
 use std::time::Duration;

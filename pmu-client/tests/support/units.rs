@@ -1,4 +1,5 @@
 //! Several real units in this process, on file pools, with one authority; and regions that are spread over them.
+#![allow(missing_docs, unreachable_pub, reason = "a part of a test")]
 
 use std::path::PathBuf;
 
@@ -15,7 +16,7 @@ use pmu_server::unit::{Unit as Server, UnitHandle};
 use pmu_stripe::Placement;
 use tokio::runtime::Runtime;
 
-use super::{PATIENCE, READ, WRITE, name};
+use crate::support::{PATIENCE, READ, WRITE, name};
 
 pub struct Units {
     pub directory: tempfile::TempDir,
