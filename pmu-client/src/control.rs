@@ -294,7 +294,12 @@ fn run<T: Send + 'static>(
 }
 
 fn not_connected(unit: &str, error: &AuthError) -> ClientError {
-    let (unit, reason) = (unit.to_owned(), chain(error));
+    let reason = match error {
+        // The address is said once.
+        AuthError::Unreachable { source, .. } => chain(source),
+        error => chain(error),
+    };
+    let unit = unit.to_owned();
     if error.is_unreachable() {
         ClientError::Unreachable { unit, reason }
     } else {
