@@ -106,7 +106,10 @@ fn every_bad_input_names_a_test_that_exists() {
     let (names, steps) = (names_in_sources(), lab_steps());
     let mut rows = 0;
     let page = document("bad-input.md");
-    for row in page.lines().filter(|line| line.starts_with("| ")).skip(1) {
+    for row in page
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| what "))
+    {
         let tests = row.rsplit('|').nth(1).unwrap();
         let proofs: Vec<_> = quoted(tests)
             .filter(|proof| !proof.starts_with("--"))
