@@ -4,7 +4,9 @@
 //! processor.
 
 use core::fmt;
+use std::sync::OnceLock;
 
+use crate::field::multiply;
 use crate::layout::UNITS_MAX;
 
 #[macro_use]
@@ -104,9 +106,28 @@ impl Kernel {
         KernelName::ALL.into_iter().filter_map(Kernel::named)
     }
 
-    /// The kernel of that name, if this processor has it.
+    /// The kernel of that name, if this processor has it, and if it computes right here: an emulator may have an
+    /// instruction, and do something else with it.
     pub fn named(name: KernelName) -> Option<Kernel> {
-        name.is_available().then_some(Kernel(name))
+        static SOUND: [OnceLock<bool>; KernelName::ALL.len()] =
+            [const { OnceLock::new() }; KernelName::ALL.len()];
+        let sound = || *SOUND[name as usize].get_or_init(|| Kernel(name).is_sound());
+        (name.is_available() && sound()).then_some(Kernel(name))
+    }
+
+    /// Every byte times some coefficients, against the field's own multiplication. Some microseconds, once.
+    fn is_sound(self) -> bool {
+        let bytes: [u8; 256] = core::array::from_fn(|value| value as u8);
+        [0x00, 0x01, 0x02, 0x1d, 0x8e, 0xff]
+            .into_iter()
+            .all(|coefficient| {
+                let mut products = [0x5a; 256];
+                self.multiply::<1>(&[[coefficient]], &[&bytes], [&mut products], false);
+                bytes
+                    .iter()
+                    .zip(&products)
+                    .all(|(byte, product)| *product == multiply(coefficient, *byte))
+            })
     }
 
     /// Its name.
