@@ -115,7 +115,7 @@ fn p18_a_socket_is_never_made_in_place_of_something_else() {
 #[test]
 fn p17_strangers_that_say_nothing_keep_nobody_out() {
     let harness = soft(Provider::SoftTcp, Medium::Memory);
-    let silent: Vec<_> = (0..300)
+    let silent: Vec<_> = (0..200)
         .map(|_| std::net::TcpStream::connect(harness.unit().address()).unwrap())
         .collect();
     for _ in 0..3 {
