@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::cli::arguments::{Get, Put, Recover};
 use crate::cli::output::Grid;
-use crate::cli::source::{Block, Source};
+use crate::cli::source::Source;
 use crate::cli::target::{Target, TargetSink};
 use crate::cli::values::{bytes_text, duration_text, time_text};
 use crate::cli::{CliError, Context, exit};
@@ -42,17 +42,11 @@ pub(super) fn put(context: &Context<'_>, unit: &Unit, arguments: &Put) -> Result
     let bar = context.output.progress(source.length);
     // Open-ended even for a file, which may change its length meanwhile. Left early, it is abandoned.
     let mut put = primary.begin(None, arguments.label)?;
-    loop {
-        match source.next()? {
-            Block::Bytes(bytes) => {
-                put.write_bytes(&bytes)?;
-                bar.inc(bytes.len() as u64);
-                source.give_back(bytes);
-            }
-            Block::Idle => {}
-            Block::End => break,
-        }
-    }
+    source.drain(|bytes| {
+        put.write_bytes(bytes)?;
+        bar.inc(bytes.len() as u64);
+        Ok(())
+    })?;
     let receipt = put.finish()?;
     bar.finish_and_clear();
     let (label, seconds) = (arguments.label.to_string(), begun.elapsed().as_secs_f64());

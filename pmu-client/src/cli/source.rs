@@ -146,6 +146,23 @@ impl Source {
         }
     }
 
+    /// Hands over all that comes until the end, or until Ctrl-C or an error.
+    pub(super) fn drain(
+        &self,
+        mut take: impl FnMut(&[u8]) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        loop {
+            match self.next()? {
+                Block::Bytes(bytes) => {
+                    take(&bytes)?;
+                    self.give_back(bytes);
+                }
+                Block::Idle => {}
+                Block::End => return Ok(()),
+            }
+        }
+    }
+
     /// A block's memory, to be read into again.
     pub(super) fn give_back(&self, block: Vec<u8>) {
         // With as many waiting as there can be, it is simply freed.

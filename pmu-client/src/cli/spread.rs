@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::cli::arguments::{Get, Put, Recover};
 use crate::cli::output::Grid;
-use crate::cli::source::{Block, Source};
+use crate::cli::source::Source;
 use crate::cli::target::{Target, TargetSink};
 use crate::cli::values::{duration_text, time_text};
 use crate::cli::{CliError, Context, exit};
@@ -64,36 +64,24 @@ pub(super) fn put(context: &Context<'_>, spread: Spread, arguments: &Put) -> Res
     let length = match source.length {
         Some(length) => length,
         None => {
-            loop {
-                match source.next()? {
-                    Block::Bytes(bytes) => {
-                        held.extend_from_slice(&bytes);
-                        source.give_back(bytes);
-                        if held.len() as u64 > limit_bytes {
-                            return Err(too_large(held.len() as u64).into());
-                        }
-                    }
-                    Block::Idle => {}
-                    Block::End => break,
+            source.drain(|bytes| {
+                held.extend_from_slice(bytes);
+                if held.len() as u64 > limit_bytes {
+                    return Err(too_large(held.len() as u64).into());
                 }
-            }
+                Ok(())
+            })?;
             held.len() as u64
         }
     };
     let bar = context.output.progress(Some(length));
     let mut put = primary.begin(length, arguments.label)?;
     if source.length.is_some() {
-        loop {
-            match source.next()? {
-                Block::Bytes(bytes) => {
-                    put.write_bytes(&bytes)?;
-                    bar.inc(bytes.len() as u64);
-                    source.give_back(bytes);
-                }
-                Block::Idle => {}
-                Block::End => break,
-            }
-        }
+        source.drain(|bytes| {
+            put.write_bytes(bytes)?;
+            bar.inc(bytes.len() as u64);
+            Ok(())
+        })?;
     } else {
         put.write_bytes(&held)?;
     }
