@@ -73,6 +73,7 @@ pub use options::{
 };
 pub use pmu_auth::Identity;
 pub use pmu_core::commit::{Finding, SetState};
+pub use pmu_core::spread::Quorum;
 pub use pmu_fabric::{Counters, PersistenceMethod, Provider};
 pub use pmu_format::{Epoch, Label, LogPosition, Mode, Need, RegionId, Rights, SetNumber};
 pub use pmu_pmem::LocalMemory;

@@ -1,5 +1,6 @@
 //! What follows from a region's membership: room, quorums, placement. Nothing here asks a unit.
 
+use pmu_client::Quorum;
 use pmu_format::{MEMBERSHIP_MAGIC, Membership, SHARE_OFFSET};
 use pmu_stripe::{Group, Layout, Placement, PlacementError, Shard, UnitIndex};
 
@@ -47,8 +48,8 @@ pub fn units_min_default(layout: Layout) -> u8 {
 }
 
 /// How many members must be fenced so that too few are left for a commit.
-pub fn fences_needed(members: usize, units_min: u8) -> usize {
-    members.saturating_sub(units_min.into()) + 1
+pub fn fences_needed(layout: Layout, units_min: u8) -> usize {
+    Quorum::new(layout.units(), units_min.into(), layout.data_shards()).units_to_decide()
 }
 
 /// A region's attributes as a layout: that of its membership, [`NOT_SPREAD`] without one, `unknown` for a membership that
@@ -152,7 +153,7 @@ mod tests {
             let layout: Layout = layout.parse().unwrap();
             let least = units_min_default(layout);
             assert_eq!(least, expected, "{layout}");
-            let left = layout.units() - fences_needed(layout.units(), least);
+            let left = layout.units() - fences_needed(layout, least);
             assert_eq!(left + 1, usize::from(least), "{layout}");
         }
     }

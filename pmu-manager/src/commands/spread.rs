@@ -628,7 +628,7 @@ impl Spread {
         let done = members.iter().filter(|member| member.report.is_some());
         let done = done.count();
         let fence = (act == Act::Fence)
-            .then(|| spread::fences_needed(members.len(), self.membership.units_min));
+            .then(|| spread::fences_needed(self.layout, self.membership.units_min));
         let effective = fence.map(|needed| done >= needed);
         let exit_code = match effective {
             Some(true) => exit::DONE,
