@@ -325,12 +325,12 @@ impl Region {
     }
 
     /// Sleeps until `deadline` at most, in the hope of something to do; false once the deadline is over.
-    pub(crate) fn pause(deadline: Instant, pause: Duration) -> bool {
-        let left = deadline.saturating_duration_since(Instant::now());
+    pub(crate) fn pause(&self, deadline: Instant, pause: Duration) -> bool {
+        let left = deadline.saturating_duration_since(self.link.now());
         if left.is_zero() {
             return false;
         }
-        std::thread::sleep(left.min(pause));
+        self.link.pause(left.min(pause));
         true
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pmu_pmem::LocalMemory;
 
@@ -130,6 +130,16 @@ pub trait Connection: Send {
 
     /// Counts since the connection was made.
     fn counters(&self) -> Counters;
+
+    /// The clock that bounds waits. A simulator has its own.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    /// Sleeps for so long, and looks at nothing. A simulator lets its own time pass.
+    fn pause(&self, how_long: Duration) {
+        std::thread::sleep(how_long);
+    }
 }
 
 /// Windows sorted by address, and the splitting of ranges at their borders. Shared by the providers.
