@@ -400,7 +400,9 @@ impl SpreadPrimary {
         })
     }
 
-    /// Does something with a member that works. If it fails, the member is given up; a fence is an error for all.
+    /// Does something with a member that works. If it fails, the member is given up.
+    ///
+    /// A fence on fewer members than a take-over fences is no end: somebody took these members away to repair or replace them.
     fn with<T>(
         &mut self,
         index: usize,
@@ -411,11 +413,12 @@ impl SpreadPrimary {
         };
         match work(member) {
             Ok(done) => Ok(Some(done)),
-            Err(error) if error.is_fenced() => Err(error),
             Err(error) => {
                 self.give_up(index, &error);
-                self.check_commit()?;
-                Ok(None)
+                match self.check_commit() {
+                    Err(_) if error.is_fenced() => Err(error),
+                    enough => enough.map(|()| None),
+                }
             }
         }
     }

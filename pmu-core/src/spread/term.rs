@@ -132,7 +132,9 @@ impl Stand {
         })
     }
 
-    fn term(&self) -> Term {
+    /// The established term; 0 for none.
+    #[must_use]
+    pub fn term(&self) -> Term {
         self.record.as_ref().map_or(Term(0), TermRecord::term)
     }
 
@@ -227,6 +229,20 @@ impl Newest {
         }
         let start = self.starts.iter().rev().find(|start| start.behind < number);
         start.map(|start| start.term)
+    }
+
+    /// Up to where a member's own log counts, which has published `published` in the term `term`: behind that stands, if anything, what a
+    /// fenced primary left.
+    #[must_use]
+    pub fn valid_to(&self, term: Term, published: u64) -> u64 {
+        let later = self.starts.iter().find(|start| start.term > term);
+        let known = self.starts.first().is_some_and(|start| start.term <= term);
+        match later {
+            None => published.min(self.committed),
+            Some(later) if known || later.behind == 0 => published.min(later.behind),
+            // So many take-overs ago that nobody knows where its term ended.
+            Some(_) => 0,
+        }
     }
 
     /// The term of a new primary, behind everything that is committed. `None` if no term is left.
@@ -438,6 +454,21 @@ mod tests {
             Stand::read(&lost.0, ID),
             Err(StandError::NoTerm { published: 3 })
         ));
+    }
+
+    #[test]
+    fn d06_a_log_of_an_earlier_term_counts_up_to_where_the_next_one_began() {
+        let mut now = Newest::default().next_term().unwrap();
+        now.advance(100);
+        let mut now = now.next_term().unwrap();
+        now.advance(300);
+        assert_eq!(now.starts.len(), 2);
+        assert_eq!(now.valid_to(Term(1), 180), 100);
+        assert_eq!(now.valid_to(Term(1), 60), 60);
+        assert_eq!(now.valid_to(Term(2), 250), 250);
+        assert_eq!(now.valid_to(Term(2), 999), 300);
+        now.starts.remove(0);
+        assert_eq!(now.valid_to(Term(1), 180), 0);
     }
 
     #[test]
