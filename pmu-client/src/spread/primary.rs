@@ -4,6 +4,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use pmu_core::spread::{Quorum, TooFewUnits};
+use pmu_fabric::Counters;
 use pmu_format::{Epoch, Label, SHARE_HEADER_BYTES, SHARE_OFFSET, SetNumber, ShareHeader};
 use pmu_proto::v1::SessionRole;
 use pmu_stripe::{Code, Group, GroupIndex, Placement, UnitIndex};
@@ -453,6 +454,13 @@ impl SpreadPrimary {
     #[must_use]
     pub const fn spread(&self) -> &Spread {
         &self.spread
+    }
+
+    /// What the connections to the units that take part have done so far, together. One that is made anew begins at nothing.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let members = self.members.iter().flatten();
+        members.map(SetPrimary::counters).sum()
     }
 
     /// The units that don't take part, and why.
