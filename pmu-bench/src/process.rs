@@ -118,7 +118,7 @@ impl UnitProcess {
 
     /// Processor time that it has used, in seconds.
     pub(crate) fn cpu_s(&self) -> Result<f64, Failure> {
-        cpu_s(Pid::from_raw(self.child.id().cast_signed()))
+        child_cpu_s(&self.child)
     }
 }
 
@@ -127,6 +127,11 @@ impl Drop for UnitProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Processor time that a process has used, in seconds.
+pub(crate) fn child_cpu_s(child: &Child) -> Result<f64, Failure> {
+    cpu_s(Pid::from_raw(child.id().cast_signed()))
 }
 
 /// Processor time of this process, in seconds.

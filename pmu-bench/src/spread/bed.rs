@@ -8,9 +8,9 @@ use pmu_client::{Counters, Label, Layout, SetChoice, Spread, SpreadPrimary};
 use tempfile::TempDir;
 
 use crate::measure::Failure;
-use crate::process::own_cpu_s;
 use crate::site::Site;
 use crate::spread::units::Units;
+use crate::spread::used::Used;
 
 /// Commits after which every slot was written once: mapping fresh memory is slow.
 const WARM_UP_COMMITS: usize = 3;
@@ -26,14 +26,6 @@ pub(crate) struct Bed {
     units: Units,
     used: Used,
     _folder: TempDir,
-}
-
-/// Bytes moved, and the processor time that it took.
-#[derive(Default)]
-struct Used {
-    gib: f64,
-    client_s: f64,
-    units_s: f64,
 }
 
 impl Bed {
@@ -62,44 +54,58 @@ impl Bed {
 
     /// Commits the payload on all units; milliseconds.
     pub(crate) fn commit_ms(&mut self) -> Result<f64, Failure> {
-        let units = self.primary.spread().layout().units();
-        let before = (own_cpu_s()?, self.units.cpu_s()?);
-        let begun = Instant::now();
-        let receipt = self
-            .primary
-            .commit(&[IoSlice::new(&self.payload)], Label::default())?;
-        let ms = begun.elapsed().as_secs_f64() * 1e3;
-        if receipt.units.len() != units {
-            return Err(format!("committed on {} of {units} units", receipt.units.len()).into());
+        let expected = self.primary.spread().layout().units();
+        let Self {
+            primary,
+            payload,
+            units,
+            used,
+            ..
+        } = self;
+        let (receipt, ms) = used.during(
+            payload.len(),
+            || units.cpu_s(),
+            || {
+                let begun = Instant::now();
+                let receipt = primary.commit(&[IoSlice::new(payload)], Label::default())?;
+                Ok((receipt, begun.elapsed().as_secs_f64() * 1e3))
+            },
+        )?;
+        match receipt.units.len() {
+            count if count == expected => Ok(ms),
+            count => Err(format!("committed on {count} of {expected} units").into()),
         }
-        self.add_used(before)?;
-        Ok(ms)
     }
 
     /// Reads the newest set over the payload, and checks every byte; milliseconds for the reading alone. The reader is opened before.
     pub(crate) fn read_ms(&mut self, degraded: bool) -> Result<f64, Failure> {
-        self.payload
-            .iter_mut()
-            .step_by(PAGE_BYTES)
-            .for_each(|byte| *byte = !*byte);
-        let mut reader = self.reading.open_reader(&Site::options())?;
-        let before = (own_cpu_s()?, self.units.cpu_s()?);
-        let begun = Instant::now();
-        let read = reader.read(SetChoice::Newest, &mut self.payload)?;
-        let ms = begun.elapsed().as_secs_f64() * 1e3;
+        let Self {
+            reading,
+            payload,
+            units,
+            used,
+            ..
+        } = self;
+        let pages = payload.iter_mut().step_by(PAGE_BYTES);
+        pages.for_each(|byte| *byte = !*byte);
+        let mut reader = reading.open_reader(&Site::options())?;
+        let (read, ms) = used.during(
+            payload.len(),
+            || units.cpu_s(),
+            || {
+                let begun = Instant::now();
+                let read = reader.read(SetChoice::Newest, payload)?;
+                Ok((read, begun.elapsed().as_secs_f64() * 1e3))
+            },
+        )?;
         if read.reconstructed != degraded {
-            return Err(
-                format!("reconstructed: {}, missing: {:?}", !degraded, read.missing).into(),
-            );
+            let missing = read.missing;
+            return Err(format!("reconstructed: {}, missing: {missing:?}", !degraded).into());
         }
-        let words = self.payload.as_chunks().0.iter().enumerate();
-        if words
-            .into_iter()
-            .any(|(index, word)| *word != pattern(index))
-        {
+        let mut words = payload.as_chunks().0.iter().enumerate();
+        if words.any(|(index, word)| *word != pattern(index)) {
             return Err("read other bytes than were committed".into());
         }
-        self.add_used(before)?;
         Ok(ms)
     }
 
@@ -120,25 +126,10 @@ impl Bed {
         self.payload.len() as f64 / f64::from(1 << 20) / ms * 1e3
     }
 
-    fn add_used(&mut self, (client_s, units_s): (f64, f64)) -> Result<(), Failure> {
-        self.used.gib += self.payload.len() as f64 / f64::from(1 << 30);
-        self.used.client_s += own_cpu_s()? - client_s;
-        self.used.units_s += self.units.cpu_s()? - units_s;
-        Ok(())
-    }
-
-    /// The medium, and processor time for each GiB since the last note.
+    /// The medium, and processor time since the last note.
     pub(crate) fn note(&mut self) -> String {
-        let Used {
-            gib,
-            client_s,
-            units_s,
-        } = std::mem::take(&mut self.used);
-        format!(
-            "memory, not durable; CPU for each GiB: client {:.2} s, units together {:.2} s",
-            client_s / gib,
-            units_s / gib
-        )
+        let used = self.used.take("client", "units");
+        format!("memory, not durable; CPU for each GiB: {used}")
     }
 }
 

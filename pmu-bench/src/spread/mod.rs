@@ -4,6 +4,7 @@ pub(crate) mod bed;
 pub(crate) mod memory;
 pub(crate) mod plain;
 mod units;
+mod used;
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -49,9 +50,9 @@ pub(crate) fn write(
     let mut bed = Bed::start(dir, layout, SET_BYTES)?;
     bed.warm_up()?;
     let share = SET_BYTES / layout.data_shards();
-    let mut plain = Plain::start(Direction::Out, layout.units(), share)?;
+    let plain = Plain::start(Direction::Out, layout.units(), share)?;
     bed.note();
-    let bed = RefCell::new(bed);
+    let (bed, plain) = (RefCell::new(bed), RefCell::new(plain));
     let mut row = alternate(
         time(
             name,
@@ -59,9 +60,13 @@ pub(crate) fn write(
         ),
         runs,
         || bed.borrow_mut().commit_ms(),
-        || plain.send_ms(&bed.borrow().payload),
+        || plain.borrow_mut().send_ms(&bed.borrow().payload),
     )?;
-    row.note = Some(bed.into_inner().note());
+    row.note = Some(format!(
+        "{}; {}",
+        bed.into_inner().note(),
+        plain.into_inner().note()
+    ));
     Ok(vec![row])
 }
 
@@ -128,7 +133,7 @@ pub(crate) fn read(
         || bed.read_ms(false),
         || plain.receive_ms(&mut buffer),
     )?;
-    row.note = Some(bed.note());
+    row.note = Some(format!("{}; {}", bed.note(), plain.note()));
     Ok(vec![row])
 }
 

@@ -11,6 +11,8 @@ use clap::ValueEnum;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::measure::Failure;
+use crate::process::child_cpu_s;
+use crate::spread::used::Used;
 
 /// Bytes of one system call at most.
 const STEP_BYTES: usize = 1 << 20;
@@ -37,6 +39,7 @@ pub(crate) struct Plain {
     peers: Vec<Peer>,
     direction: Direction,
     length: usize,
+    used: Used,
 }
 
 impl Plain {
@@ -54,6 +57,7 @@ impl Plain {
             peers: peers.collect::<Result<_, Failure>>()?,
             direction,
             length,
+            used: Used::default(),
         })
     }
 
@@ -64,17 +68,12 @@ impl Plain {
     pub(crate) fn send_ms(&mut self, buffer: &[u8]) -> Result<f64, Failure> {
         debug_assert_eq!(self.direction, Direction::Out);
         let length = self.length;
-        let parts = (0..self.peers.len()).map(|index| {
+        let part = |index: usize| {
             let start = (index * length) % (buffer.len() - length + 1);
             &buffer[start..start + length]
-        });
-        let begun = Instant::now();
-        thread::scope(|scope| {
-            let peers = self.peers.iter_mut().zip(parts);
-            let threads = peers.map(|(peer, part)| scope.spawn(move || peer.send(part)));
-            join(threads.collect())
-        })?;
-        Ok(begun.elapsed().as_secs_f64() * 1e3)
+        };
+        let parts: Vec<_> = (0..self.peers.len()).map(part).collect();
+        self.turn_ms(buffer.len(), parts, Peer::send)
     }
 
     /// One turn: all bytes into `buffer`, one peer's behind the other's; milliseconds.
@@ -83,21 +82,42 @@ impl Plain {
     /// A process ended.
     pub(crate) fn receive_ms(&mut self, buffer: &mut [u8]) -> Result<f64, Failure> {
         debug_assert_eq!(self.direction, Direction::In);
-        let begun = Instant::now();
-        thread::scope(|scope| {
-            let peers = self.peers.iter_mut().zip(buffer.chunks_mut(self.length));
-            let threads = peers.map(|(peer, part)| scope.spawn(move || peer.receive(part)));
-            join(threads.collect())
-        })?;
-        Ok(begun.elapsed().as_secs_f64() * 1e3)
+        let bytes = buffer.len();
+        let parts = buffer.chunks_mut(self.length).collect();
+        self.turn_ms(bytes, parts, Peer::receive)
     }
-}
 
-fn join(threads: Vec<thread::ScopedJoinHandle<'_, io::Result<()>>>) -> Result<(), Failure> {
-    for thread in threads {
-        thread.join().map_err(|_| "a stream's thread panicked")??;
+    /// Gives each peer its part, in a thread of its own; milliseconds until all are through.
+    fn turn_ms<P: Send>(
+        &mut self,
+        bytes: usize,
+        parts: Vec<P>,
+        work: fn(&Peer, P) -> io::Result<()>,
+    ) -> Result<f64, Failure> {
+        let Self { peers, used, .. } = self;
+        let cpu_s = || peers.iter().map(|peer| child_cpu_s(&peer.child)).sum();
+        used.during(bytes, cpu_s, || {
+            let begun = Instant::now();
+            thread::scope(|scope| {
+                let peers = peers.iter().zip(parts);
+                let threads: Vec<_> = peers
+                    .map(|(peer, part)| scope.spawn(move || work(peer, part)))
+                    .collect();
+                threads.into_iter().try_for_each(|thread| {
+                    thread
+                        .join()
+                        .map_err(|_| "a stream's thread panicked")?
+                        .map_err(Failure::from)
+                })
+            })?;
+            Ok(begun.elapsed().as_secs_f64() * 1e3)
+        })
     }
-    Ok(())
+
+    /// Processor time since the last note.
+    pub(crate) fn note(&mut self) -> String {
+        self.used.take("plainly", "others")
+    }
 }
 
 impl Peer {
@@ -111,21 +131,25 @@ impl Peer {
             .args(["stream", direction.get_name(), &length.to_string()])
             .stdin(Stdio::from(OwnedFd::from(far)))
             .spawn()?;
-        Ok(Self { child, stream })
+        let mut peer = Self { child, stream };
+        // Its buffer is there.
+        peer.stream.read_exact(&mut [0])?;
+        Ok(peer)
     }
 
-    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut stream = &self.stream;
         for step in bytes.chunks(STEP_BYTES) {
-            self.stream.write_all(step)?;
+            stream.write_all(step)?;
         }
-        self.stream.read_exact(&mut [0])
+        stream.read_exact(&mut [0])
     }
 
-    fn receive(&mut self, bytes: &mut [u8]) -> io::Result<()> {
-        self.stream.write_all(&[1])?;
-        bytes
-            .chunks_mut(STEP_BYTES)
-            .try_for_each(|step| self.stream.read_exact(step))
+    fn receive(&self, bytes: &mut [u8]) -> io::Result<()> {
+        let mut stream = &self.stream;
+        stream.write_all(&[1])?;
+        let mut steps = bytes.chunks_mut(STEP_BYTES);
+        steps.try_for_each(|step| stream.read_exact(step))
     }
 }
 
@@ -143,6 +167,7 @@ impl Drop for Peer {
 pub(crate) fn serve(direction: Direction, length: usize) -> Result<(), Failure> {
     let mut stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut buffer = vec![1u8; length];
+    stream.write_all(&[1])?;
     loop {
         if direction == Direction::In {
             if stream.read(&mut [0])? == 0 {
