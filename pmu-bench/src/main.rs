@@ -89,6 +89,9 @@ const BENCHMARKS: &[Benchmark] = &[
     ("soft.append_lat", append_latency),
     ("soft.append_rate", append_rate),
     ("soft.checkpoint", checkpoint),
+    ("code.encode.4+1", |options| {
+        code::encode("code.encode.4+1", "erasure:4+1", options.runs())
+    }),
     ("code.encode.4+2", |options| {
         code::encode("code.encode.4+2", "erasure:4+2", options.runs())
     }),
