@@ -35,7 +35,7 @@ pub(crate) const MIRROR: Pool = Pool {
 /// Writes and reads a checkpoint.
 ///
 /// # Errors
-/// As [`crate::spread::write`].
+/// As [`crate::spread::write()`].
 pub(crate) fn beside(pool: &Pool, dir: &Path, runs: usize) -> Result<Vec<Row>, Failure> {
     let mut bed = Bed::start(dir, pool.layout.parse()?, SET_BYTES)?;
     bed.warm_up()?;

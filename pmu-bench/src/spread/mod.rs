@@ -73,7 +73,7 @@ pub(crate) fn write(
 /// What one commit sends, in MiB, beside the least that the layout needs.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub(crate) fn wire(name: &'static str, layout: &str, dir: &Path) -> Result<Vec<Row>, Failure> {
     let layout: Layout = layout.parse()?;
     let mut bed = Bed::start(dir, layout, SET_BYTES)?;
@@ -107,7 +107,7 @@ pub(crate) fn wire(name: &'static str, layout: &str, dir: &Path) -> Result<Vec<R
 /// Reading with all units there, beside moving the payload from as many processes.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub(crate) fn read(
     name: &'static str,
     layout: &str,
@@ -140,7 +140,7 @@ pub(crate) fn read(
 /// Reading after a unit was killed, beside reading the same from as many units that all run.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub(crate) fn read_degraded(
     name: &'static str,
     layout: &str,
@@ -167,7 +167,7 @@ pub(crate) fn read_degraded(
 /// How much memory a process of its own takes more for a set that it writes from a small buffer.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub(crate) fn client_memory(
     name: &'static str,
     layout: &str,
