@@ -82,7 +82,9 @@ fn write(units: &Arc<RawUnits>, life: &Life) -> (usize, usize, Option<ClientErro
             submitted = index + 1;
             match append_batch(&mut log, *index) {
                 Ok(ticket) => tickets.push(ticket),
-                Err(error) => return (acknowledged + count(&log, &tickets), submitted, Some(error)),
+                Err(error) => {
+                    return (acknowledged + count(&log, &tickets), submitted, Some(error));
+                }
             }
         }
         for ticket in &tickets {
@@ -96,7 +98,10 @@ fn write(units: &Arc<RawUnits>, life: &Life) -> (usize, usize, Option<ClientErro
 }
 
 fn count(log: &SpreadLogPrimary, tickets: &[pmu_client::Ticket]) -> usize {
-    tickets.iter().filter(|ticket| log.is_durable(**ticket)).count()
+    tickets
+        .iter()
+        .filter(|ticket| log.is_durable(**ticket))
+        .count()
 }
 
 fn check(found: &[Vec<u8>], acknowledged: usize, submitted: usize, context: &str) -> usize {
@@ -121,9 +126,9 @@ fn p12_a_crash_at_any_operation_keeps_every_acknowledged_record_whatever_unit_is
     let points = life.used();
     assert!(points > 100, "{points} fault points");
     let (mut lost, mut kept, mut died) = (0, 0, 0);
-    for at in 0..points {
-        // All units in turn, and none.
-        let away = (at % 5) as u32;
+    // All units in turn, and none; and always the first one, which is the first to publish.
+    let cases = (0..points).flat_map(|at| [(at, (at % 4 + 1) as u32), (at, 0)]);
+    for (at, away) in cases {
         let units = prepared();
         let (acknowledged, submitted, error) = write(&units, &Life::of(at));
         // How many operations it takes depends on what goes out together.
@@ -154,7 +159,7 @@ fn p12_a_crash_at_any_operation_keeps_every_acknowledged_record_whatever_unit_is
         }
     }
     eprintln!("{points} fault points; {kept} batches kept and {lost} dropped without a receipt");
-    assert!(kept > 0 && lost > 0 && died > points / 2);
+    assert!(kept > 0 && lost > 0 && died > points);
 }
 
 #[test]

@@ -1,10 +1,5 @@
 //! A spread region over raw regions, and a program that dies at any of its operations, on all its connections at once.
-#![allow(
-    dead_code,
-    missing_docs,
-    unreachable_pub,
-    reason = "a part of a test"
-)]
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "a part of a test")]
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -12,8 +7,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pmu_client::{
-    ClientError, FenceReport, Layout, Mode, OpenOptions, Parts, Reach, ReachedUnit,
-    RegionInfo, Result, Spread,
+    ClientError, FenceReport, Layout, Mode, OpenOptions, Parts, Reach, ReachedUnit, RegionInfo,
+    Result, Spread,
 };
 use pmu_fabric::{
     AccessWindow, AttachedMemory, Chain, Completion, CompletionStatus, Connection, Counters,
@@ -177,7 +172,9 @@ impl RawUnits {
             address: "nowhere:1".to_owned(),
         });
         Arc::new(Self {
-            regions: (0..layout.units()).map(|_| RawRegion::log(length)).collect(),
+            regions: (0..layout.units())
+                .map(|_| RawRegion::log(length))
+                .collect(),
             membership: Membership {
                 id: SpreadId([5; 16]),
                 generation: 1,
@@ -286,4 +283,3 @@ impl ReachedUnit for RawUnit {
         self.open(region, SessionRole::Backup, Mode::Append, options)
     }
 }
-

@@ -839,7 +839,11 @@ impl SpreadLogPrimary {
     /// # Errors
     /// As [`Self::flush`]; [`ClientError::Ended`]. What keeps a unit from coming back is no error, but its reason in [`Self::missing`].
     pub fn rejoin(&mut self) -> Result<usize> {
-        self.check_open()?;
+        match self.poll_completions() {
+            // Too few are left, and nothing is under way: that is what this call is for.
+            Err(_) if !self.ended => {}
+            looked => drop(looked?),
+        }
         self.wait_until(self.submitted)?;
         let mut back = 0;
         for index in 0..self.seats.len() {
