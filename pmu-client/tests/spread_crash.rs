@@ -136,6 +136,8 @@ fn p12_a_crash_at_any_operation_keeps_every_acknowledged_record_whatever_unit_is
         let context = format!(
             "at {at} of {points}, without {away}: {acknowledged} of {submitted} acknowledged, {error:?}"
         );
+        // The first who takes over dies too.
+        drop(open(&units, &Life::of(at * 7 % 80)));
         units.away.store(1 << away & 15, Ordering::SeqCst);
         let mut log = open(&units, &Life::of(FOREVER)).expect(&context);
         let mut found = read_all(&mut backup(&units));
