@@ -11,6 +11,9 @@ mod support;
 #[path = "support/units.rs"]
 mod units;
 
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use pmu_client::{ClientError, OpenOptions, SpreadLogBackup, SpreadLogPrimary, Unit};
 use support::pattern;
 use units::{Units, unit};
@@ -610,4 +613,86 @@ fn p12_sets_and_records_are_not_mixed_up() {
         error.to_string().contains("spread over several units"),
         "{error}"
     );
+}
+
+/// The command as a process: its exit code, output and errors.
+fn pmu(units: &Units, line: &str, input: &[u8]) -> (i32, String, String) {
+    let identity = units.directory.path().join("app");
+    if !identity.exists() {
+        let app = units.identity("app", pmu_auth::Role::Client);
+        app.save(&identity).unwrap();
+    }
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pmu"))
+        .args(line.split(' '))
+        .env("PMU_UNIT", units.addresses.join(","))
+        .env("PMU_IDENTITY", &identity)
+        .env_remove("PMU_LOG")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that refuses doesn't read.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code().unwrap(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+#[test]
+fn d07_the_commands_for_logs_work_on_several_units_and_without_one() {
+    let mut units = Units::new(4, 4 << 20);
+    units.spread_log("log", "parity:3+1", 3, SIZE);
+    let (code, said, errors) = pmu(&units, "append log --json", b"one\ntwo\n\nthree\n");
+    assert_eq!(code, 0, "{errors}");
+    let receipt: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(
+        (&receipt["records"], &receipt["units_of"]),
+        (&3.into(), &4.into())
+    );
+    assert_eq!(receipt["units"].as_array().unwrap().len(), 4);
+    assert_eq!(receipt["durable"], true);
+    let (code, said, _) = pmu(&units, "tail log", b"");
+    assert_eq!((code, &*said), (0, "one\ntwo\nthree\n"));
+
+    units.stop(0);
+    let (code, said, errors) = pmu(&units, "append log", b"four\n");
+    assert_eq!(code, 0, "{errors}");
+    assert!(
+        said.contains("3 of 4 units") && said.contains("without unit-1"),
+        "{said}"
+    );
+    let (code, said, errors) = pmu(&units, "tail log --json --clear", b"");
+    assert_eq!((code, said.lines().count()), (0, 4), "{errors}");
+    assert!(said.lines().last().unwrap().contains(r#""text":"four""#));
+    assert!(errors.contains("unit-1"), "{errors}");
+    pmu(&units, "append log", b"five\nsix\n");
+    let (code, said, errors) = pmu(&units, "recover log --fence --yes", b"");
+    assert_eq!((code, &*said), (0, "five\nsix\n"), "{errors}");
+    assert!(
+        errors.contains("2 records") && errors.contains("without unit-1"),
+        "{errors}"
+    );
+    let (code, said, errors) = pmu(&units, "clear log --all --yes", b"");
+    assert!(
+        code == 0 && said.contains("2 records cleared"),
+        "{said}{errors}"
+    );
+    units.start(0);
+    let (code, said, errors) = pmu(&units, "append log --json", b"seven\n");
+    assert_eq!(code, 0, "{errors}");
+    assert!(said.contains(r#""missing":[]"#), "{said}");
+    let (code, said, errors) = pmu(&units, "tail log", b"");
+    assert_eq!((code, &*said, &*errors), (0, "seven\n", ""));
+    // Sets and records are told apart, and too few units are too few.
+    let (code, _, errors) = pmu(&units, "get log", b"");
+    assert!(code != 0 && errors.contains("append mode"), "{errors}");
+    units.stop(1);
+    units.stop(2);
+    let (code, _, errors) = pmu(&units, "append log", b"eight\n");
+    assert!(code == 6 && errors.contains("needed to commit"), "{errors}");
 }
