@@ -91,6 +91,7 @@ impl Link {
             tag: 0,
             status: CompletionStatus::Flushed,
         };
+        let progress_at = connection.now();
         Ok(Self {
             connection,
             windows: borders,
@@ -99,7 +100,7 @@ impl Link {
             failure: None,
             stall: timeouts.stall,
             spin: timeouts.spin,
-            progress_at: Instant::now(),
+            progress_at,
             part,
             reaped: [nothing; COMPLETIONS_AT_ONCE],
         })
@@ -254,7 +255,7 @@ impl Link {
         loop {
             self.check()?;
             if self.posted == self.succeeded {
-                self.progress_at = Instant::now();
+                self.progress_at = self.connection.now();
             }
             match self.connection.post(self.posted + 1, chain) {
                 Ok(()) => {
@@ -285,7 +286,7 @@ impl Link {
                 }
             }
             if count > 0 {
-                self.progress_at = Instant::now();
+                self.progress_at = self.connection.now();
             }
             if count < self.reaped.len() {
                 return Ok(());
@@ -298,14 +299,14 @@ impl Link {
     /// Looks on for a short while before it sleeps: a round trip is over sooner than a sleeping thread is awake again. Others that want the
     /// processor get it in between.
     pub(crate) fn wait_for(&mut self, serial: u64) -> Result<(), LinkError> {
-        let look_until = Instant::now() + self.spin;
+        let look_until = self.connection.now() + self.spin;
         loop {
             self.poll()?;
             if self.succeeded >= serial {
                 return Ok(());
             }
             self.check()?;
-            if Instant::now() < look_until {
+            if self.connection.now() < look_until {
                 std::thread::yield_now();
             } else {
                 self.sleep(self.stall)?;
@@ -315,7 +316,8 @@ impl Link {
 
     /// Blocks until something may have completed, `timeout` is over, or nothing has completed for too long.
     pub(crate) fn sleep(&mut self, timeout: Duration) -> Result<(), LinkError> {
-        let waited = self.progress_at.elapsed();
+        let now = self.connection.now();
+        let waited = now.saturating_duration_since(self.progress_at);
         let Some(left) = self
             .stall
             .checked_sub(waited)

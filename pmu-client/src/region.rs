@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use pmu_fabric::{AccessWindow, CompletionStatus, Connection, Provider};
 use pmu_format::{Epoch, Membership, Mode, Need, RegionId, Rights, VirtualAddress};
@@ -325,13 +325,21 @@ impl Region {
     }
 
     /// Sleeps until `deadline` at most, in the hope of something to do; false once the deadline is over.
-    pub(crate) fn pause(deadline: Instant, pause: Duration) -> bool {
-        let left = deadline.saturating_duration_since(Instant::now());
+    pub(crate) fn pause(&self, deadline: Instant, pause: Duration) -> bool {
+        let connection = self.link.connection();
+        let left = deadline.saturating_duration_since(connection.now());
         if left.is_zero() {
             return false;
         }
-        std::thread::sleep(left.min(pause));
+        connection.pause(left.min(pause));
         true
+    }
+
+    /// The time by the clock that dates what is stored, in nanoseconds since 1970.
+    pub(crate) fn date_ns(&self) -> u64 {
+        let date = self.link.connection().date();
+        let since = date.duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
     }
 }
 

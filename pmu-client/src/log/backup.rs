@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pmu_core::log::{ClearError, ClearPlan, LogMode, LogReader, Record, RecordMark};
 use pmu_fabric::{Chain, Counters};
@@ -323,7 +323,7 @@ impl LogBackup {
         while !stop.load(Ordering::Acquire) {
             let records = self.read_unread(max_bytes)?;
             if records.len() == 0 {
-                sleep_unless(stop, interval);
+                self.sleep_unless(stop, interval);
                 continue;
             }
             match visit(records) {
@@ -369,10 +369,11 @@ impl LogBackup {
             )),
         }
     }
-}
 
-fn sleep_unless(stop: &AtomicBool, interval: Duration) {
-    let until = Instant::now() + interval;
-    // Short naps, so that a long interval doesn't delay the end.
-    while !stop.load(Ordering::Acquire) && Region::pause(until, Duration::from_millis(20)) {}
+    fn sleep_unless(&self, stop: &AtomicBool, interval: Duration) {
+        let until = self.region.link.connection().now() + interval;
+        // Short naps, so that a long interval doesn't delay the end.
+        let nap = Duration::from_millis(20);
+        while !stop.load(Ordering::Acquire) && self.region.pause(until, nap) {}
+    }
 }

@@ -553,7 +553,7 @@ impl LogPrimary {
 
     /// Back-pressure: looks at the cursor with one-sided reads until the backup has cleared enough.
     fn wait_for_clear(&mut self, needed_bytes: u64, patience: Duration) -> Result<()> {
-        let deadline = Instant::now() + patience;
+        let deadline = self.region.link.connection().now() + patience;
         let mut pause = FULL_PAUSE_MIN;
         loop {
             // The backup can clear only what it can see.
@@ -563,7 +563,7 @@ impl LogPrimary {
             if free_bytes >= needed_bytes {
                 return Ok(());
             }
-            if !Region::pause(deadline, pause) {
+            if !self.region.pause(deadline, pause) {
                 return Err(ClientError::Full {
                     region: self.region.name(),
                     needed_bytes,

@@ -5,7 +5,7 @@ pub(crate) mod member;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use pmu_core::commit::{BeginError, CommitPlan, Goal, SetOpening, SetPlan, SetRecovery, SetWriter};
 use pmu_fabric::{Chain, Counters};
@@ -594,7 +594,7 @@ impl SetPrimary {
         let flushed = flushed_range(plan, self.set.flushed);
         let commit = self
             .writer
-            .finish(now_ns())
+            .finish(self.region.date_ns())
             .map_err(|error| ClientError::Invalid(error.to_string()))?;
         self.metadata.put(0, &commit.header)?;
         self.metadata.put(PAGE_BYTES as usize, commit.table)?;
@@ -651,13 +651,6 @@ impl SetPrimary {
             self.outbox.abandon(&self.region.link);
         }
     }
-}
-
-fn now_ns() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn flush(chain: &mut Chain, base: u64, ranges: impl Iterator<Item = RegionPiece>) {

@@ -4,7 +4,7 @@ use pmu_core::WordWrite;
 use pmu_core::commit::{Goal, SetOpening, SetRecovery};
 use pmu_format::{Label, RegionPiece, SetGeometry, SetNumber};
 
-use super::{SetPrimary, flush, flushed_range, now_ns, without};
+use super::{SetPrimary, flush, flushed_range, without};
 use crate::error::{Attempt, ClientError, Result};
 use crate::link::Posted;
 use crate::region::Region;
@@ -75,7 +75,7 @@ impl SetPrimary {
         let flushed = flushed_range(&plan, self.set.flushed);
         let commit = self
             .writer
-            .finish(now_ns())
+            .finish(self.region.date_ns())
             .map_err(|error| ClientError::Invalid(error.to_string()))?;
         self.metadata.put(0, &commit.header)?;
         let at = pmu_format::PAGE_BYTES as usize;
