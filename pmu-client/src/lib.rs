@@ -85,7 +85,7 @@ pub use sets::{
     SetChoice, SetInfo, SetPrimary, SetRead, SetReader, SetSink, SetTakeover, StreamSink,
 };
 pub use spread::{
-    MissingUnit, Spread, SpreadFence, SpreadPrimary, SpreadPut, SpreadRead, SpreadReader,
-    SpreadSet, SpreadTakeover,
+    MissingUnit, Network, Reach, ReachedUnit, Spread, SpreadFence, SpreadPrimary, SpreadPut,
+    SpreadRead, SpreadReader, SpreadSet, SpreadTakeover,
 };
 pub use unit::{FenceReport, UNIT_VARIABLE, Unit, UnitStatus, identity_directory};

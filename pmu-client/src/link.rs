@@ -86,12 +86,12 @@ impl Link {
             .map(|window| (window.address, window.address.saturating_add(window.length)))
             .collect();
         borders.sort_unstable();
+        let progress_at = connection.now();
         let part = Chain::with_capacity(connection.limits().ops_per_chain_max);
         let nothing = Completion {
             tag: 0,
             status: CompletionStatus::Flushed,
         };
-        let progress_at = connection.now();
         Ok(Self {
             connection,
             windows: borders,
@@ -104,6 +104,16 @@ impl Link {
             part,
             reaped: [nothing; COMPLETIONS_AT_ONCE],
         })
+    }
+
+    /// The clock that bounds waits.
+    pub(crate) fn now(&self) -> Instant {
+        self.connection.now()
+    }
+
+    /// Sleeps on that clock.
+    pub(crate) fn pause(&self, how_long: Duration) {
+        self.connection.pause(how_long);
     }
 
     pub(crate) fn connection(&self) -> &dyn Connection {
@@ -255,7 +265,7 @@ impl Link {
         loop {
             self.check()?;
             if self.posted == self.succeeded {
-                self.progress_at = self.connection.now();
+                self.progress_at = self.now();
             }
             match self.connection.post(self.posted + 1, chain) {
                 Ok(()) => {
@@ -286,7 +296,7 @@ impl Link {
                 }
             }
             if count > 0 {
-                self.progress_at = self.connection.now();
+                self.progress_at = self.now();
             }
             if count < self.reaped.len() {
                 return Ok(());
@@ -299,14 +309,14 @@ impl Link {
     /// Looks on for a short while before it sleeps: a round trip is over sooner than a sleeping thread is awake again. Others that want the
     /// processor get it in between.
     pub(crate) fn wait_for(&mut self, serial: u64) -> Result<(), LinkError> {
-        let look_until = self.connection.now() + self.spin;
+        let look_until = self.now() + self.spin;
         loop {
             self.poll()?;
             if self.succeeded >= serial {
                 return Ok(());
             }
             self.check()?;
-            if self.connection.now() < look_until {
+            if !self.spin.is_zero() && self.now() < look_until {
                 std::thread::yield_now();
             } else {
                 self.sleep(self.stall)?;
@@ -314,10 +324,30 @@ impl Link {
         }
     }
 
+    /// The same for `patience` at most; false if that is over.
+    pub(crate) fn wait_at_most(
+        &mut self,
+        serial: u64,
+        patience: Duration,
+    ) -> Result<bool, LinkError> {
+        let until = self.now() + patience;
+        loop {
+            self.poll()?;
+            if self.succeeded >= serial {
+                return Ok(true);
+            }
+            self.check()?;
+            let left = until.saturating_duration_since(self.now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            self.sleep(left)?;
+        }
+    }
+
     /// Blocks until something may have completed, `timeout` is over, or nothing has completed for too long.
     pub(crate) fn sleep(&mut self, timeout: Duration) -> Result<(), LinkError> {
-        let now = self.connection.now();
-        let waited = now.saturating_duration_since(self.progress_at);
+        let waited = self.now().saturating_duration_since(self.progress_at);
         let Some(left) = self
             .stall
             .checked_sub(waited)

@@ -96,6 +96,8 @@ pub struct Timeouts {
     pub open: Duration,
     /// The longest time without any completion while chains are in flight. Then the connection counts as lost.
     pub stall: Duration,
+    /// Reading from several units: one that sends nothing for so long is done without, where the others suffice.
+    pub hedge: Duration,
     /// How long an append waits for room while the log is full.
     pub back_pressure: Duration,
     /// How long a waiting call looks for its completion before it sleeps. Zero spares the processor, and costs the time that the system takes
@@ -111,6 +113,7 @@ impl Default for Timeouts {
         Self {
             open: Duration::from_secs(10),
             stall: Duration::from_secs(30),
+            hedge: Duration::from_millis(500),
             back_pressure: Duration::from_secs(30),
             spin: SPIN_DEFAULT,
         }

@@ -326,12 +326,11 @@ impl Region {
 
     /// Sleeps until `deadline` at most, in the hope of something to do; false once the deadline is over.
     pub(crate) fn pause(&self, deadline: Instant, pause: Duration) -> bool {
-        let connection = self.link.connection();
-        let left = deadline.saturating_duration_since(connection.now());
+        let left = deadline.saturating_duration_since(self.link.now());
         if left.is_zero() {
             return false;
         }
-        connection.pause(left.min(pause));
+        self.link.pause(left.min(pause));
         true
     }
 

@@ -200,22 +200,6 @@ impl Unit {
         })
     }
 
-    /// Opens a member of a spread region.
-    pub(crate) fn open_member(
-        &self,
-        region: &str,
-        role: v1::SessionRole,
-        options: &OpenOptions,
-    ) -> Result<Region> {
-        let purpose = Purpose {
-            role,
-            clear: false,
-            mode: Mode::Overwrite,
-            member: true,
-        };
-        self.open(region, purpose, options)
-    }
-
     /// Opens a region over the first provider that works.
     pub(crate) fn open(
         &self,
@@ -223,6 +207,15 @@ impl Unit {
         purpose: Purpose,
         options: &OpenOptions,
     ) -> Result<Region> {
+        Region::new(self.open_parts(region, purpose, options)?)
+    }
+
+    pub(crate) fn open_parts(
+        &self,
+        region: &str,
+        purpose: Purpose,
+        options: &OpenOptions,
+    ) -> Result<Parts> {
         check_name(region)?;
         let order = candidates(options.provider, self.control.host(), self.control.port());
         let (mut tried, mut unfit) = (Vec::new(), false);
@@ -267,7 +260,7 @@ impl Unit {
         provider: Provider,
         persistence: PersistenceChoice,
         options: &OpenOptions,
-    ) -> Result<Region, Refusal> {
+    ) -> Result<Parts, Refusal> {
         let deadline = Instant::now() + options.timeouts.open;
         let asked = persistence;
         let persistence = match asked {
@@ -292,7 +285,7 @@ impl Unit {
         };
         let result = self.connect_data(&session, &opened, purpose, provider, asked, deadline);
         match result {
-            Ok((connection, windows, info, epoch)) => Region::new(Parts {
+            Ok((connection, windows, info, epoch)) => Ok(Parts {
                 connection,
                 windows,
                 info,
@@ -301,8 +294,7 @@ impl Unit {
                 control: Box::new(session),
                 timeouts: options.timeouts,
                 staging_bytes: options.staging_bytes_bounded(),
-            })
-            .map_err(Refusal::Final),
+            }),
             Err(error) => {
                 session.close();
                 Err(error)

@@ -104,7 +104,7 @@ fn d01_a_set_that_is_written_piece_by_piece_or_given_up() {
     let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
     let bytes = pattern(777_777, 5);
     for step in [1 << 20, 200_000, 65_536, 777] {
-        let mut put = primary.begin(777_777, Label::default()).unwrap();
+        let mut put = primary.begin(Some(777_777), Label::default()).unwrap();
         for piece in bytes.chunks(step) {
             put.write_bytes(piece).unwrap();
         }
@@ -116,13 +116,13 @@ fn d01_a_set_that_is_written_piece_by_piece_or_given_up() {
         );
     }
     let other = pattern(777_777, 6);
-    let mut put = primary.begin(777_777, Label::default()).unwrap();
+    let mut put = primary.begin(Some(777_777), Label::default()).unwrap();
     put.write_bytes(&other[..500_000]).unwrap();
     drop(put);
-    let mut put = primary.begin(777_777, Label::default()).unwrap();
+    let mut put = primary.begin(Some(777_777), Label::default()).unwrap();
     put.write_bytes(&other[..600_000]).unwrap();
     assert!(matches!(put.finish(), Err(ClientError::Invalid(_))));
-    let mut put = primary.begin(10, Label::default()).unwrap();
+    let mut put = primary.begin(Some(10), Label::default()).unwrap();
     assert!(matches!(
         put.write_bytes(&other[..11]),
         Err(ClientError::TooLarge { .. })

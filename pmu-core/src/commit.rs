@@ -10,7 +10,7 @@ mod recovery;
 mod writer;
 
 pub use catalog::{Finding, FoundSet, SetState};
-pub use recovery::{ChunkOutcome, ChunkRead, Goal, RESTARTS_MAX, SetOpening, SetRecovery};
+pub use recovery::{ChunkOutcome, ChunkRead, Goal, RESTARTS_MAX, SetOpening, SetRecovery, SetView};
 pub use writer::{
     Abandoned, BeginError, ChunkError, ChunkPlace, CommitPlan, CommittedSet, FinishError,
     NotFinished, SetPlan, SetWriter,

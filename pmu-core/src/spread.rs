@@ -1,4 +1,4 @@
-//! Which set of a region that is spread over several units is the newest, and when a fence of it holds.
+//! Which set of a region that is spread over several units is the newest, whose it is, and when a fence of it holds.
 //!
 //! A writer commits in two steps. First every member's share is written and made durable, with no
 //! member publishing it. Only when that has completed on at least [`Quorum::units_min`] members does
@@ -9,156 +9,13 @@
 //! * Of any [`Quorum::units_to_decide`] members at least one has published the newest acknowledged
 //!   set. With fewer, nobody can tell a member that missed it from one that didn't.
 //! * A fence that reached as many leaves a writer without the members for one more commit.
+//!
+//! A writer that was fenced on some members can still publish on the others what it had prepared, without ever acknowledging it.
+//! Therefore each writer has a **term** ([`term`]), and what a member has published counts only if no member that answers knows of a
+//! later term.
 
-use pmu_format::SetNumber;
+mod quorum;
+mod term;
 
-/// How many members there are, and how many it takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quorum {
-    members: usize,
-    units_min: usize,
-    data_shards: usize,
-}
-
-/// Too few members answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{reached} of {members} units answer, {needed} are needed to {purpose}")]
-pub struct TooFewUnits {
-    /// How many answer.
-    pub reached: usize,
-    /// How many there are.
-    pub members: usize,
-    /// How many are needed.
-    pub needed: usize,
-    /// For what.
-    pub purpose: &'static str,
-}
-
-impl Quorum {
-    /// `units_min` is at least `data_shards` and at most `members`; what is outside is moved in.
-    #[must_use]
-    pub const fn new(members: usize, units_min: usize, data_shards: usize) -> Self {
-        let least = if units_min < data_shards {
-            data_shards
-        } else {
-            units_min
-        };
-        let units_min = if least > members { members } else { least };
-        Self {
-            members,
-            units_min,
-            data_shards,
-        }
-    }
-
-    /// With fewer nothing is committed.
-    #[must_use]
-    pub const fn units_min(&self) -> usize {
-        self.units_min
-    }
-
-    /// With fewer it can't be told which set is the newest, and no fence holds.
-    #[must_use]
-    pub const fn units_to_decide(&self) -> usize {
-        self.members - self.units_min + 1
-    }
-
-    /// Whether `alive` members are enough to commit.
-    ///
-    /// # Errors
-    /// [`TooFewUnits`].
-    pub const fn check_commit(&self, alive: usize) -> Result<(), TooFewUnits> {
-        self.check(alive, self.units_min, "commit")
-    }
-
-    /// Whether a fence that reached `fenced` members holds.
-    ///
-    /// # Errors
-    /// [`TooFewUnits`].
-    pub const fn check_fence(&self, fenced: usize) -> Result<(), TooFewUnits> {
-        self.check(fenced, self.units_to_decide(), "fence")
-    }
-
-    /// Whether `holding` members are enough to read a set.
-    ///
-    /// # Errors
-    /// [`TooFewUnits`].
-    pub const fn check_read(&self, holding: usize) -> Result<(), TooFewUnits> {
-        self.check(holding, self.data_shards, "read the set")
-    }
-
-    /// The newest set that is committed, from what each member that answers has published; 0 for none.
-    ///
-    /// # Errors
-    /// [`TooFewUnits`]: all that answer may have missed it.
-    pub fn newest(&self, published: &[SetNumber]) -> Result<SetNumber, TooFewUnits> {
-        let purpose = "know which set is the newest";
-        self.check(published.len(), self.units_to_decide(), purpose)?;
-        Ok(published.iter().copied().max().unwrap_or(SetNumber(0)))
-    }
-
-    /// Behind which number a new writer goes on. It leaves one out, which its predecessor may have
-    /// prepared and, on members that were not fenced, published.
-    #[must_use]
-    pub fn begin_behind(newest: SetNumber) -> Option<SetNumber> {
-        newest.checked_add(1)
-    }
-
-    const fn check(
-        &self,
-        reached: usize,
-        needed: usize,
-        purpose: &'static str,
-    ) -> Result<(), TooFewUnits> {
-        if reached >= needed {
-            return Ok(());
-        }
-        Err(TooFewUnits {
-            reached,
-            members: self.members,
-            needed,
-            purpose,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn d01_who_commits_and_who_decides_always_meet() {
-        for members in 1..=32 {
-            for units_min in 1..=members {
-                let quorum = Quorum::new(members, units_min, 1);
-                assert_eq!(quorum.units_min() + quorum.units_to_decide(), members + 1);
-                // Fenced: the old writer has what is left, which is too few.
-                let left = members - quorum.units_to_decide();
-                assert!(quorum.check_commit(left).is_err());
-            }
-        }
-    }
-
-    #[test]
-    fn d01_a_stale_member_alone_is_never_believed() {
-        let mirror = Quorum::new(3, 2, 1);
-        assert!(mirror.newest(&[SetNumber(4)]).is_err());
-        assert_eq!(
-            mirror.newest(&[SetNumber(4), SetNumber(7)]),
-            Ok(SetNumber(7))
-        );
-        let error = mirror.newest(&[]).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "0 of 3 units answer, 2 are needed to know which set is the newest"
-        );
-    }
-
-    #[test]
-    fn d01_the_minimum_is_never_less_than_what_reading_takes() {
-        let parity = Quorum::new(4, 1, 3);
-        assert_eq!((parity.units_min(), parity.units_to_decide()), (3, 2));
-        assert!(parity.check_read(2).is_err() && parity.check_read(3).is_ok());
-        assert_eq!(Quorum::new(2, 9, 1).units_min(), 2);
-    }
-}
+pub use quorum::{Quorum, TooFewUnits};
+pub use term::{Newest, Stand, StandError, TermOpening};

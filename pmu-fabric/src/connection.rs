@@ -145,17 +145,17 @@ pub trait Connection: Send {
     /// Counts since the connection was made.
     fn counters(&self) -> Counters;
 
-    /// The clock that bounds waits.
+    /// The clock that bounds waits. A simulator has its own.
     fn now(&self) -> Instant {
         Instant::now()
     }
 
-    /// The clock that dates what is stored.
+    /// The clock that dates what is stored. A simulator has its own.
     fn date(&self) -> SystemTime {
         SystemTime::now()
     }
 
-    /// Blocks for a time by [`Connection::now`], whatever completes meanwhile.
+    /// Sleeps for so long, and looks at nothing. A simulator lets its own time pass.
     fn pause(&self, how_long: Duration) {
         std::thread::sleep(how_long);
     }

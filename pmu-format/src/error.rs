@@ -34,8 +34,10 @@ pub enum Structure {
     RecordPayload,
     /// What a member of a spread region knows of the others.
     Membership,
+    /// What a member of a spread region knows of its terms.
+    TermRecord,
     /// The header of a member's share of a set.
-    ShareHeader,
+    ShareTrailer,
 }
 
 impl fmt::Display for Structure {
@@ -54,7 +56,8 @@ impl fmt::Display for Structure {
             Self::RecordHeader => "record header",
             Self::RecordPayload => "record payload",
             Self::Membership => "membership",
-            Self::ShareHeader => "share header",
+            Self::TermRecord => "term record",
+            Self::ShareTrailer => "share trailer",
         })
     }
 }

@@ -3,8 +3,8 @@
 
 use crate::{
     CursorPair, LogGeometry, LogPosition, LogPublishWords, Medium, Membership, PoolId,
-    RecordHeader, RegionId, RegionTable, SET_HEADER_BYTES, SHARE_HEADER_BYTES, SetGeometry,
-    SetHeader, ShareHeader, SlotIndex, Superblock, choose_superblock, choose_table,
+    RecordHeader, RegionId, RegionTable, SET_HEADER_BYTES, SHARE_TRAILER_BYTES, SetGeometry,
+    SetHeader, ShareTrailer, SlotIndex, Superblock, TermRecord, choose_superblock, choose_table,
 };
 
 /// The pool that fuzzed tables belong to.
@@ -51,8 +51,11 @@ pub fn spread(data: &[u8]) {
     if let Ok(found) = Membership::decode(data) {
         assert_eq!(found.encode().as_deref(), Ok(data));
     }
-    if let Ok(found) = ShareHeader::decode(data) {
-        assert_eq!(found.encode()[..], data[..SHARE_HEADER_BYTES]);
+    if let Ok(found) = TermRecord::decode(data) {
+        assert_eq!(TermRecord::decode(&found.encode()), Ok(found));
+    }
+    if let Ok(found) = ShareTrailer::decode(data) {
+        assert_eq!(found.encode()[..], data[..SHARE_TRAILER_BYTES]);
     }
 }
 

@@ -33,6 +33,7 @@ mod spread;
 mod superblock;
 mod table;
 mod table_check;
+mod term;
 mod units;
 
 pub use checksum::{Digest, crc32c, crc64_nvme};
@@ -53,8 +54,8 @@ pub use set::{
     put_chunk_checksum,
 };
 pub use spread::{
-    ADDRESS_BYTES_MAX, MEMBERS_MAX, MEMBERSHIP_MAGIC, Member, Membership, SHARE_HEADER_BYTES,
-    SHARE_MAGIC, SHARE_OFFSET, ShareHeader, SpreadId,
+    ADDRESS_BYTES_MAX, MEMBERS_MAX, MEMBERSHIP_MAGIC, Member, Membership, SHARE_MAGIC,
+    SHARE_TRAILER_BYTES, ShareTrailer, SpreadId,
 };
 pub use superblock::{
     GRANULE_BYTES, SUPERBLOCK_BYTES, SUPERBLOCK_COPY_A_OFFSET, SUPERBLOCK_COPY_B_OFFSET,
@@ -63,6 +64,10 @@ pub use superblock::{
 };
 pub use table::{
     ATTRIBUTES_BYTES_MAX, Extent, Grant, RegionEntry, RegionTable, TABLE_HEADER_BYTES, TABLE_MAGIC,
+};
+pub use term::{
+    TERM_MAGIC, TERM_RECORD_BYTES, TERM_RECORD_OFFSETS, TERM_WORD_OFFSET, TERMS_KEPT_MAX, Term,
+    TermRecord, TermStart,
 };
 pub use units::{
     Epoch, IdError, LogPosition, Medium, Mode, Need, PoolId, PoolOffset, RegionId, RegionOffset,

@@ -1,18 +1,16 @@
-//! Regions that are spread over several units: what each member knows of the others, and what stands before its share of
+//! Regions that are spread over several units: what each member knows of the others, and what stands behind its share of
 //! a set.
 
 use crate::bytes::{Cursor, array_at, check_frame, check_zero, put, u64_at};
 use crate::checksum::crc32c_around;
-use crate::{Epoch, FORMAT_VERSION, FormatError, PrincipalName, SetNumber, Structure};
+use crate::{Epoch, FORMAT_VERSION, FormatError, PrincipalName, SetNumber, Structure, Term};
 
 /// The first eight bytes of a membership: `PMUMEMB1`.
 pub const MEMBERSHIP_MAGIC: u64 = u64::from_le_bytes(*b"PMUMEMB1");
-/// The first eight bytes of a share header: `PMUSHAR1`.
+/// The first eight bytes of a share trailer: `PMUSHAR1`.
 pub const SHARE_MAGIC: u64 = u64::from_le_bytes(*b"PMUSHAR1");
-/// How many bytes a share header has.
-pub const SHARE_HEADER_BYTES: usize = 128;
-/// Where a member's share begins in the payload of its set: behind the header, at a page.
-pub const SHARE_OFFSET: u64 = 4096;
+/// How many bytes a share trailer has. It is the end of the payload of a member's set, behind the share.
+pub const SHARE_TRAILER_BYTES: usize = 128;
 /// The most members that a region can be spread over.
 pub const MEMBERS_MAX: usize = 32;
 /// The longest address of a member, in bytes.
@@ -186,26 +184,29 @@ fn wrong(field: &'static str, found: u64, expected: &'static str) -> FormatError
     }
 }
 
-/// What stands before a member's share of a set: it says of which set, so that no share of another one is ever taken for
+/// What stands behind a member's share of a set: it says of which set, so that no share of another one is ever taken for
 /// a part of it.
 ///
 /// The bytes are part of the payload of the member's own set, and covered by its checksums too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShareHeader {
+pub struct ShareTrailer {
     /// The spread region.
     pub id: SpreadId,
     /// The generation of the members that the writer saw.
     pub generation: u64,
     /// The number of the set, the same on all members.
     pub number: SetNumber,
-    /// Drawn at random when the writer opened the region: two writers never make shares that go together.
+    /// The writer's term.
+    pub term: Term,
+    /// Drawn at random when the writer opened the region.
     pub writer: [u8; 16],
+    /// Counts the writer's tries: shares of two tries never go together, and of several tries with one number only the last was ever
+    /// published.
+    pub attempt: u64,
     /// The writer's epoch on this member.
     pub epoch: Epoch,
     /// How many bytes the whole set has.
     pub segment_bytes: u64,
-    /// CRC-64/NVME of the whole set's bytes; not known before the last of them, and so 0 where they were streamed.
-    pub segment_checksum: u64,
     /// Kind, data shards and redundant shards.
     pub layout: [u8; 3],
     /// Which member this is.
@@ -214,11 +215,11 @@ pub struct ShareHeader {
     pub subsegment_bytes: u64,
 }
 
-impl ShareHeader {
+impl ShareTrailer {
     /// The bytes.
     #[must_use]
-    pub fn encode(&self) -> [u8; SHARE_HEADER_BYTES] {
-        let mut bytes = [0; SHARE_HEADER_BYTES];
+    pub fn encode(&self) -> [u8; SHARE_TRAILER_BYTES] {
+        let mut bytes = [0; SHARE_TRAILER_BYTES];
         put(&mut bytes, 0, &SHARE_MAGIC.to_le_bytes());
         put(&mut bytes, 8, &FORMAT_VERSION.to_le_bytes());
         put(&mut bytes, 16, &self.id.0);
@@ -227,10 +228,11 @@ impl ShareHeader {
         put(&mut bytes, 48, &self.writer);
         put(&mut bytes, 64, &self.epoch.get().to_le_bytes());
         put(&mut bytes, 72, &self.segment_bytes.to_le_bytes());
-        put(&mut bytes, 80, &self.segment_checksum.to_le_bytes());
+        put(&mut bytes, 80, &self.term.0.to_le_bytes());
         put(&mut bytes, 88, &self.layout);
         put(&mut bytes, 91, &[self.own_index]);
         put(&mut bytes, 96, &self.subsegment_bytes.to_le_bytes());
+        put(&mut bytes, 104, &self.attempt.to_le_bytes());
         let checksum = crc32c_around(&bytes, 12).unwrap_or_default();
         put(&mut bytes, 12, &checksum.to_le_bytes());
         bytes
@@ -239,22 +241,22 @@ impl ShareHeader {
     /// Reads what [`Self::encode`] wrote, from the beginning of `bytes`, which may be anything.
     ///
     /// # Errors
-    /// [`FormatError`]: no share header, damaged, or of another version.
+    /// [`FormatError`]: no share trailer, damaged, or of another version.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let Some(bytes) = bytes.get(..SHARE_HEADER_BYTES) else {
+        let Some(bytes) = bytes.get(..SHARE_TRAILER_BYTES) else {
             return Err(FormatError::TooShort {
-                structure: Structure::ShareHeader,
+                structure: Structure::ShareTrailer,
                 found_bytes: bytes.len() as u64,
-                needed_bytes: SHARE_HEADER_BYTES as u64,
+                needed_bytes: SHARE_TRAILER_BYTES as u64,
             });
         };
-        check_frame(bytes, Structure::ShareHeader, SHARE_MAGIC)?;
+        check_frame(bytes, Structure::ShareTrailer, SHARE_MAGIC)?;
         check_zero(
             &bytes[92..96],
-            Structure::ShareHeader,
+            Structure::ShareTrailer,
             "bytes behind the index",
         )?;
-        check_zero(&bytes[104..], Structure::ShareHeader, "bytes at the end")?;
+        check_zero(&bytes[112..], Structure::ShareTrailer, "bytes at the end")?;
         Ok(Self {
             id: SpreadId(array_at(bytes, 16)),
             generation: u64_at(bytes, 32),
@@ -262,10 +264,11 @@ impl ShareHeader {
             writer: array_at(bytes, 48),
             epoch: Epoch(u64_at(bytes, 64)),
             segment_bytes: u64_at(bytes, 72),
-            segment_checksum: u64_at(bytes, 80),
+            term: Term(u64_at(bytes, 80)),
             layout: array_at(bytes, 88),
             own_index: bytes[91],
             subsegment_bytes: u64_at(bytes, 96),
+            attempt: u64_at(bytes, 104),
         })
     }
 

@@ -405,15 +405,16 @@ fn membership() -> Membership {
     }
 }
 
-fn share_header() -> ShareHeader {
-    ShareHeader {
+fn share_trailer() -> ShareTrailer {
+    ShareTrailer {
         id: SpreadId(*b"a spread region."),
         generation: 3,
         number: SetNumber(17),
         writer: *b"a random writer.",
         epoch: Epoch(9),
+        attempt: 21,
         segment_bytes: 1_000_001,
-        segment_checksum: 0x1122_3344_5566_7788,
+        term: Term(0x1122_3344_5566_7788),
         layout: [4, 2, 1],
         own_index: 1,
         subsegment_bytes: 65_536,
@@ -421,22 +422,39 @@ fn share_header() -> ShareHeader {
 }
 
 #[test]
-fn d01_golden_membership_and_share_header() {
+fn d01_golden_membership_and_share_trailer() {
     let bytes = membership().encode().unwrap();
     check_golden("membership.hex", &bytes);
     assert_eq!(Membership::decode(&bytes), Ok(membership()));
-    let bytes = share_header().encode();
-    check_golden("share-header.hex", &bytes);
-    assert_eq!(ShareHeader::decode(&bytes), Ok(share_header()));
+    let bytes = share_trailer().encode();
+    check_golden("share-trailer.hex", &bytes);
+    assert_eq!(ShareTrailer::decode(&bytes), Ok(share_trailer()));
 }
 
 #[test]
-fn d01_each_damaged_bit_of_a_membership_or_share_header_is_found() {
+fn d06_golden_term_record() {
+    let start = |term, behind| TermStart {
+        term: Term(term),
+        behind,
+    };
+    let record = TermRecord {
+        id: SpreadId(*b"a spread region."),
+        generation: 3,
+        committed: 17,
+        starts: vec![start(2, 0), start(5, 16)],
+    };
+    let bytes = record.encode();
+    check_golden("term-record.hex", &bytes);
+    assert_eq!(TermRecord::decode(&bytes), Ok(record));
+}
+
+#[test]
+fn d01_each_damaged_bit_of_a_membership_or_share_trailer_is_found() {
     each_bit(&membership().encode().unwrap(), |bit, damaged| {
         assert!(Membership::decode(damaged).is_err(), "bit {bit}");
     });
-    each_bit(&share_header().encode(), |bit, damaged| {
-        assert!(ShareHeader::decode(damaged).is_err(), "bit {bit}");
+    each_bit(&share_trailer().encode(), |bit, damaged| {
+        assert!(ShareTrailer::decode(damaged).is_err(), "bit {bit}");
     });
     let bytes = membership().encode().unwrap();
     for length in 0..bytes.len() {
@@ -466,27 +484,27 @@ fn d01_a_membership_that_makes_no_sense_is_refused() {
 
 #[test]
 fn d01_only_shares_of_one_set_go_together() {
-    let share = share_header();
-    let other_member = ShareHeader {
+    let share = share_trailer();
+    let other_member = ShareTrailer {
         own_index: 2,
         epoch: Epoch(4),
         ..share
     };
     assert!(share.goes_with(&other_member));
     for other in [
-        ShareHeader {
+        ShareTrailer {
             writer: [0; 16],
             ..share
         },
-        ShareHeader {
+        ShareTrailer {
             number: SetNumber(18),
             ..share
         },
-        ShareHeader {
+        ShareTrailer {
             generation: 4,
             ..share
         },
-        ShareHeader {
+        ShareTrailer {
             segment_bytes: 1,
             ..share
         },

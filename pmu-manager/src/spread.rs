@@ -1,7 +1,7 @@
 //! What follows from a region's membership: room, quorums, placement. Nothing here asks a unit.
 
 use pmu_client::Quorum;
-use pmu_format::{MEMBERSHIP_MAGIC, Membership, SHARE_OFFSET};
+use pmu_format::{MEMBERSHIP_MAGIC, Membership, SHARE_TRAILER_BYTES};
 use pmu_stripe::{Group, Layout, Placement, PlacementError, Shard, UnitIndex};
 
 use crate::report::{PlacementReport, ShardReport};
@@ -9,7 +9,7 @@ use crate::report::{PlacementReport, ShardReport};
 /// What a region that is not spread has for a layout.
 pub const NOT_SPREAD: &str = "single";
 
-/// The room that each member needs for the longest share of a segment of up to `capacity_bytes`, header included.
+/// The room that each member needs for the longest share of a segment of up to `capacity_bytes`, trailer included.
 ///
 /// # Errors
 /// [`PlacementError`]: no such segment or subsegments.
@@ -19,7 +19,7 @@ pub fn member_capacity_bytes(
     subsegment_bytes: u64,
 ) -> Result<u64, PlacementError> {
     let placement = Placement::new(layout, capacity_bytes, subsegment_bytes)?;
-    Ok(SHARE_OFFSET + placement.unit_len_max())
+    Ok(SHARE_TRAILER_BYTES as u64 + placement.unit_len_max())
 }
 
 /// The longest segment whose shares have room in members of `member_bytes`.
@@ -31,7 +31,7 @@ pub fn capacity_bytes(
     member_bytes: u64,
     subsegment_bytes: u64,
 ) -> Result<u64, PlacementError> {
-    let share_bytes = member_bytes.saturating_sub(SHARE_OFFSET);
+    let share_bytes = member_bytes.saturating_sub(SHARE_TRAILER_BYTES as u64);
     Placement::segment_len_max(layout, share_bytes, subsegment_bytes)
 }
 
@@ -117,7 +117,7 @@ mod tests {
     fn d05_figure_three_lies_where_it_should() {
         let layout: Layout = "parity:3+1".parse().unwrap();
         let member = member_capacity_bytes(layout, 9 * 64, 64).unwrap();
-        assert_eq!(member, SHARE_OFFSET + 3 * 64);
+        assert_eq!(member, SHARE_TRAILER_BYTES as u64 + 3 * 64);
         assert_eq!(capacity_bytes(layout, member, 64), Ok(9 * 64));
         let placement = Placement::new(layout, 9 * 64, 64).unwrap();
         let units: Vec<_> = ["a", "b", "c", "d"].map(str::to_owned).into();

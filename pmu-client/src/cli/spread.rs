@@ -48,43 +48,18 @@ struct PutOutput<'a> {
     seconds: f64,
 }
 
-/// A length must be known before the first byte: input that has none is read into memory first.
 pub(super) fn put(context: &Context<'_>, spread: Spread, arguments: &Put) -> Result<u8, CliError> {
     let source = Source::open(&arguments.file, &context.interrupt)?;
     let begun = Instant::now();
     let (layout, units_of) = (spread.layout(), spread.layout().units());
     let mut primary = spread.open_primary(&context.options())?;
-    let limit_bytes = primary.spread().capacity_bytes();
-    let too_large = |bytes| ClientError::TooLarge {
-        region: arguments.region.clone(),
-        bytes,
-        limit_bytes,
-    };
-    let mut held = Vec::new();
-    let length = match source.length {
-        Some(length) => length,
-        None => {
-            source.drain(|bytes| {
-                held.extend_from_slice(bytes);
-                if held.len() as u64 > limit_bytes {
-                    return Err(too_large(held.len() as u64).into());
-                }
-                Ok(())
-            })?;
-            held.len() as u64
-        }
-    };
-    let bar = context.output.progress(Some(length));
-    let mut put = primary.begin(length, arguments.label)?;
-    if source.length.is_some() {
-        source.drain(|bytes| {
-            put.write_bytes(bytes)?;
-            bar.inc(bytes.len() as u64);
-            Ok(())
-        })?;
-    } else {
-        put.write_bytes(&held)?;
-    }
+    let bar = context.output.progress(source.length);
+    let mut put = primary.begin(source.length, arguments.label)?;
+    source.drain(|bytes| {
+        put.write_bytes(bytes)?;
+        bar.inc(bytes.len() as u64);
+        Ok(())
+    })?;
     let receipt = put.finish()?;
     bar.finish_and_clear();
     let missing = missing_of(primary.missing());

@@ -323,7 +323,7 @@ impl LogBackup {
         while !stop.load(Ordering::Acquire) {
             let records = self.read_unread(max_bytes)?;
             if records.len() == 0 {
-                self.sleep_unless(stop, interval);
+                sleep_unless(&self.region, stop, interval);
                 continue;
             }
             match visit(records) {
@@ -369,11 +369,10 @@ impl LogBackup {
             )),
         }
     }
+}
 
-    fn sleep_unless(&self, stop: &AtomicBool, interval: Duration) {
-        let until = self.region.link.connection().now() + interval;
-        // Short naps, so that a long interval doesn't delay the end.
-        let nap = Duration::from_millis(20);
-        while !stop.load(Ordering::Acquire) && self.region.pause(until, nap) {}
-    }
+fn sleep_unless(region: &Region, stop: &AtomicBool, interval: Duration) {
+    let until = region.link.now() + interval;
+    // Short naps, so that a long interval doesn't delay the end.
+    while !stop.load(Ordering::Acquire) && region.pause(until, Duration::from_millis(20)) {}
 }

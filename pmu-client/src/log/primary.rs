@@ -553,7 +553,7 @@ impl LogPrimary {
 
     /// Back-pressure: looks at the cursor with one-sided reads until the backup has cleared enough.
     fn wait_for_clear(&mut self, needed_bytes: u64, patience: Duration) -> Result<()> {
-        let deadline = self.region.link.connection().now() + patience;
+        let deadline = self.region.link.now() + patience;
         let mut pause = FULL_PAUSE_MIN;
         loop {
             // The backup can clear only what it can see.

@@ -40,9 +40,18 @@ struct Outstanding {
     offset: usize,
 }
 
+/// A read that is under way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Posted {
+    /// The number of its chain.
+    pub(crate) serial: u64,
+    /// Where in the staging memory it goes.
+    offset: usize,
+}
+
 /// See the module. Keeps its memory from one run to the next.
 #[derive(Debug)]
-pub(super) struct Fetcher {
+pub(crate) struct Fetcher {
     ring: StagingRing,
     chain: Chain,
     scratch: Vec<u8>,
@@ -52,7 +61,7 @@ pub(super) struct Fetcher {
 }
 
 impl Fetcher {
-    pub(super) fn new(region: &mut Region) -> Result<Self> {
+    pub(crate) fn new(region: &mut Region) -> Result<Self> {
         let bytes = region.staging_bytes;
         let registered = Registered::allocate(&mut region.link, bytes)?;
         Ok(Self {
@@ -65,7 +74,7 @@ impl Fetcher {
     }
 
     /// Drives every recovery to its end. The payload of each goes to the sink of the same index.
-    pub(super) fn run<S: SetSink>(
+    pub(crate) fn run<S: SetSink>(
         &mut self,
         region: &mut Region,
         recoveries: &mut [SetRecovery],
@@ -108,6 +117,80 @@ impl Fetcher {
         Ok(())
     }
 
+    /// Reads what a recovery wants to know before the payload: the list of sets, and the candidate's chunk table.
+    pub(crate) fn look(&mut self, region: &mut Region, recovery: &mut SetRecovery) -> Result<()> {
+        let mut asked = VecDeque::new();
+        let mut held = None;
+        loop {
+            while let Some(request) = held.take().or_else(|| recovery.next_read()) {
+                let Some(read) = self.post(region, request)? else {
+                    held = Some(request);
+                    break;
+                };
+                asked.push_back((request, read));
+            }
+            let Some((request, read)) = asked.pop_front() else {
+                return Ok(());
+            };
+            self.wait(region, read)?;
+            let length = request.length_bytes as usize;
+            if self.scratch.len() < length {
+                self.scratch.resize(length, 0);
+            }
+            let bytes = &mut self.scratch[..length];
+            self.ring.registered().get(read.offset, bytes)?;
+            self.ring.release(read.serial);
+            expected(recovery.feed(request, bytes))?;
+        }
+    }
+
+    /// Posts one read; none while there is no room.
+    pub(crate) fn post(
+        &mut self,
+        region: &mut Region,
+        request: ReadRequest,
+    ) -> Result<Option<Posted>> {
+        let length = request.length_bytes as usize;
+        if length > self.ring.capacity() {
+            return Err(too_small());
+        }
+        let Some(offset) = self.ring.take(length) else {
+            return Ok(None);
+        };
+        let address = region.address(request.offset.get());
+        self.chain.clear();
+        self.chain
+            .read(address, self.ring.registered().slice(offset, length));
+        let posted = region.link.post(&self.chain);
+        let serial = posted.map_err(|error| region.error(error))?.last;
+        self.ring.posted(serial);
+        Ok(Some(Posted { serial, offset }))
+    }
+
+    /// Blocks until it is there.
+    fn wait(&mut self, region: &mut Region, read: Posted) -> Result<()> {
+        let done = region.link.wait_for(read.serial);
+        done.map_err(|error| region.error(error))
+    }
+
+    /// Copies out what has come, and frees its place and that of all before it.
+    pub(crate) fn take_out(&mut self, read: Posted, bytes: &mut [u8]) -> Result<()> {
+        self.ring.registered().get(read.offset, bytes)?;
+        self.ring.release(read.serial);
+        Ok(())
+    }
+
+    /// Frees the place of what has come, and that of all before it.
+    pub(crate) fn release(&mut self, read: Posted) {
+        self.ring.release(read.serial);
+    }
+
+    /// Nobody wants what is under way any more.
+    pub(crate) fn forget(&mut self, region: &Region) {
+        self.ring.posted(region.link.posted());
+        self.ring.release(region.link.succeeded());
+    }
+
     /// Posts reads as long as somebody asks and there is room, each recovery in turn.
     fn fill<S: SetSink>(
         &mut self,
@@ -129,27 +212,12 @@ impl Fetcher {
             };
             idle = 0;
             let request = *what.request();
-            let length = request.length_bytes as usize;
-            if length > self.ring.capacity() {
-                return Err(ClientError::Invalid(
-                    "the staging memory is too small for a read".into(),
-                ));
-            }
-            let Some(offset) = self.ring.take(length) else {
+            let Some(Posted { serial, offset }) = self.post(region, request)? else {
                 return Ok(());
             };
-            let address = region.address(request.offset.get());
-            self.chain.clear();
-            self.chain
-                .read(address, self.ring.registered().slice(offset, length));
-            let posted = region
-                .link
-                .post(&self.chain)
-                .map_err(|error| region.error(error))?;
-            self.ring.posted(posted.last);
             if let Some((who, what)) = self.held.take() {
                 self.queue.push_back(Outstanding {
-                    serial: posted.last,
+                    serial,
                     who,
                     what,
                     offset,
@@ -203,6 +271,10 @@ impl Fetcher {
         }
         Ok(())
     }
+}
+
+fn too_small() -> ClientError {
+    ClientError::Invalid("the staging memory is too small for a read".into())
 }
 
 /// What a recovery wants to read next. A candidate's first chunk begins a set.

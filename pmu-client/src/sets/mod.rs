@@ -1,7 +1,7 @@
 //! Overwrite mode: whole checkpoints, the newest few of which are kept.
 
 mod buffer;
-mod fetch;
+pub(crate) mod fetch;
 pub(crate) mod primary;
 mod put;
 mod reader;
@@ -84,7 +84,7 @@ impl Serialize for SetInfo {
 }
 
 /// The division of a region, as its unit describes it.
-fn geometry_of(info: &RegionInfo) -> Result<SetGeometry> {
+pub(crate) fn geometry_of(info: &RegionInfo) -> Result<SetGeometry> {
     if info.capacity_bytes > SET_CAPACITY_BYTES_MAX {
         return Err(ClientError::Protocol(format!(
             "region {}: a capacity of {} bytes",

@@ -8,24 +8,36 @@
 //! reconstructs what missing units held. A unit that returns gets whole sets again from the next commit on after
 //! [`SpreadPrimary::rejoin`] (or a new opening), and is never believed for what it missed.
 
+mod assembly;
 mod primary;
+mod put;
+mod reach;
 mod reader;
-mod shares;
+mod share;
+mod source;
+mod term;
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use pmu_auth::Identity;
 use pmu_core::spread::{Quorum, TooFewUnits};
-use pmu_format::{Member, Membership, SHARE_OFFSET};
+use pmu_format::{Member, Membership, SHARE_TRAILER_BYTES};
 use pmu_stripe::{Layout, Placement};
 
-pub use primary::{SpreadPrimary, SpreadPut, SpreadTakeover};
+pub use primary::{SpreadPrimary, SpreadTakeover};
+pub use put::SpreadPut;
+pub use reach::{Network, Reach, ReachedUnit};
 pub use reader::{SpreadRead, SpreadReader, SpreadSet};
+pub(crate) use term::TermDesk;
 
 use crate::error::{ClientError, Result};
 use crate::options::ConnectOptions;
 use crate::region::RegionInfo;
 use crate::unit::{FenceReport, Unit};
+
+/// The length of what stands behind a share.
+pub(crate) const TRAILER_BYTES: u64 = SHARE_TRAILER_BYTES as u64;
 
 /// A unit that can't be used now, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,9 +66,8 @@ pub struct Spread {
     quorum: Quorum,
     /// The longest payload of a member's set.
     share_capacity_bytes: u64,
-    identity: Identity,
-    options: ConnectOptions,
-    units: Vec<std::result::Result<Unit, MissingUnit>>,
+    reach: Arc<dyn Reach>,
+    units: Vec<std::result::Result<Box<dyn ReachedUnit>, MissingUnit>>,
 }
 
 impl std::fmt::Debug for Spread {
@@ -99,6 +110,14 @@ impl Spread {
     /// # Errors
     /// [`ClientError::Invalid`] if it is no member; [`ClientError::Protocol`] for a layout that this version doesn't know.
     pub fn of(info: &RegionInfo, identity: &Identity, options: &ConnectOptions) -> Result<Self> {
+        Self::over(info, Arc::new(Network::new(identity, options)))
+    }
+
+    /// The same on any way to the units.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn over(info: &RegionInfo, reach: Arc<dyn Reach>) -> Result<Self> {
         let wrong =
             |what: &str| ClientError::Protocol(format!("spread region {}: {what}", info.name));
         let membership = info.membership.clone().ok_or_else(|| {
@@ -114,14 +133,10 @@ impl Spread {
         }
         let share_capacity_bytes = info
             .capacity_bytes
-            .checked_sub(SHARE_OFFSET)
+            .checked_sub(TRAILER_BYTES)
             .ok_or_else(|| wrong("its members are too small"))?;
         Placement::new(layout, 0, membership.subsegment_bytes)
             .map_err(|error| wrong(&error.to_string()))?;
-        if info.sets_kept < 2 {
-            // A new primary leaves a number out: with one set kept its first set would lie where the last good one is.
-            return Err(wrong("its members keep one set; two are the least"));
-        }
         let quorum = Quorum::new(
             layout.units(),
             membership.units_min.into(),
@@ -132,8 +147,7 @@ impl Spread {
             layout,
             quorum,
             share_capacity_bytes,
-            identity: identity.clone(),
-            options: options.clone(),
+            reach,
             units: Vec::new(),
             membership,
         };
@@ -141,13 +155,8 @@ impl Spread {
         Ok(spread)
     }
 
-    fn connect(&self, member: &Member) -> std::result::Result<Unit, MissingUnit> {
-        let options = ConnectOptions {
-            unit_name: Some(member.unit.to_string()),
-            ..self.options.clone()
-        };
-        let unit = Unit::connect(&member.address, &self.identity, &options);
-        let known = unit.and_then(|unit| {
+    fn connect(&self, member: &Member) -> std::result::Result<Box<dyn ReachedUnit>, MissingUnit> {
+        let known = self.reach.unit(member).and_then(|unit| {
             let info = unit.describe(&self.name)?;
             self.check_member(member, &info)?;
             Ok(unit)
@@ -171,37 +180,30 @@ impl Spread {
         if own.get(usize::from(found.own_index)) != Some(member) || found.members != *own {
             return wrong("it knows other members");
         }
-        if info.capacity_bytes != self.share_capacity_bytes + SHARE_OFFSET {
+        if info.capacity_bytes != self.share_capacity_bytes + TRAILER_BYTES {
             return wrong("its region is of another size");
         }
         Ok(())
     }
 
-    /// Does something with every member at the same time, each in a thread of its own.
+    /// Does something with every member, at the same time where that helps.
     fn on_each<T: Send>(&self, work: impl Fn(&Member, usize) -> T + Sync) -> Vec<T> {
-        std::thread::scope(|scope| {
-            let work = &work;
-            let members = self.membership.members.iter().enumerate();
-            let threads: Vec<_> = members
-                .map(|(index, member)| scope.spawn(move || work(member, index)))
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| match thread.join() {
-                    Ok(result) => result,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                })
-                .collect()
-        })
+        let members = &self.membership.members;
+        let results: Vec<Mutex<Option<T>>> = members.iter().map(|_| Mutex::new(None)).collect();
+        self.reach.at_once(members.len(), &|index| {
+            *results[index].lock() = Some(work(&members[index], index));
+        });
+        // A missing one has panicked, and that was passed on.
+        results.into_iter().filter_map(Mutex::into_inner).collect()
     }
 
     /// Does something with every unit that was reached.
     fn on_each_unit<T: Send>(
         &self,
-        work: impl Fn(&Unit) -> Result<T> + Sync,
+        work: impl Fn(&dyn ReachedUnit) -> Result<T> + Sync,
     ) -> Vec<std::result::Result<T, Failed>> {
         self.on_each(|member, index| match &self.units[index] {
-            Ok(unit) => work(unit).map_err(|error| Failed {
+            Ok(unit) => work(unit.as_ref()).map_err(|error| Failed {
                 missing: missing(member, &error),
                 error: Some(Box::new(error)),
             }),

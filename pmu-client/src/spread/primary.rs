@@ -3,10 +3,11 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use pmu_core::spread::{Quorum, TooFewUnits};
-use pmu_format::{Epoch, Label, SHARE_HEADER_BYTES, SHARE_OFFSET, SetNumber, ShareHeader};
+use pmu_core::spread::{Newest, TermOpening, TooFewUnits};
+use pmu_fabric::Counters;
+use pmu_format::{Epoch, Label, Mode, SetNumber, ShareTrailer};
 use pmu_proto::v1::SessionRole;
-use pmu_stripe::{Code, Group, GroupIndex, Placement, UnitIndex};
+use pmu_stripe::{Code, Group, GroupIndex, Placement};
 
 use crate::error::{Attempt, ClientError, Result};
 use crate::options::OpenOptions;
@@ -14,7 +15,11 @@ use crate::receipt::{Receipt, Stored, UnitProof};
 use crate::sets::SetSink;
 use crate::sets::primary::SetPrimary;
 use crate::sets::primary::member::{OpenedMember, PreparedShare};
-use crate::spread::{MissingUnit, Spread, SpreadFence, SpreadRead, missing, too_few};
+use crate::spread::put::SpreadPut;
+use crate::spread::source::Source;
+use crate::spread::{
+    MissingUnit, ReachedUnit, Spread, SpreadFence, SpreadRead, TRAILER_BYTES, missing, too_few,
+};
 
 /// Stores checkpoints on all units of a spread region that can be reached, and goes on while units fail.
 ///
@@ -26,10 +31,11 @@ pub struct SpreadPrimary {
     options: OpenOptions,
     members: Vec<std::result::Result<SetPrimary, MissingUnit>>,
     code: Code,
-    /// The number of the last set that was committed, or that may have been by a predecessor.
-    newest: SetNumber,
-    /// Tells the shares of this primary, and of each new try, from all others.
+    /// What is committed, and the term of this primary.
+    newest: Newest,
     writer: [u8; 16],
+    /// Counts the tries to commit a set.
+    attempt: u64,
     parity: Vec<Vec<u8>>,
     gathered: Vec<u8>,
     proofs: Arc<[UnitProof]>,
@@ -55,8 +61,10 @@ impl Spread {
     /// [`ClientError::WriterExists`] (fence it first, or use [`Self::take_over`]); [`ClientError::TooFewUnits`]; as
     /// [`crate::Unit::open_sets_primary`].
     pub fn open_primary(self, options: &OpenOptions) -> Result<SpreadPrimary> {
+        let id = self.membership.id;
         let opened = self.on_each_unit(|unit| {
-            OpenedMember::look(unit.open_member(&self.name, SessionRole::Primary, options)?)
+            let parts = unit.open(&self.name, SessionRole::Primary, Mode::Overwrite, options)?;
+            OpenedMember::look(parts, id)
         });
         let mut members = Vec::with_capacity(opened.len());
         for opened in opened {
@@ -65,27 +73,72 @@ impl Spread {
                 Err(failed) => Err(failed.or_grant()?),
             });
         }
-        let published: Vec<_> = members
-            .iter()
-            .filter_map(|member| member.as_ref().ok().map(|member| member.published))
-            .collect();
+        let newest = self.next_term(&members)?;
+        let members = self.take_term(members, &newest)?;
+        SpreadPrimary::new(self, *options, members, newest)
+    }
+
+    /// What is committed, and a term of our own behind it.
+    fn next_term(
+        &self,
+        members: &[std::result::Result<OpenedMember, MissingUnit>],
+    ) -> Result<Newest> {
         let absent = || members.iter().filter_map(|member| member.as_ref().err());
         let enough = |what: TooFewUnits| self.too_few(what, absent());
-        self.quorum.check_commit(published.len()).map_err(enough)?;
-        let newest = self.quorum.newest(&published).map_err(enough)?;
-        let newest = Quorum::begin_behind(newest)
-            .ok_or_else(|| ClientError::Invalid("no set number is left".into()))?;
-        let members = self.membership.members.iter().zip(members);
-        let members = members
-            .map(|(member, opened)| {
-                opened.and_then(|opened| {
-                    opened
-                        .start(newest)
-                        .map_err(|error| missing(member, &error))
-                })
-            })
-            .collect();
-        SpreadPrimary::new(self, *options, members, newest)
+        let stands = members.iter().flatten().map(|member| &member.stand);
+        self.quorum
+            .check_commit(stands.clone().count())
+            .map_err(enough)?;
+        let newest = self.quorum.newest(stands).map_err(enough)?;
+        newest
+            .next_term()
+            .ok_or_else(|| ClientError::Invalid("no term is left".into()))
+    }
+
+    /// Proposes a term on all members, and establishes it once enough have the proposal durable.
+    fn take_term(
+        &self,
+        members: Vec<std::result::Result<OpenedMember, MissingUnit>>,
+        newest: &Newest,
+    ) -> Result<Vec<std::result::Result<SetPrimary, MissingUnit>>> {
+        let all = &self.membership.members;
+        let members: Vec<_> = members.into_iter().map(parking_lot::Mutex::new).collect();
+        let openings = self.on_each(|member, index| {
+            let mut guard = members[index].lock();
+            let opened = guard.as_mut().ok()?;
+            match self.propose(opened, newest) {
+                Ok(opening) => Some(opening),
+                Err(error) => {
+                    *guard = Err(missing(member, &error));
+                    None
+                }
+            }
+        });
+        let members = members.into_iter().map(parking_lot::Mutex::into_inner);
+        let members: Vec<_> = members.collect();
+        let absent = members.iter().filter_map(|member| member.as_ref().err());
+        self.quorum
+            .check_commit(members.iter().flatten().count())
+            .map_err(|what| self.too_few(what, absent))?;
+        let members = members.into_iter().zip(openings).zip(all);
+        let started = members.map(|((opened, opening), member)| {
+            let opened = opened?;
+            let started = match opening {
+                Some(opening) => opened.start(&opening, newest.set()),
+                None => Err(ClientError::Protocol("it has no proposal".into())),
+            };
+            started.map_err(|error| missing(member, &error))
+        });
+        Ok(started.collect())
+    }
+
+    fn propose(&self, opened: &mut OpenedMember, newest: &Newest) -> Result<TermOpening> {
+        let membership = &self.membership;
+        let opening = opened
+            .stand
+            .opening(membership.id, membership.generation, newest);
+        opened.propose(&opening)?;
+        Ok(opening)
     }
 
     /// Takes the region over from a primary that has failed: fences it, reads the newest set into `sink`, and becomes the primary.
@@ -98,15 +151,17 @@ impl Spread {
         sink: &mut impl SetSink,
     ) -> Result<SpreadTakeover> {
         let fence = self.fence()?;
-        let mut reader = self.open_reader(options)?;
+        // The primary first: once its term is established, nothing else of the old one is ever visible.
+        let primary = self.open_primary(options)?;
+        let mut reader = primary.spread.open_reader(options)?;
         let recovered = match reader.read(crate::SetChoice::Newest, sink) {
             Ok(read) => Some(read),
-            Err(ClientError::NoSuchSet { .. }) => None,
+            Err(ClientError::NoSuchSet { .. }) if primary.newest().get() == 0 => None,
             Err(error) => return Err(error),
         };
         drop(reader);
         Ok(SpreadTakeover {
-            primary: self.open_primary(options)?,
+            primary,
             recovered,
             fence,
         })
@@ -118,7 +173,7 @@ impl SpreadPrimary {
         spread: Spread,
         options: OpenOptions,
         members: Vec<std::result::Result<SetPrimary, MissingUnit>>,
-        newest: SetNumber,
+        newest: Newest,
     ) -> Result<Self> {
         let layout = spread.layout;
         let subsegment_bytes = spread.membership.subsegment_bytes as usize;
@@ -126,7 +181,8 @@ impl SpreadPrimary {
             code: Code::new(layout),
             parity: vec![vec![0; subsegment_bytes]; layout.redundant_shards()],
             gathered: Vec::new(),
-            writer: random()?,
+            writer: spread.reach.random()?,
+            attempt: 0,
             proofs: Arc::from([]),
             ended: false,
             spread,
@@ -147,7 +203,7 @@ impl SpreadPrimary {
     /// [`ClientError::Fenced`]: another primary took over. [`ClientError::UnknownOutcome`]: it may have been stored; recover.
     pub fn commit(&mut self, payload: &[IoSlice<'_>], label: Label) -> Result<Receipt> {
         let bytes = payload.iter().map(|slice| slice.len() as u64).sum();
-        let placement = self.start_set(bytes, label)?;
+        let placement = self.start_set(Some(bytes), label)?;
         let mut source = Source::new(payload);
         let mut gathered = std::mem::take(&mut self.gathered);
         let fed = placement.groups().try_for_each(|group| {
@@ -156,99 +212,104 @@ impl SpreadPrimary {
             self.feed_group(&placement, &group, data)
         });
         self.gathered = gathered;
-        if let Err(error) = fed {
-            return Err(self.give_set_up(error));
+        match fed {
+            Ok(()) => self.finish_set(bytes),
+            Err(error) => Err(self.give_set_up(error)),
         }
-        self.finish_set(bytes)
     }
 
-    /// Begins a set of `bytes` bytes that is written piece by piece. Holds no more of it than one redundancy group.
+    /// Begins a set that is written piece by piece. Without a length it may become as long as the region's capacity. Holds no more of it
+    /// than one redundancy group and the staging memory of each member.
     ///
     /// # Errors
     /// As [`Self::commit`] before anything is written.
-    pub fn begin(&mut self, bytes: u64, label: Label) -> Result<SpreadPut<'_>> {
+    pub fn begin(&mut self, bytes: Option<u64>, label: Label) -> Result<SpreadPut<'_>> {
         let placement = self.start_set(bytes, label)?;
-        let mut collected = std::mem::take(&mut self.gathered);
-        collected.clear();
-        Ok(SpreadPut {
-            primary: Some(self),
-            placement,
-            bytes,
-            group: GroupIndex(0),
-            collected,
-        })
+        let collected = std::mem::take(&mut self.gathered);
+        Ok(SpreadPut::new(self, placement, bytes, collected))
     }
 
     /// Begins a share on every member.
-    fn start_set(&mut self, bytes: u64, label: Label) -> Result<Placement> {
+    fn start_set(&mut self, bytes: Option<u64>, label: Label) -> Result<Placement> {
         if self.ended {
             let region = self.spread.name.as_ref().into();
             return Err(ClientError::Ended { region });
         }
         let capacity = self.spread.capacity_bytes();
-        if bytes > capacity {
+        if let Some(bytes) = bytes.filter(|bytes| *bytes > capacity) {
             return Err(ClientError::TooLarge {
                 region: self.spread.name.as_ref().into(),
                 bytes,
                 limit_bytes: capacity,
             });
         }
-        let placement = Placement::new(
-            self.spread.layout,
-            bytes,
-            self.spread.membership.subsegment_bytes,
-        )
-        .map_err(|error| ClientError::Invalid(error.to_string()))?;
-        match self.start_shares(&placement, bytes, label) {
-            Ok(()) => Ok(placement),
+        let placement = self.placement(bytes.unwrap_or(capacity))?;
+        self.attempt += 1;
+        for index in 0..self.members.len() {
+            let share = bytes.map(|_| {
+                let share = placement.unit_len(pmu_stripe::UnitIndex(index));
+                share + TRAILER_BYTES
+            });
+            let begun = self.with(index, |member| member.begin_share(share, label));
+            if let Err(error) = begun {
+                return Err(self.give_set_up(error));
+            }
+        }
+        Ok(placement)
+    }
+
+    fn placement(&self, bytes: u64) -> Result<Placement> {
+        let subsegment_bytes = self.spread.membership.subsegment_bytes;
+        Placement::new(self.spread.layout, bytes, subsegment_bytes)
+            .map_err(|error| ClientError::Invalid(error.to_string()))
+    }
+
+    /// Ends a set whose length is known only now. `rest` is the group that was not complete.
+    pub(super) fn finish_open(
+        &mut self,
+        group: GroupIndex,
+        rest: Vec<u8>,
+        bytes: u64,
+    ) -> Result<Receipt> {
+        let fed = self.placement(bytes).and_then(|placement| {
+            match placement.group(group).filter(|_| !rest.is_empty()) {
+                Some(group) => self.feed_group(&placement, &group, &rest),
+                None => Ok(()),
+            }
+        });
+        self.gathered = rest;
+        match fed {
+            Ok(()) => self.finish_set(bytes),
             Err(error) => Err(self.give_set_up(error)),
         }
     }
 
-    fn start_shares(&mut self, placement: &Placement, bytes: u64, label: Label) -> Result<()> {
-        let number = self
-            .newest
-            .checked_add(1)
-            .ok_or_else(|| ClientError::Invalid("no set number is left".into()))?;
-        for index in 0..self.members.len() {
-            let header = self.share_header(index, number, bytes);
-            let share_bytes = SHARE_OFFSET + placement.unit_len(UnitIndex(index));
-            self.with(index, |member| {
-                member.begin_share(share_bytes, label)?;
-                let mut page = [0; SHARE_OFFSET as usize];
-                page[..SHARE_HEADER_BYTES].copy_from_slice(&header.encode());
-                member.feed_share(&page)
-            })?;
-        }
-        Ok(())
-    }
-
     fn finish_set(&mut self, bytes: u64) -> Result<Receipt> {
-        match self.prepare() {
+        match self.prepare(bytes) {
             Ok(prepared) => self.publish(&prepared, bytes),
             Err(error) => Err(self.give_set_up(error)),
         }
     }
 
     /// Nothing of the set in progress is published; the earlier ones were never touched.
-    fn give_set_up(&mut self, error: ClientError) -> ClientError {
+    pub(super) fn give_set_up(&mut self, error: ClientError) -> ClientError {
         for member in self.members.iter_mut().flatten() {
             member.drop_share();
         }
         self.ended |= error.is_fenced();
-        // The number is used again: nobody may take shares of this try for those of the next.
-        match random() {
-            Ok(writer) => self.writer = writer,
-            Err(_) => self.ended = true,
-        }
         error
     }
 
     /// Ends all shares; each is durable on its unit when this returns, and none is published.
-    fn prepare(&mut self) -> Result<Vec<Option<PreparedShare>>> {
-        let mut prepared: Vec<_> = (0..self.members.len())
-            .map(|index| self.with(index, SetPrimary::prepare_share))
-            .collect::<Result<_>>()?;
+    fn prepare(&mut self, bytes: u64) -> Result<Vec<Option<PreparedShare>>> {
+        let mut prepared = Vec::with_capacity(self.members.len());
+        for index in 0..self.members.len() {
+            let trailer = self.share_trailer(index, bytes).encode();
+            prepared.push(self.with(index, |member| {
+                member.feed_share(&trailer)?;
+                member.prepare_share()
+            })?);
+        }
         for (index, share) in prepared.iter_mut().enumerate() {
             if let Some(posted) = share {
                 let done = self.with(index, |member| member.wait_prepared(posted))?;
@@ -262,7 +323,12 @@ impl SpreadPrimary {
     }
 
     /// Encodes one group and gives each member its shard.
-    fn feed_group(&mut self, placement: &Placement, group: &Group, data: &[u8]) -> Result<()> {
+    pub(super) fn feed_group(
+        &mut self,
+        placement: &Placement,
+        group: &Group,
+        data: &[u8],
+    ) -> Result<()> {
         let begin = group.segment.start;
         let mut shards: [&[u8]; pmu_stripe::UNITS_MAX] = [&[]; pmu_stripe::UNITS_MAX];
         let mut parity = std::mem::take(&mut self.parity);
@@ -299,7 +365,7 @@ impl SpreadPrimary {
 
     /// Publishes on every member that is prepared.
     fn publish(&mut self, prepared: &[Option<PreparedShare>], bytes: u64) -> Result<Receipt> {
-        let number = SetNumber(self.newest.get() + 1);
+        let number = self.next_number();
         let mut posted = Vec::with_capacity(prepared.len());
         for (index, share) in prepared.iter().enumerate() {
             posted.push(match share {
@@ -320,7 +386,7 @@ impl SpreadPrimary {
                 cause: Box::new(cause),
             });
         }
-        self.newest = number;
+        self.newest.advance(number.get());
         self.collect_proofs();
         let first = self.members.iter().flatten().next();
         let first = first.ok_or_else(|| ClientError::Protocol("no member is left".into()))?;
@@ -334,7 +400,9 @@ impl SpreadPrimary {
         })
     }
 
-    /// Does something with a member that works. If it fails, the member is given up; a fence is an error for all.
+    /// Does something with a member that works. If it fails, the member is given up.
+    ///
+    /// A fence on fewer members than a take-over fences is no end: somebody took these members away to repair or replace them.
     fn with<T>(
         &mut self,
         index: usize,
@@ -345,11 +413,12 @@ impl SpreadPrimary {
         };
         match work(member) {
             Ok(done) => Ok(Some(done)),
-            Err(error) if error.is_fenced() => Err(error),
             Err(error) => {
                 self.give_up(index, &error);
-                self.check_commit()?;
-                Ok(None)
+                match self.check_commit() {
+                    Err(_) if error.is_fenced() => Err(error),
+                    enough => enough.map(|()| None),
+                }
             }
         }
     }
@@ -389,17 +458,8 @@ impl SpreadPrimary {
             }
             let member = &self.spread.membership.members[index];
             let opened = self.spread.connect(member).and_then(|unit| {
-                let region =
-                    unit.open_member(&self.spread.name, SessionRole::Primary, &self.options);
-                let started = region.and_then(OpenedMember::look).and_then(|opened| {
-                    if opened.published > self.newest {
-                        return Err(ClientError::Protocol(
-                            "it holds a newer set than this primary has committed".into(),
-                        ));
-                    }
-                    opened.start(self.newest)
-                });
-                started.map_err(|error| missing(member, &error))
+                let joined = self.join(unit.as_ref());
+                joined.map_err(|error| missing(member, &error))
             });
             back += usize::from(opened.is_ok());
             self.members[index] = opened;
@@ -408,19 +468,37 @@ impl SpreadPrimary {
         Ok(back)
     }
 
-    fn share_header(&self, index: usize, number: SetNumber, bytes: u64) -> ShareHeader {
+    fn join(&self, unit: &dyn ReachedUnit) -> Result<SetPrimary> {
+        let name = &self.spread.name;
+        let parts = unit.open(name, SessionRole::Primary, Mode::Overwrite, &self.options)?;
+        let mut opened = OpenedMember::look(parts, self.spread.membership.id)?;
+        if opened.stand.highest > self.newest.term() {
+            return Err(ClientError::Protocol(
+                "it knows of a later primary than this one".into(),
+            ));
+        }
+        let opening = self.spread.propose(&mut opened, &self.newest)?;
+        opened.start(&opening, self.newest.set())
+    }
+
+    fn next_number(&self) -> SetNumber {
+        SetNumber(self.newest.committed.saturating_add(1))
+    }
+
+    fn share_trailer(&self, index: usize, bytes: u64) -> ShareTrailer {
         let membership = &self.spread.membership;
         let epoch = self.members[index]
             .as_ref()
             .map_or(Epoch(0), SetPrimary::epoch);
-        ShareHeader {
+        ShareTrailer {
             id: membership.id,
             generation: membership.generation,
-            number,
+            number: self.next_number(),
+            term: self.newest.term(),
             writer: self.writer,
+            attempt: self.attempt,
             epoch,
             segment_bytes: bytes,
-            segment_checksum: 0,
             layout: membership.layout,
             own_index: index as u8,
             subsegment_bytes: membership.subsegment_bytes,
@@ -443,10 +521,25 @@ impl SpreadPrimary {
         }
     }
 
-    /// The number of the last set that was committed, by this primary or before it; it may have left one out.
+    /// The number of the last set that was committed, by this primary or before it; 0 for none.
     #[must_use]
     pub const fn newest(&self) -> SetNumber {
-        self.newest
+        self.newest.set()
+    }
+
+    /// What the connections to the members have done so far, all together. Those of members that were given up are not counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        for one in self.members.iter().flatten().map(SetPrimary::counters) {
+            sum.chains += one.chains;
+            sum.work_requests += one.work_requests;
+            sum.completions += one.completions;
+            sum.doorbells += one.doorbells;
+            sum.bytes_written += one.bytes_written;
+            sum.bytes_read += one.bytes_read;
+        }
+        sum
     }
 
     /// The region.
@@ -460,148 +553,5 @@ impl SpreadPrimary {
         self.members
             .iter()
             .filter_map(|member| member.as_ref().err())
-    }
-}
-
-/// A set that is being written. Dropped before [`Self::finish`], it is given up, and the earlier sets are there.
-#[derive(Debug)]
-pub struct SpreadPut<'a> {
-    /// None once it is given up.
-    primary: Option<&'a mut SpreadPrimary>,
-    placement: Placement,
-    bytes: u64,
-    group: GroupIndex,
-    /// Bytes of the group that is not complete yet.
-    collected: Vec<u8>,
-}
-
-impl SpreadPut<'_> {
-    /// Writes the next bytes.
-    ///
-    /// # Errors
-    /// As [`SpreadPrimary::commit`]; [`ClientError::TooLarge`] beyond the length that was named. The set is given up then.
-    pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        let result = self.write_groups(bytes);
-        match (result, self.primary.take()) {
-            (Ok(()), primary) => {
-                self.primary = primary;
-                Ok(())
-            }
-            (Err(error), Some(primary)) => Err(primary.give_set_up(error)),
-            (Err(error), None) => Err(error),
-        }
-    }
-
-    fn write_groups(&mut self, mut bytes: &[u8]) -> Result<()> {
-        let Some(primary) = &mut self.primary else {
-            return Err(ClientError::Invalid("the set was given up".into()));
-        };
-        while !bytes.is_empty() {
-            let Some(group) = self.placement.group(self.group) else {
-                return Err(ClientError::TooLarge {
-                    region: primary.spread.name.as_ref().into(),
-                    bytes: self.bytes.saturating_add(bytes.len() as u64),
-                    limit_bytes: self.bytes,
-                });
-            };
-            let length = (group.segment.end - group.segment.start) as usize;
-            if self.collected.is_empty() && bytes.len() >= length {
-                let (now, later) = bytes.split_at(length);
-                primary.feed_group(&self.placement, &group, now)?;
-                bytes = later;
-            } else {
-                let (now, later) = bytes.split_at(bytes.len().min(length - self.collected.len()));
-                self.collected.extend_from_slice(now);
-                bytes = later;
-                if self.collected.len() < length {
-                    break;
-                }
-                primary.feed_group(&self.placement, &group, &self.collected)?;
-                self.collected.clear();
-            }
-            self.group.0 += 1;
-        }
-        Ok(())
-    }
-
-    /// Ends the set, and returns when it is durable.
-    ///
-    /// # Errors
-    /// As [`SpreadPrimary::commit`]; [`ClientError::Invalid`] if fewer bytes were written than were named.
-    pub fn finish(mut self) -> Result<Receipt> {
-        let Some(primary) = self.primary.take() else {
-            return Err(ClientError::Invalid("the set was given up".into()));
-        };
-        primary.gathered = std::mem::take(&mut self.collected);
-        if self.group.0 < self.placement.group_count() {
-            let error = ClientError::Invalid(format!(
-                "fewer bytes were written than the {} that were named",
-                self.bytes
-            ));
-            return Err(primary.give_set_up(error));
-        }
-        primary.finish_set(self.bytes)
-    }
-}
-
-impl Drop for SpreadPut<'_> {
-    fn drop(&mut self) {
-        if let Some(primary) = self.primary.take() {
-            primary.give_set_up(ClientError::Invalid("given up".into()));
-        }
-    }
-}
-
-fn random() -> Result<[u8; 16]> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| ClientError::Invalid(error.to_string()))?;
-    Ok(bytes)
-}
-
-/// The payload's bytes in order.
-struct Source<'a> {
-    slices: &'a [IoSlice<'a>],
-    /// How many bytes of the first slice are taken.
-    taken: usize,
-}
-
-impl<'a> Source<'a> {
-    const fn new(slices: &'a [IoSlice<'a>]) -> Self {
-        Self { slices, taken: 0 }
-    }
-
-    /// The next bytes: where they lie if that is in one piece, else gathered. There are as many.
-    fn take<'b>(&mut self, count: usize, gathered: &'b mut Vec<u8>) -> &'b [u8]
-    where
-        'a: 'b,
-    {
-        self.skip_empty();
-        if let Some(first) = self.slices.first()
-            && let Some(piece) = first.get(self.taken..self.taken + count)
-        {
-            self.taken += count;
-            return piece;
-        }
-        gathered.clear();
-        while gathered.len() < count {
-            self.skip_empty();
-            let Some(first) = self.slices.first() else {
-                break;
-            };
-            let left = &first[self.taken..];
-            let now = left.len().min(count - gathered.len());
-            gathered.extend_from_slice(&left[..now]);
-            self.taken += now;
-        }
-        gathered
-    }
-
-    fn skip_empty(&mut self) {
-        while let Some(first) = self.slices.first()
-            && self.taken == first.len()
-        {
-            self.slices = &self.slices[1..];
-            self.taken = 0;
-        }
     }
 }

@@ -1,17 +1,17 @@
 //! Reads sets of a spread region, with or without all of its units.
 
-use std::io;
-use std::sync::mpsc;
-
-use pmu_core::commit::SetState;
-use pmu_format::{SHARE_HEADER_BYTES, SHARE_OFFSET, SetNumber, ShareHeader};
+use parking_lot::Mutex;
+use pmu_core::commit::{FoundSet, SetState};
+use pmu_core::spread::{Newest, Stand};
+use pmu_format::{Mode, SetNumber, ShareTrailer};
 use pmu_proto::v1::SessionRole;
-use pmu_stripe::{Code, Group, Placement, Reconstruct, ShardIndex, ShardSet, UnitIndex};
+use pmu_stripe::{Code, Placement};
 
 use crate::error::{ClientError, Result};
 use crate::options::OpenOptions;
-use crate::sets::{SetChoice, SetInfo, SetReader, SetSink};
-use crate::spread::shares::{CHUNKS_AHEAD, CutShort, Sender, Share};
+use crate::sets::{SetChoice, SetInfo, SetSink};
+use crate::spread::assembly::{Assembly, Seat, Stop};
+use crate::spread::share::ShareReader;
 use crate::spread::{MissingUnit, Spread, missing};
 
 /// A set that was read.
@@ -20,7 +20,7 @@ use crate::spread::{MissingUnit, Spread, missing};
 pub struct SpreadRead {
     /// The set; its epoch is that of the writer on the first unit that was read.
     pub set: SetInfo,
-    /// The units that were read.
+    /// The units that hold it and could be read.
     pub units: Vec<String>,
     /// The others, and why.
     pub missing: Vec<MissingUnit>,
@@ -50,10 +50,21 @@ fn as_number<S: serde::Serializer>(number: &SetNumber, serializer: S) -> Result<
 }
 
 /// Reads the sets of a spread region. It takes no part in writing. One thread uses it at a time.
-#[derive(Debug)]
+///
+/// A healthy read takes data alone, and no redundancy. Memory: the staging memory of each member, and one redundancy group.
 pub struct SpreadReader<'a> {
     spread: &'a Spread,
-    members: Vec<std::result::Result<SetReader, MissingUnit>>,
+    options: OpenOptions,
+    members: Vec<std::result::Result<ShareReader, MissingUnit>>,
+}
+
+impl std::fmt::Debug for SpreadReader<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("SpreadReader")
+            .field("spread", &self.spread)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Spread {
@@ -63,7 +74,8 @@ impl Spread {
     /// [`ClientError::NoGrant`]. Units that don't answer are no error before something is read.
     pub fn open_reader(&self, options: &OpenOptions) -> Result<SpreadReader<'_>> {
         let opened = self.on_each_unit(|unit| {
-            SetReader::open(unit.open_member(&self.name, SessionRole::Backup, options)?)
+            let parts = unit.open(&self.name, SessionRole::Backup, Mode::Overwrite, options)?;
+            ShareReader::open(parts)
         });
         let mut members = Vec::with_capacity(opened.len());
         for opened in opened {
@@ -74,54 +86,231 @@ impl Spread {
         }
         Ok(SpreadReader {
             spread: self,
+            options: *options,
             members,
         })
     }
 }
 
-/// What one member knows of the sets.
-struct Known {
-    published: SetNumber,
-    sets: Vec<SetInfo>,
-}
+/// What one member says of one set: that it doesn't hold it, or what stands behind its share.
+type Held = Option<(ShareTrailer, FoundSet)>;
 
 impl SpreadReader<'_> {
-    /// Reads a set into a sink. Where units are missing or damaged, their bytes are computed from the others; a sink that can't begin anew
-    /// fails if a unit is found damaged in the middle.
+    /// Reads a set into a sink. Where units are missing, damaged or slow, their bytes are computed from the others.
     ///
     /// [`SetChoice::Newest`] is the newest committed set, and no older one in its place.
     ///
     /// # Errors
     /// [`ClientError::TooFewUnits`]; [`ClientError::NoSuchSet`]; [`ClientError::Io`] when the sink fails.
     pub fn read(&mut self, choice: SetChoice, sink: &mut impl SetSink) -> Result<SpreadRead> {
-        let known = self.look();
-        let newest = self.newest(&known)?;
+        let mut before = None;
+        loop {
+            let newest = self.newest()?;
+            let committed = newest.set();
+            match self.read_once(choice, &newest, sink) {
+                // A live writer has overwritten it meanwhile.
+                Err(ClientError::TooFewUnits { .. } | ClientError::NoSuchSet { .. })
+                    if choice == SetChoice::Newest
+                        && before.replace(committed) != Some(committed) => {}
+                read => return read,
+            }
+        }
+    }
+
+    fn read_once(
+        &mut self,
+        choice: SetChoice,
+        newest: &Newest,
+        sink: &mut impl SetSink,
+    ) -> Result<SpreadRead> {
         let number = match choice {
-            SetChoice::Newest => newest,
+            SetChoice::Newest => newest.set(),
             SetChoice::Number(number) => number,
         };
-        if number.get() == 0 || number > newest {
+        let Some(term) = newest.term_of(number.get()) else {
             return Err(ClientError::NoSuchSet {
                 region: self.spread.name().to_owned(),
                 what: match choice {
                     SetChoice::Newest => "committed set".to_owned(),
-                    SetChoice::Number(number) => format!("set {number}"),
+                    SetChoice::Number(number) => format!("committed set {number}"),
                 },
             });
+        };
+        let held = self.select(number);
+        let ours = |trailer: &ShareTrailer, index: usize| {
+            let membership = &self.spread.membership;
+            trailer.id == membership.id
+                && trailer.number == number
+                && trailer.term == term
+                && trailer.layout == membership.layout
+                && trailer.subsegment_bytes == membership.subsegment_bytes
+                && usize::from(trailer.own_index) == index
+        };
+        // Of several tries with one number only the last one was published.
+        let tries = held.iter().enumerate().filter_map(|(index, held)| {
+            let (trailer, _) = held.as_ref().ok()?.as_ref()?;
+            ours(trailer, index).then_some(*trailer)
+        });
+        let last = tries.max_by_key(|trailer| trailer.attempt);
+        // Whoever can't say may hold a later one.
+        let said = held.iter().filter(|held| held.is_ok()).count();
+        let decided = self.spread.quorum.check_decide(said);
+        let seats = self.seats(&held, number, last.as_ref());
+        if let Err(what) = decided {
+            return Err(self.spread.too_few(what, &self.absent(&reasons(&seats))));
         }
-        // Not given up for other sets: just not used for this one.
-        let mut without: Vec<Option<String>> = known
-            .iter()
-            .map(|known| {
-                let holds = known.as_ref()?.sets.iter().any(|set| set.number == number);
-                (!holds).then(|| format!("it does not hold set {number}"))
-            })
+        let Some(trailer) = last else {
+            let what = self.spread.quorum.check_read(0);
+            let absent = self.absent(&reasons(&seats));
+            return Err(self.or_gone(number, what, &absent));
+        };
+        self.assemble(&trailer, &held, seats, sink)
+    }
+
+    /// What is committed.
+    fn newest(&mut self) -> Result<Newest> {
+        let id = self.spread.membership.id;
+        let stands: Vec<Stand> = self
+            .each(|reader| reader.stand(id))
+            .into_iter()
+            .flatten()
             .collect();
-        loop {
-            if let Some(read) = self.attempt(number, &known, &mut without, sink)? {
-                return Ok(read);
+        let newest = self.spread.quorum.newest(stands.iter());
+        newest.map_err(|what| self.spread.too_few(what, self.missing()))
+    }
+
+    /// Does something with every member that can be read, at the same time where that helps. One that fails is missing from then on.
+    fn each<T: Send>(
+        &mut self,
+        work: impl Fn(&mut ShareReader) -> Result<T> + Sync,
+    ) -> Vec<Option<T>> {
+        let members: Vec<_> = self.members.iter_mut().map(Mutex::new).collect();
+        let done = self.spread.on_each(|member, index| {
+            let mut guard = members[index].lock();
+            let reader = guard.as_mut().ok()?;
+            match work(reader) {
+                Ok(done) => Some(done),
+                Err(error) => {
+                    **guard = Err(missing(member, &error));
+                    None
+                }
             }
+        });
+        drop(members);
+        done
+    }
+
+    /// Gets every member ready to read its share of a set. A damaged one is no reason to give its member up.
+    fn select(&mut self, number: SetNumber) -> Vec<std::result::Result<Held, String>> {
+        let held = self.each(|reader| match reader.select(number) {
+            Err(error @ ClientError::Damaged { .. }) => Ok(Err(error.to_string())),
+            held => held.map(Ok),
+        });
+        held.into_iter()
+            .map(|held| held.unwrap_or_else(|| Err("it can't be read".to_owned())))
+            .collect()
+    }
+
+    /// Who can be read for the set that `trailer` belongs to, and why not.
+    fn seats(
+        &mut self,
+        held: &[std::result::Result<Held, String>],
+        number: SetNumber,
+        trailer: Option<&ShareTrailer>,
+    ) -> Vec<std::result::Result<usize, String>> {
+        held.iter()
+            .enumerate()
+            .map(|(index, held)| match (held, trailer) {
+                (Err(reason), _) => Err(reason.clone()),
+                (Ok(None), _) => Err(format!("it does not hold set {number}")),
+                (Ok(Some((found, _))), Some(trailer)) if trailer.goes_with(found) => Ok(index),
+                _ => Err("its share belongs to another set".to_owned()),
+            })
+            .collect()
+    }
+
+    /// Nobody holds a share: too few units where some are missing, else the set is gone.
+    fn or_gone(
+        &self,
+        number: SetNumber,
+        what: std::result::Result<(), pmu_core::spread::TooFewUnits>,
+        absent: &[MissingUnit],
+    ) -> ClientError {
+        match what {
+            Err(what) if self.members.iter().any(std::result::Result::is_err) => {
+                self.spread.too_few(what, absent)
+            }
+            _ => ClientError::NoSuchSet {
+                region: self.spread.name().to_owned(),
+                what: format!("set {number} any more"),
+            },
         }
+    }
+
+    fn assemble(
+        &mut self,
+        trailer: &ShareTrailer,
+        held: &[std::result::Result<Held, String>],
+        chosen: Vec<std::result::Result<usize, String>>,
+        sink: &mut impl SetSink,
+    ) -> Result<SpreadRead> {
+        let spread = self.spread;
+        let layout = spread.layout;
+        let placement = Placement::new(layout, trailer.segment_bytes, trailer.subsegment_bytes)
+            .map_err(|error| ClientError::Protocol(error.to_string()))?;
+        let mut seats: Vec<Seat<'_>> = Vec::with_capacity(chosen.len());
+        for (member, chosen) in self.members.iter_mut().zip(&chosen) {
+            seats.push(match (member, chosen) {
+                (Ok(reader), Ok(_)) => Ok(reader),
+                (Err(missing), _) => Err(missing.reason.clone()),
+                (_, Err(reason)) => Err(reason.clone()),
+            });
+        }
+        let mut assembly = Assembly {
+            quorum: spread.quorum,
+            placement,
+            code: Code::new(layout),
+            hedge: self.options.timeouts.hedge,
+            seats: &mut seats,
+            plans: Vec::new(),
+            shards: vec![Vec::new(); layout.units()],
+            reconstructed: false,
+        };
+        let done = assembly.run(trailer.number, trailer, sink);
+        let reconstructed = assembly.reconstructed;
+        let reasons: Vec<_> = seats
+            .iter()
+            .map(|seat| seat.as_ref().err().cloned())
+            .collect();
+        match done {
+            Ok(()) => {}
+            Err(Stop::Sink(source)) => {
+                return Err(ClientError::Io {
+                    action: "hand out the set",
+                    source,
+                });
+            }
+            Err(Stop::TooFew(what)) => return Err(spread.too_few(what, &self.absent(&reasons))),
+        }
+        let set = held.iter().flatten().flatten().map(|(_, set)| set).next();
+        let members = spread.membership.members.iter();
+        Ok(SpreadRead {
+            set: SetInfo {
+                number: trailer.number,
+                epoch: trailer.epoch,
+                bytes: trailer.segment_bytes,
+                committed_ns: set.map_or(0, |set| set.committed_nanoseconds),
+                label: set.map(|set| set.label).unwrap_or_default(),
+                state: SetState::Committed,
+            },
+            units: members
+                .zip(&reasons)
+                .filter(|(_, reason)| reason.is_none())
+                .map(|(member, _)| member.unit.to_string())
+                .collect(),
+            missing: self.absent(&reasons),
+            reconstructed,
+        })
     }
 
     /// Lists the sets that units hold shares of, the newest first. Nothing of them is read.
@@ -129,17 +318,17 @@ impl SpreadReader<'_> {
     /// # Errors
     /// [`ClientError::TooFewUnits`]: it can't be told which is the newest.
     pub fn sets(&mut self) -> Result<Vec<SpreadSet>> {
-        let known = self.look();
-        let newest = self.newest(&known)?;
+        let newest = self.newest()?;
+        let lists = self.each(ShareReader::list);
         let mut sets: std::collections::BTreeMap<u64, SpreadSet> = Default::default();
         let members = &self.spread.membership.members;
-        for (member, known) in members.iter().zip(&known) {
-            for set in known.iter().flat_map(|known| &known.sets) {
+        for (member, list) in members.iter().zip(lists) {
+            for set in list.into_iter().flatten() {
                 let entry = sets.entry(set.number.get()).or_insert_with(|| SpreadSet {
                     number: set.number,
-                    committed_ns: set.committed_ns,
+                    committed_ns: set.committed_nanoseconds,
                     label: set.label.to_string(),
-                    committed: set.number <= newest,
+                    committed: newest.term_of(set.number.get()).is_some(),
                     units: Vec::new(),
                 });
                 entry.units.push(member.unit.to_string());
@@ -148,153 +337,13 @@ impl SpreadReader<'_> {
         Ok(sets.into_values().rev().collect())
     }
 
-    fn newest(&self, known: &[Option<Known>]) -> Result<SetNumber> {
-        let published: Vec<_> = known
-            .iter()
-            .flatten()
-            .map(|known| known.published)
-            .collect();
-        let newest = self.spread.quorum.newest(&published);
-        newest.map_err(|what| self.spread.too_few(what, self.missing()))
-    }
-
-    /// Asks every member for its sets. One that fails is missing from then on.
-    fn look(&mut self) -> Vec<Option<Known>> {
-        let members = &self.spread.membership.members;
-        let looked: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = self
-                .members
-                .iter_mut()
-                .map(|member| scope.spawn(move || member.as_mut().ok().map(SetReader::sets)))
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or(None))
-                .collect()
-        });
-        let mut known = Vec::with_capacity(looked.len());
-        for (index, looked) in looked.into_iter().enumerate() {
-            known.push(match looked {
-                Some(Ok(catalog)) => Some(Known {
-                    published: catalog.published,
-                    sets: catalog.sets,
-                }),
-                Some(Err(error)) => {
-                    self.members[index] = Err(missing(&members[index], &error));
-                    None
-                }
-                None => None,
-            });
-        }
-        known
-    }
-
-    /// Reads the set from the members that are not in `without`; `None` if one more had to be put there.
-    fn attempt(
-        &mut self,
-        number: SetNumber,
-        known: &[Option<Known>],
-        without: &mut [Option<String>],
-        sink: &mut impl SetSink,
-    ) -> Result<Option<SpreadRead>> {
-        let spread = self.spread;
-        let usable = |index: usize| known[index].is_some() && without[index].is_none();
-        let indices: Vec<_> = (0..self.members.len())
-            .filter(|index| usable(*index))
-            .collect();
-        if let Err(what) = spread.quorum.check_read(indices.len()) {
-            return Err(spread.too_few(what, &self.absent(without)));
-        }
-        let (assembled, failures) = std::thread::scope(|scope| {
-            let mut shares: Vec<Option<Share>> = (0..self.members.len()).map(|_| None).collect();
-            let mut threads = Vec::new();
-            for (index, member) in self.members.iter_mut().enumerate() {
-                let (Ok(reader), true) = (member, indices.contains(&index)) else {
-                    continue;
-                };
-                let (sender, receiver) = mpsc::sync_channel(CHUNKS_AHEAD);
-                shares[index] = Some(Share::new(receiver));
-                let read = move || reader.read(SetChoice::Number(number), &mut Sender(sender));
-                threads.push((index, scope.spawn(read)));
-            }
-            let assembled = Assembly::begin(spread, number, &mut shares)
-                .and_then(|assembly| assembly.run(&mut shares, sink));
-            drop(shares);
-            let failures: Vec<_> = threads
-                .into_iter()
-                .filter_map(|(index, thread)| match thread.join() {
-                    Ok(Ok(_)) => None,
-                    // The assembly needed no more of it.
-                    Ok(Err(ClientError::Io { .. })) => None,
-                    Ok(Err(error)) => Some((index, error.to_string())),
-                    Err(_) => Some((index, "the thread that reads it panicked".to_owned())),
-                })
-                .collect();
-            (assembled, failures)
-        });
-        match assembled {
-            Ok(found) => Ok(Some(self.read_of(number, &found, known, without))),
-            Err(Stop::Sink(source)) => Err(ClientError::Io {
-                action: "hand out the set",
-                source,
-            }),
-            Err(Stop::TooFew(what)) => Err(spread.too_few(what, &self.absent(without))),
-            Err(Stop::Member(index, reason)) => {
-                let told = failures.into_iter().find(|(failed, _)| *failed == index);
-                without[index] = Some(told.map_or(reason, |(_, reason)| reason));
-                Ok(None)
-            }
-        }
-    }
-
-    fn read_of(
-        &self,
-        number: SetNumber,
-        found: &Assembly<'_>,
-        known: &[Option<Known>],
-        without: &[Option<String>],
-    ) -> SpreadRead {
-        let members = &self.spread.membership.members;
-        let mut missing = self.absent(without);
-        let mut units = Vec::new();
-        for (index, member) in members.iter().enumerate() {
-            if found.used[index] {
-                units.push(member.unit.to_string());
-            } else if missing.iter().all(|one| *one.unit != *member.unit.as_str()) {
-                missing.push(MissingUnit {
-                    unit: member.unit.as_str().into(),
-                    reason: "its share belongs to another writer's set".to_owned(),
-                });
-            }
-        }
-        let first = found.used.iter().position(|used| *used).unwrap_or(0);
-        let sets = known[first].as_ref().map(|known| known.sets.as_slice());
-        let set = sets
-            .unwrap_or_default()
-            .iter()
-            .find(|set| set.number == number);
-        SpreadRead {
-            set: SetInfo {
-                number,
-                epoch: found.header.epoch,
-                bytes: found.header.segment_bytes,
-                committed_ns: set.map_or(0, |set| set.committed_ns),
-                label: set.map(|set| set.label).unwrap_or_default(),
-                state: SetState::Committed,
-            },
-            units,
-            missing,
-            reconstructed: found.reconstructed,
-        }
-    }
-
     /// The units that can't be read at all, and those that can't for this set.
-    fn absent(&self, without: &[Option<String>]) -> Vec<MissingUnit> {
+    fn absent(&self, reasons: &[Option<String>]) -> Vec<MissingUnit> {
         let members = self.spread.membership.members.iter();
         members
             .zip(&self.members)
-            .zip(without)
-            .filter_map(|((member, reader), without)| match (reader, without) {
+            .zip(reasons)
+            .filter_map(|((member, reader), reason)| match (reader, reason) {
                 (Err(missing), _) => Some(missing.clone()),
                 (Ok(_), Some(reason)) => Some(MissingUnit {
                     unit: member.unit.as_str().into(),
@@ -313,203 +362,9 @@ impl SpreadReader<'_> {
     }
 }
 
-/// Why an assembly ended.
-enum Stop {
-    /// This member can't be used for this set.
-    Member(usize, String),
-    /// Too few members have shares that go together.
-    TooFew(pmu_core::spread::TooFewUnits),
-    Sink(io::Error),
-}
-
-/// Puts a set together from the shares that go together.
-struct Assembly<'a> {
-    spread: &'a Spread,
-    number: SetNumber,
-    header: ShareHeader,
-    used: Vec<bool>,
-    reconstructed: bool,
-}
-
-impl<'a> Assembly<'a> {
-    /// Reads the header of every share, and chooses the most that go together.
-    fn begin(
-        spread: &'a Spread,
-        number: SetNumber,
-        shares: &mut [Option<Share>],
-    ) -> std::result::Result<Self, Stop> {
-        let mut headers: Vec<Option<ShareHeader>> = vec![None; shares.len()];
-        let mut page = Vec::new();
-        for (index, share) in shares.iter_mut().enumerate() {
-            let Some(share) = share else { continue };
-            let bad = |reason: &str| Stop::Member(index, reason.to_owned());
-            share
-                .take(SHARE_OFFSET as usize, &mut page)
-                .map_err(|CutShort| bad("its share is cut short"))?;
-            let header = ShareHeader::decode(&page[..SHARE_HEADER_BYTES])
-                .map_err(|error| bad(&error.to_string()))?;
-            let membership = &spread.membership;
-            let ours = header.id == membership.id
-                && header.number == number
-                && header.layout == membership.layout
-                && header.subsegment_bytes == membership.subsegment_bytes
-                && usize::from(header.own_index) == index;
-            if !ours {
-                return Err(bad("its share is not one of this region's set"));
-            }
-            headers[index] = Some(header);
-        }
-        let together = |header: &ShareHeader| {
-            let others = headers.iter().flatten();
-            others.filter(|other| header.goes_with(other)).count()
-        };
-        let best = headers
-            .iter()
-            .flatten()
-            .max_by_key(|header| together(header));
-        let count = best.map_or(0, together);
-        spread.quorum.check_read(count).map_err(Stop::TooFew)?;
-        let header = *best.ok_or_else(|| Stop::Member(0, "no share".to_owned()))?;
-        let used = headers
-            .iter()
-            .map(|other| other.is_some_and(|other| header.goes_with(&other)))
-            .collect();
-        Ok(Self {
-            spread,
-            number,
-            header,
-            used,
-            reconstructed: false,
-        })
-    }
-
-    /// Reads all groups, and hands the set out.
-    fn run(
-        mut self,
-        shares: &mut [Option<Share>],
-        sink: &mut impl SetSink,
-    ) -> std::result::Result<Self, Stop> {
-        let layout = self.spread.layout;
-        let bytes = self.header.segment_bytes;
-        let placement = Placement::new(layout, bytes, self.header.subsegment_bytes)
-            .map_err(|error| Stop::Sink(io::Error::other(error.to_string())))?;
-        let info = SetInfo {
-            number: self.number,
-            epoch: self.header.epoch,
-            bytes,
-            committed_ns: 0,
-            label: pmu_format::Label::default(),
-            state: SetState::Committed,
-        };
-        sink.begin(&info).map_err(Stop::Sink)?;
-        let mut groups = Groups {
-            code: Code::new(layout),
-            plans: vec![None; layout.units()],
-            shards: vec![Vec::new(); layout.units()],
-        };
-        for group in placement.groups() {
-            let present = self.take_group(&placement, &group, shares, &mut groups.shards)?;
-            self.reconstructed |= groups.complete(&placement, &group, present)?;
-            groups
-                .hand_out(&placement, &group, sink)
-                .map_err(Stop::Sink)?;
-        }
-        Ok(self)
-    }
-
-    fn take_group(
-        &self,
-        placement: &Placement,
-        group: &Group,
-        shares: &mut [Option<Share>],
-        shards: &mut [Vec<u8>],
-    ) -> std::result::Result<ShardSet, Stop> {
-        let mut present = ShardSet::EMPTY;
-        for shard in placement.shards(group) {
-            let UnitIndex(unit) = shard.unit;
-            let bytes = &mut shards[shard.shard.0];
-            bytes.clear();
-            let (Some(share), true) = (&mut shares[unit], self.used[unit]) else {
-                continue;
-            };
-            share
-                .take(shard.len as usize, bytes)
-                .map_err(|CutShort| Stop::Member(unit, "its share is cut short".to_owned()))?;
-            present = present.with(shard.shard);
-        }
-        Ok(present)
-    }
-}
-
-/// The shards of one group after the other.
-struct Groups {
-    code: Code,
-    /// How to compute what is missing: placements rotate, so it repeats with the number of units.
-    plans: Vec<Option<Reconstruct>>,
-    shards: Vec<Vec<u8>>,
-}
-
-impl Groups {
-    /// Computes the data shards that are missing; true if there were any.
-    fn complete(
-        &mut self,
-        placement: &Placement,
-        group: &Group,
-        present: ShardSet,
-    ) -> std::result::Result<bool, Stop> {
-        let data_shards = placement.layout().data_shards();
-        let wanted = ShardSet::first(data_shards).without(present);
-        if wanted.is_empty() {
-            return Ok(false);
-        }
-        let failed =
-            |error: &dyn std::fmt::Display| Stop::Sink(io::Error::other(error.to_string()));
-        let turn = (group.group.0 % self.plans.len() as u64) as usize;
-        let plan = match &self.plans[turn] {
-            Some(plan) => *plan,
-            None => Reconstruct::of(&self.code, present, wanted).map_err(|error| failed(&error))?,
-        };
-        self.plans[turn] = Some(plan);
-        for ShardIndex(index) in wanted.iter() {
-            let length = placement
-                .shard(group.group, ShardIndex(index))
-                .map_or(0, |shard| shard.len);
-            self.shards[index].resize(length as usize, 0);
-        }
-        let mut held = std::mem::take(&mut self.shards);
-        let done = {
-            let (mut sources, mut targets): (Vec<&[u8]>, Vec<&mut [u8]>) = Default::default();
-            for (index, shard) in held.iter_mut().enumerate() {
-                if wanted.contains(ShardIndex(index)) {
-                    targets.push(shard);
-                } else if plan.sources().contains(ShardIndex(index)) {
-                    sources.push(shard);
-                }
-            }
-            plan.apply(&sources, &mut targets)
-        };
-        self.shards = std::mem::take(&mut held);
-        done.map_err(|error| failed(&error))?;
-        Ok(true)
-    }
-
-    fn hand_out(
-        &self,
-        placement: &Placement,
-        group: &Group,
-        sink: &mut impl SetSink,
-    ) -> io::Result<()> {
-        let data_shards = placement.layout().data_shards();
-        for shard in placement.shards(group).take(data_shards) {
-            let bytes = &self.shards[shard.shard.0];
-            if bytes.is_empty() {
-                continue;
-            }
-            match sink.place(shard.segment.start, bytes.len()) {
-                Some(place) => place.copy_from_slice(bytes),
-                None => sink.chunk(shard.segment.start, bytes)?,
-            }
-        }
-        Ok(())
-    }
+fn reasons(seats: &[std::result::Result<usize, String>]) -> Vec<Option<String>> {
+    seats
+        .iter()
+        .map(|seat| seat.as_ref().err().cloned())
+        .collect()
 }

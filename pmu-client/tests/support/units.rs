@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use pmu_auth::{Authority, HostName, Identity, Role, Validity};
 use pmu_client::{ConnectOptions, Layout, Spread};
-use pmu_format::{Member, Membership, SHARE_OFFSET, SpreadId};
+use pmu_format::{Member, Membership, SHARE_TRAILER_BYTES, SpreadId};
 use pmu_proto::v1::admin_client::AdminClient;
 use pmu_proto::v1::create_region_request::Room;
 use pmu_proto::v1::{self};
@@ -152,7 +152,7 @@ impl Units {
                 mode: v1::Mode::Overwrite.into(),
                 need: v1::Need::Durable.into(),
                 sets_kept: 2,
-                room: Some(Room::CapacityBytes(SHARE_OFFSET + share)),
+                room: Some(Room::CapacityBytes(SHARE_TRAILER_BYTES as u64 + share)),
                 grants: vec![grant("app"), grant("backup")],
                 attributes: membership.encode().unwrap(),
                 ..Default::default()

@@ -3,8 +3,9 @@
 use core::ops::Range;
 
 use pmu_format::{
-    CHUNK_CHECKSUM_BYTES, FormatError, RegionId, RegionPiece, SET_HEADER_BYTES, SetGeometry,
-    SetHeader, SetNumber, SlotIndex, Structure, chunk_checksum_at, chunk_count, crc64_nvme,
+    CHUNK_CHECKSUM_BYTES, FormatError, RegionId, RegionOffset, RegionPiece, SET_HEADER_BYTES,
+    SetGeometry, SetHeader, SetNumber, SlotIndex, Structure, chunk_checksum_at, chunk_count,
+    crc64_nvme,
 };
 
 use crate::commit::catalog::{Catalog, Finding, FoundSet, SetState};
@@ -412,6 +413,19 @@ impl SetRecovery {
         })
     }
 
+    /// The candidate, whose header and chunk table are sound, for reading its chunks in any order.
+    #[must_use]
+    pub fn into_view(mut self) -> Option<SetView> {
+        let set = self.candidate()?.clone();
+        let chunks = chunk_count(set.payload_bytes)? as usize;
+        self.table.truncate(chunks * CHUNK_CHECKSUM_BYTES as usize);
+        Some(SetView {
+            payload_offset: self.geometry.payload_offset(set.slot),
+            table: self.table,
+            set,
+        })
+    }
+
     fn catalog_read(&mut self) {
         self.catalog.complete();
         let suspicious = self.catalog.findings.len() > self.findings_before;
@@ -568,6 +582,51 @@ impl SetRecovery {
                 taken: number,
             });
         }
+    }
+}
+
+/// A set whose header and chunk table are known and sound: its chunks may be read in any order.
+#[derive(Clone, Debug)]
+pub struct SetView {
+    set: FoundSet,
+    table: Vec<u8>,
+    payload_offset: RegionOffset,
+}
+
+impl SetView {
+    /// The set.
+    #[must_use]
+    pub const fn set(&self) -> &FoundSet {
+        &self.set
+    }
+
+    /// Which bytes of the payload a chunk is, and where they are to be read from; `None` for a chunk that the set doesn't have.
+    #[must_use]
+    pub fn chunk(&self, index: u32) -> Option<(Range<u64>, ReadRequest)> {
+        let range = SetGeometry::chunk_range(self.set.payload_bytes, index)?;
+        let request = ReadRequest {
+            offset: self.payload_offset.checked_add(range.start)?,
+            length_bytes: range.end - range.start,
+        };
+        Some((range, request))
+    }
+
+    /// Whether these are the bytes of a chunk.
+    ///
+    /// # Errors
+    /// [`FormatError::Checksum`].
+    pub fn verify(&self, index: u32, bytes: &[u8]) -> Result<(), FormatError> {
+        let computed = crc64_nvme(bytes);
+        let stored = chunk_checksum_at(&self.table, index).unwrap_or(!computed);
+        if computed == stored {
+            return Ok(());
+        }
+        Err(FormatError::Checksum {
+            structure: Structure::Chunk,
+            what: "payload",
+            computed,
+            stored,
+        })
     }
 }
 

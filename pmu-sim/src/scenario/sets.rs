@@ -161,11 +161,12 @@ fn heir(context: &Context, site: &Site) {
 }
 
 fn open_primary(context: &Context, site: &Site) -> Result<SetPrimary, ClientError> {
+    let floor = site.model.lock().recovery_floor();
     let parts = context.open(0, site.wish(SessionRole::Primary))?;
     let primary = SetPrimary::over(parts)?;
     let (epoch, newest) = (primary.epoch(), primary.newest().get());
     context.note(|| format!("is primary in epoch {epoch}, behind set {newest}"));
-    site.check(context, |model| model.opened(epoch.get(), newest));
+    site.check(context, |model| model.opened(epoch.get(), newest, floor));
     Ok(primary)
 }
 

@@ -1,39 +1,48 @@
 //! The same commit in two steps, for a member of a spread region: everything durable first, published when the others have it too.
 
 use pmu_core::WordWrite;
-use pmu_core::commit::{Goal, SetOpening, SetRecovery};
-use pmu_format::{Label, RegionPiece, SetGeometry, SetNumber};
+use pmu_core::commit::SetOpening;
+use pmu_core::spread::{Stand, TermOpening};
+use pmu_format::{Label, RegionPiece, SetGeometry, SetNumber, SpreadId};
 
 use super::{SetPrimary, flush, flushed_range, without};
 use crate::error::{Attempt, ClientError, Result};
 use crate::link::Posted;
-use crate::region::Region;
-use crate::sets::fetch::Fetcher;
+use crate::region::{Parts, Region};
 use crate::sets::geometry_of;
+use crate::spread::TermDesk;
 
 /// A member that was opened for writing, and was looked at.
 pub(crate) struct OpenedMember {
     region: Region,
     geometry: SetGeometry,
-    /// The number in its publish word, 0 for none.
-    pub(crate) published: SetNumber,
+    desk: TermDesk,
+    /// What it knows.
+    pub(crate) stand: Stand,
 }
 
 impl OpenedMember {
-    pub(crate) fn look(mut region: Region) -> Result<Self> {
+    pub(crate) fn look(parts: Parts, id: SpreadId) -> Result<Self> {
+        let mut region = Region::new(parts)?;
         let geometry = geometry_of(&region.info)?;
-        let mut fetcher = Fetcher::new(&mut region)?;
-        let mut recovery = [SetRecovery::new(geometry, region.info.id, Goal::List)];
-        fetcher.run(&mut region, &mut recovery, &mut [()])?;
+        let mut desk = TermDesk::new(&mut region)?;
+        let stand = desk.stand(&mut region, id)?;
         Ok(Self {
-            published: recovery[0].published(),
             region,
             geometry,
+            desk,
+            stand,
         })
     }
 
-    /// Gets ready to write behind `newest`, whatever this member holds itself.
-    pub(crate) fn start(self, newest: SetNumber) -> Result<SetPrimary> {
+    /// Makes a term durable here, without anything counting by it.
+    pub(crate) fn propose(&mut self, opening: &TermOpening) -> Result<()> {
+        self.desk.propose(&mut self.region, opening)
+    }
+
+    /// Takes the term, and gets ready to write behind `newest`, whatever this member holds itself.
+    pub(crate) fn start(mut self, opening: &TermOpening, newest: SetNumber) -> Result<SetPrimary> {
+        self.desk.establish(&mut self.region, opening)?;
         let word = WordWrite {
             offset: self.geometry.publish_offset(),
             value: 0,
@@ -57,8 +66,9 @@ pub(crate) struct PreparedShare {
 }
 
 impl SetPrimary {
-    pub(crate) fn begin_share(&mut self, bytes: u64, label: Label) -> Result<()> {
-        self.start_set(Some(bytes), label)
+    /// Begins a share; without a length it may become as long as there is room.
+    pub(crate) fn begin_share(&mut self, bytes: Option<u64>, label: Label) -> Result<()> {
+        self.start_set(bytes, label)
     }
 
     pub(crate) fn feed_share(&mut self, bytes: &[u8]) -> Result<()> {
@@ -67,6 +77,9 @@ impl SetPrimary {
 
     /// Posts what is left, table, header and flush. Nothing is published.
     pub(crate) fn prepare_share(&mut self) -> Result<PreparedShare> {
+        if self.set.open_ended {
+            self.settle_length()?;
+        }
         let plan = self.plan()?;
         if self.set.taken != plan.payload_bytes {
             return Err(ClientError::Invalid("the share is not complete".into()));

@@ -90,12 +90,11 @@ impl SetsModel {
         }
     }
 
-    /// A primary was opened: nothing committed may lie behind it.
-    pub(crate) fn opened(&mut self, epoch: u64, newest: u64) -> Result<(), String> {
-        if newest < self.recovery_floor() {
+    /// A primary was opened: nothing may lie behind it that was committed when the opening began.
+    pub(crate) fn opened(&mut self, epoch: u64, newest: u64, floor: u64) -> Result<(), String> {
+        if newest < floor {
             return Err(format!(
-                "the primary of epoch {epoch} goes on behind set {newest}, and set {} was committed",
-                self.recovery_floor()
+                "the primary of epoch {epoch} goes on behind set {newest}, and set {floor} was committed"
             ));
         }
         self.opened.push((epoch, newest));

@@ -1,0 +1,268 @@
+//! One member's share of a set, read chunk by chunk in rising order, a few ahead; each chunk is checked before it is used.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Duration;
+
+use pmu_core::commit::{FoundSet, Goal, SetRecovery, SetView};
+use pmu_core::spread::Stand;
+use pmu_format::{CHUNK_BYTES, FormatError, SetGeometry, SetNumber, ShareTrailer, SpreadId};
+
+use crate::error::{ClientError, Result};
+use crate::region::{Parts, Region};
+use crate::sets::fetch::{Fetcher, Posted};
+use crate::sets::geometry_of;
+use crate::spread::{TRAILER_BYTES, TermDesk};
+
+/// The longest range that can be waited for: with the chunks around it, it fits the least staging memory.
+pub(super) const PIECE_BYTES_MAX: u64 = 1 << 20;
+
+/// A chunk that is under way.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    index: u32,
+    read: Posted,
+}
+
+/// See the module.
+pub(super) struct ShareReader {
+    region: Region,
+    geometry: SetGeometry,
+    fetcher: Fetcher,
+    desk: TermDesk,
+    view: Option<SetView>,
+    asked: VecDeque<Asked>,
+    /// The last chunk that was needed in part, checked: its index, and its bytes.
+    kept: Option<u32>,
+    chunk: Vec<u8>,
+}
+
+/// How much of a range of the share is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ready {
+    Yes,
+    /// No byte has come for so long.
+    NotFor(Duration),
+}
+
+impl ShareReader {
+    pub(super) fn open(parts: Parts) -> Result<Self> {
+        let mut region = Region::new(parts)?;
+        let geometry = geometry_of(&region.info)?;
+        Ok(Self {
+            fetcher: Fetcher::new(&mut region)?,
+            desk: TermDesk::new(&mut region)?,
+            geometry,
+            region,
+            view: None,
+            asked: VecDeque::new(),
+            kept: None,
+            chunk: Vec::new(),
+        })
+    }
+
+    pub(super) fn stand(&mut self, id: SpreadId) -> Result<Stand> {
+        self.desk.stand(&mut self.region, id)
+    }
+
+    /// The sets that this member holds shares of.
+    pub(super) fn list(&mut self) -> Result<Vec<FoundSet>> {
+        let mut recovery = self.recovery(Goal::List);
+        self.fetcher.look(&mut self.region, &mut recovery)?;
+        Ok(recovery.sets().to_vec())
+    }
+
+    /// The longest time without any progress.
+    pub(super) fn stall(&self) -> Duration {
+        self.region.timeouts.stall
+    }
+
+    fn recovery(&self, goal: Goal) -> SetRecovery {
+        SetRecovery::new(self.geometry, self.region.info.id, goal)
+    }
+
+    /// Gets ready to read the share of a set, and gives what stands behind it; `None` if this member doesn't hold it.
+    pub(super) fn select(&mut self, number: SetNumber) -> Result<Option<(ShareTrailer, FoundSet)>> {
+        self.forget();
+        self.view = None;
+        let mut recovery = self.recovery(Goal::Number(number));
+        self.fetcher.look(&mut self.region, &mut recovery)?;
+        let findings = recovery.findings().to_vec();
+        let Some(view) = recovery.into_view() else {
+            return match findings.first() {
+                Some(finding) if !findings.is_empty() => Err(self.damaged(finding.to_string())),
+                _ => Ok(None),
+            };
+        };
+        let set = view.set().clone();
+        let share_bytes = set.payload_bytes.checked_sub(TRAILER_BYTES);
+        let share_bytes =
+            share_bytes.ok_or_else(|| self.damaged("its set is no share".to_owned()))?;
+        self.view = Some(view);
+        let mut bytes = [0; TRAILER_BYTES as usize];
+        self.read(share_bytes, &mut bytes)?;
+        let trailer = ShareTrailer::decode(&bytes);
+        let trailer = trailer.map_err(|error| self.damaged(error.to_string()))?;
+        Ok(Some((trailer, set)))
+    }
+
+    fn damaged(&self, what: String) -> ClientError {
+        ClientError::Damaged {
+            region: self.region.name(),
+            what,
+        }
+    }
+
+    /// Reads a piece of the share, and waits for it.
+    fn read(&mut self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let range = offset..offset + bytes.len() as u64;
+        while let Ready::NotFor(_) = self.ready(range.clone(), self.region.timeouts.stall)? {}
+        self.take(offset, bytes)
+    }
+
+    fn chunks_of(range: &Range<u64>) -> Range<u32> {
+        if range.is_empty() {
+            return 0..0;
+        }
+        let index = |byte: u64| u32::try_from(byte / CHUNK_BYTES).unwrap_or(u32::MAX);
+        index(range.start)..index(range.end - 1).saturating_add(1)
+    }
+
+    /// Asks for a range of the share, as far as there is room and it was not asked for yet; false if there was none. Ranges rise;
+    /// one that lies before what was asked for makes it begin anew.
+    pub(super) fn ask(&mut self, range: Range<u64>) -> Result<bool> {
+        let chunks = Self::chunks_of(&range);
+        let known = |asked: &VecDeque<Asked>, index| asked.iter().any(|asked| asked.index == index);
+        for index in chunks {
+            if self.kept == Some(index) || known(&self.asked, index) {
+                continue;
+            }
+            if self.asked.back().is_some_and(|last| last.index > index) {
+                self.forget();
+            }
+            let chunk = self.view.as_ref().and_then(|view| view.chunk(index));
+            let (_, request) =
+                chunk.ok_or_else(|| self.damaged("its share is cut short".to_owned()))?;
+            match self.fetcher.post(&mut self.region, request)? {
+                Some(read) => self.asked.push_back(Asked { index, read }),
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether a range of the share ([`PIECE_BYTES_MAX`] at most) is there. Waits for it until nothing has come for `patience`.
+    pub(super) fn ready(&mut self, range: Range<u64>, patience: Duration) -> Result<Ready> {
+        let chunks = Self::chunks_of(&range);
+        let Some(last) = chunks
+            .clone()
+            .last()
+            .filter(|_| self.kept != Some(chunks.start))
+        else {
+            return Ok(Ready::Yes);
+        };
+        loop {
+            let before = self.region.link.succeeded();
+            self.drop_done(chunks.start);
+            let all = self.ask(range.clone())?;
+            let asked = self.asked.iter().rev().find(|asked| asked.index <= last);
+            let serial = asked.map_or(self.region.link.posted(), |asked| asked.read.serial);
+            if self.wait(serial, patience)? {
+                if all {
+                    return Ok(Ready::Yes);
+                }
+                // The room was held by what nobody wants any more.
+                if self.asked.is_empty() {
+                    self.forget();
+                }
+            } else if self.region.link.succeeded() == before {
+                return Ok(Ready::NotFor(patience));
+            }
+        }
+    }
+
+    /// Frees the room of chunks before `first` that have come.
+    fn drop_done(&mut self, first: u32) {
+        while let Some(asked) = self.asked.front().copied()
+            && asked.index < first
+            && asked.read.serial <= self.region.link.succeeded()
+        {
+            self.asked.pop_front();
+            self.fetcher.release(asked.read);
+        }
+    }
+
+    fn wait(&mut self, serial: u64, patience: Duration) -> Result<bool> {
+        let done = self.region.link.wait_at_most(serial, patience);
+        done.map_err(|error| self.region.error(error))
+    }
+
+    /// Copies a range of the share out, checked. It is there, or it is waited for.
+    ///
+    /// # Errors
+    /// [`ClientError::Damaged`]: a chunk is not what was written, or was overwritten meanwhile.
+    pub(super) fn take(&mut self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let range = offset..offset + bytes.len() as u64;
+        for index in Self::chunks_of(&range) {
+            let begin = u64::from(index) * CHUNK_BYTES;
+            let view = self.view.as_ref();
+            let Some((chunk, _)) = view.and_then(|view| view.chunk(index)) else {
+                return Err(self.damaged("its share is cut short".to_owned()));
+            };
+            let wanted = chunk.start.max(range.start)..chunk.end.min(range.end);
+            let place =
+                &mut bytes[(wanted.start - offset) as usize..(wanted.end - offset) as usize];
+            if self.kept != Some(index) && wanted == chunk {
+                self.fetch(index, place)?;
+                self.check(index, place)?;
+                continue;
+            }
+            if self.kept != Some(index) {
+                let mut held = std::mem::take(&mut self.chunk);
+                held.resize((chunk.end - chunk.start) as usize, 0);
+                let fetched = self.fetch(index, &mut held);
+                self.chunk = held;
+                fetched?;
+                self.kept = None;
+                self.check(index, &self.chunk)?;
+                self.kept = Some(index);
+            }
+            let inside = (wanted.start - begin) as usize..(wanted.end - begin) as usize;
+            place.copy_from_slice(&self.chunk[inside]);
+        }
+        Ok(())
+    }
+
+    fn check(&self, index: u32, bytes: &[u8]) -> Result<()> {
+        let Some(view) = &self.view else {
+            return Err(self.damaged("no share was chosen".to_owned()));
+        };
+        view.verify(index, bytes).map_err(|error: FormatError| {
+            let number = view.set().number;
+            self.damaged(format!("set {number}, chunk {index} of its share: {error}"))
+        })
+    }
+
+    /// The bytes of one chunk; those before it are given up.
+    fn fetch(&mut self, index: u32, bytes: &mut [u8]) -> Result<()> {
+        if !self.asked.iter().any(|asked| asked.index == index) {
+            let begin = u64::from(index) * CHUNK_BYTES;
+            self.ask(begin..begin + bytes.len() as u64)?;
+        }
+        while let Some(asked) = self.asked.pop_front() {
+            if asked.index == index {
+                let done = self.region.link.wait_for(asked.read.serial);
+                done.map_err(|error| self.region.error(error))?;
+                return self.fetcher.take_out(asked.read, bytes);
+            }
+        }
+        Err(self.damaged(format!("chunk {index} of its share can't be read")))
+    }
+
+    /// What is under way is of no use.
+    pub(super) fn forget(&mut self) {
+        self.asked.clear();
+        self.kept = None;
+        self.fetcher.forget(&self.region);
+    }
+}

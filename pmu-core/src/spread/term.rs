@@ -1,0 +1,489 @@
+//! Terms: whose numbers count.
+//!
+//! A new primary takes a term in two steps, as it commits. It **proposes** the term, in a record on at least `units_min`
+//! members, which its fence has closed to all others; then it **establishes** it there, by the term word. So of any members that
+//! decide, one knows every established term, and no two primaries establish the same one: a later primary reaches a member with
+//! the proposal. (The argument is that of single-decree consensus with unique ballots; see docs/spread.md.)
+//!
+//! What a member has published counts if its term is the highest established one that is known. The record says what was
+//! committed when the member took the term, so that a member that missed sets votes for them all the same.
+
+use pmu_format::{
+    FormatError, LogPosition, PAGE_BYTES, RegionOffset, RegionPiece, SetNumber, SpreadId,
+    TERM_RECORD_BYTES, TERM_RECORD_OFFSETS, TERM_WORD_OFFSET, Term, TermRecord, TermStart,
+};
+
+use crate::spread::{Quorum, TooFewUnits};
+use crate::{ReadRequest, WordWrite};
+
+/// What one member knows: of its term, and of what is committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stand {
+    /// The publish word: the number of the newest set that it has published, or the end of its log.
+    pub published: u64,
+    /// The established term with what belongs to it; none on a member that never took part.
+    pub record: Option<TermRecord>,
+    /// The highest term that it has seen proposed or established.
+    pub highest: Term,
+    /// Which of the two records a new proposal may overwrite.
+    free: usize,
+}
+
+/// Why a member can't say what it knows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StandError {
+    /// It is of another spread region, or its record was not written by one.
+    #[error("its term record belongs to another region")]
+    Foreign,
+    /// The record of its established term can't be read.
+    #[error("the record of its term {term} can't be read: {source}")]
+    Damaged {
+        /// The term.
+        term: Term,
+        /// What is wrong.
+        source: FormatError,
+    },
+    /// It has published something, and knows of no term.
+    #[error("it has published {published}, and knows of no term")]
+    NoTerm {
+        /// What it has published.
+        published: u64,
+    },
+}
+
+fn word(page: &[u8], offset: RegionOffset) -> u64 {
+    let begin = offset.get() as usize;
+    let bytes = page.get(begin..begin + 8);
+    bytes
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, u64::from_le_bytes)
+}
+
+impl Stand {
+    /// The page that says it all. Read it twice: what the second one says counts if the term word of both is the same.
+    #[must_use]
+    pub const fn request() -> ReadRequest {
+        ReadRequest {
+            offset: RegionOffset(0),
+            length_bytes: PAGE_BYTES,
+        }
+    }
+
+    /// The established term in a page.
+    #[must_use]
+    pub fn term_word(page: &[u8]) -> Term {
+        Term(word(page, TERM_WORD_OFFSET))
+    }
+
+    /// What a page says.
+    ///
+    /// # Errors
+    /// [`StandError`]: the member has no vote.
+    pub fn read(page: &[u8], id: SpreadId) -> Result<Self, StandError> {
+        let established = Self::term_word(page);
+        let published = word(page, RegionOffset(0));
+        let found = TERM_RECORD_OFFSETS.map(|offset| {
+            TermRecord::decode(page.get(offset.get() as usize..).unwrap_or_default())
+        });
+        if found.iter().flatten().any(|record| record.id != id) {
+            return Err(StandError::Foreign);
+        }
+        let highest = found.iter().flatten().map(TermRecord::term).max();
+        let highest = highest.unwrap_or_default().max(established);
+        if established == Term(0) {
+            if published != 0 {
+                return Err(StandError::NoTerm { published });
+            }
+            return Ok(Self {
+                published,
+                record: None,
+                highest,
+                free: 0,
+            });
+        }
+        let of_term = |index: &usize| {
+            let record = found[*index].as_ref();
+            record.is_ok_and(|record| record.term() == established)
+        };
+        // A member that came back in the same term has two: the later one knows more.
+        let at = (0..found.len())
+            .filter(of_term)
+            .max_by_key(|index| found[*index].as_ref().map_or(0, |record| record.committed));
+        let Some(at) = at else {
+            let source = found.into_iter().find_map(Result::err);
+            return Err(StandError::Damaged {
+                term: established,
+                source: source.unwrap_or(FormatError::Field {
+                    structure: pmu_format::Structure::TermRecord,
+                    field: "term",
+                    found: highest.0,
+                    expected: "the established one",
+                }),
+            });
+        };
+        let [first, second] = found;
+        let record = if at == 0 { first } else { second };
+        Ok(Self {
+            published,
+            record: record.ok(),
+            highest,
+            free: 1 - at,
+        })
+    }
+
+    /// The established term; 0 for none.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.record.as_ref().map_or(Term(0), TermRecord::term)
+    }
+
+    /// What it says is committed, in its own term.
+    fn committed(&self) -> u64 {
+        let recorded = self.record.as_ref().map_or(0, |record| record.committed);
+        self.published.max(recorded)
+    }
+
+    /// How this member takes part from now on in the term of `newest`, behind what `newest` says is committed.
+    #[must_use]
+    pub fn opening(&self, id: SpreadId, generation: u64, newest: &Newest) -> TermOpening {
+        let record = TermRecord {
+            id,
+            generation,
+            committed: newest.committed,
+            starts: newest.starts.clone(),
+        };
+        let offset = TERM_RECORD_OFFSETS[self.free];
+        let lowered = (self.published > newest.committed).then_some(WordWrite {
+            offset: RegionOffset(0),
+            value: newest.committed,
+        });
+        TermOpening {
+            record: record.encode(),
+            record_offset: offset,
+            flush_record: RegionPiece {
+                offset,
+                length_bytes: TERM_RECORD_BYTES as u64,
+            },
+            lowered,
+            term: WordWrite {
+                offset: TERM_WORD_OFFSET,
+                value: newest.term().0,
+            },
+        }
+    }
+}
+
+/// How a member takes a term. Two chains: the record and its flush; and, when enough members have the record durable, the lowered
+/// publish word if there is one, with its flush, and the term word with its flush.
+#[derive(Clone, Debug)]
+pub struct TermOpening {
+    /// The proposal.
+    pub record: [u8; TERM_RECORD_BYTES],
+    /// Where it goes.
+    pub record_offset: RegionOffset,
+    /// FLUSH of it.
+    pub flush_record: RegionPiece,
+    /// What the member had published beyond what is committed is taken back: nobody acknowledged it.
+    pub lowered: Option<WordWrite>,
+    /// The term word.
+    pub term: WordWrite,
+}
+
+/// What is committed, and whose numbers count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Newest {
+    /// The number of the newest committed set, or the end of the log; 0 for none.
+    pub committed: u64,
+    /// The terms that are known, ascending; the last one is in force. None in a region that nobody has written.
+    pub starts: Vec<TermStart>,
+    /// The highest term that was proposed or established.
+    highest: Term,
+}
+
+impl Newest {
+    /// The newest committed set; 0 for none.
+    #[must_use]
+    pub const fn set(&self) -> SetNumber {
+        SetNumber(self.committed)
+    }
+
+    /// The end of the committed log.
+    #[must_use]
+    pub const fn position(&self) -> LogPosition {
+        LogPosition(self.committed)
+    }
+
+    /// The term in force.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.starts.last().map_or(Term(0), |start| start.term)
+    }
+
+    /// In which term a set (or what begins at a position of the log, plus one) was written, if it is committed; `None` where that is
+    /// forgotten or it isn't committed.
+    #[must_use]
+    pub fn term_of(&self, number: u64) -> Option<Term> {
+        if number == 0 || number > self.committed {
+            return None;
+        }
+        let start = self.starts.iter().rev().find(|start| start.behind < number);
+        start.map(|start| start.term)
+    }
+
+    /// Up to where a member's own log counts, which has published `published` in the term `term`: behind that stands, if anything, what a
+    /// fenced primary left.
+    #[must_use]
+    pub fn valid_to(&self, term: Term, published: u64) -> u64 {
+        let later = self.starts.iter().find(|start| start.term > term);
+        let known = self.starts.first().is_some_and(|start| start.term <= term);
+        match later {
+            None => published.min(self.committed),
+            Some(later) if known || later.behind == 0 => published.min(later.behind),
+            // So many take-overs ago that nobody knows where its term ended.
+            Some(_) => 0,
+        }
+    }
+
+    /// The term of a new primary, behind everything that is committed. `None` if no term is left.
+    #[must_use]
+    pub fn next_term(&self) -> Option<Self> {
+        let term = Term(self.highest.0.checked_add(1)?);
+        let mut starts = self.starts.clone();
+        // A term in which nothing was committed is of no use to anybody.
+        starts.retain(|start| start.behind < self.committed);
+        starts.push(TermStart {
+            term,
+            behind: self.committed,
+        });
+        let excess = starts.len().saturating_sub(pmu_format::TERMS_KEPT_MAX);
+        starts.drain(..excess);
+        Some(Self {
+            committed: self.committed,
+            starts,
+            highest: term,
+        })
+    }
+
+    /// The same when more was committed.
+    pub fn advance(&mut self, committed: u64) {
+        self.committed = self.committed.max(committed);
+    }
+}
+
+impl Quorum {
+    /// What is committed, from what each member that answers says. A member that never took part has no vote where others did.
+    ///
+    /// # Errors
+    /// [`TooFewUnits`]: all that answer may have missed it.
+    pub fn newest<'a>(
+        &self,
+        stands: impl Iterator<Item = &'a Stand> + Clone,
+    ) -> Result<Newest, TooFewUnits> {
+        let highest = stands.clone().map(|stand| stand.highest).max();
+        let Some(term) = stands.clone().map(Stand::term).max() else {
+            self.check_decide(0)?;
+            return Ok(Newest::default());
+        };
+        let voters = stands
+            .clone()
+            .filter(|stand| term == Term(0) || stand.record.is_some());
+        self.check_decide(voters.count())?;
+        let in_force = stands.filter(|stand| stand.term() == term);
+        let committed = in_force.clone().map(Stand::committed).max().unwrap_or(0);
+        let record = in_force.into_iter().find_map(|stand| stand.record.as_ref());
+        Ok(Newest {
+            committed,
+            starts: record.map_or_else(Vec::new, |record| record.starts.clone()),
+            highest: highest.unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: SpreadId = SpreadId([9; 16]);
+
+    /// A member's page, and what a primary does to it.
+    #[derive(Clone)]
+    struct Member(Vec<u8>);
+
+    impl Member {
+        fn new() -> Self {
+            Self(vec![0; PAGE_BYTES as usize])
+        }
+
+        fn stand(&self) -> Stand {
+            Stand::read(&self.0, ID).unwrap()
+        }
+
+        fn set(&mut self, write: WordWrite) {
+            let at = write.offset.get() as usize;
+            self.0[at..at + 8].copy_from_slice(&write.value.to_le_bytes());
+        }
+
+        fn publish(&mut self, number: u64) {
+            self.set(WordWrite {
+                offset: RegionOffset(0),
+                value: number,
+            });
+        }
+
+        fn propose(&mut self, newest: &Newest) -> TermOpening {
+            let opening = self.stand().opening(ID, 1, newest);
+            let at = opening.record_offset.get() as usize;
+            self.0[at..at + TERM_RECORD_BYTES].copy_from_slice(&opening.record);
+            opening
+        }
+
+        fn establish(&mut self, opening: &TermOpening) {
+            if let Some(word) = opening.lowered {
+                self.set(word);
+            }
+            self.set(opening.term);
+        }
+
+        fn take(&mut self, newest: &Newest) {
+            let opening = self.propose(newest);
+            self.establish(&opening);
+        }
+    }
+
+    fn newest(quorum: Quorum, members: &[&Member]) -> Result<Newest, TooFewUnits> {
+        let stands: Vec<_> = members.iter().map(|member| member.stand()).collect();
+        quorum.newest(stands.iter())
+    }
+
+    /// Four units, three of which commit; term 1 has committed set 5 on a, b and d, and c missed it.
+    fn begun() -> (Quorum, [Member; 4]) {
+        let quorum = Quorum::new(4, 3, 3);
+        let mut members = [(); 4].map(|()| Member::new());
+        let [a, b, c, d] = &members;
+        let first = newest(quorum, &[a, b, c, d]).unwrap().next_term().unwrap();
+        assert_eq!((first.term(), first.committed), (Term(1), 0));
+        members.iter_mut().for_each(|member| member.take(&first));
+        for (index, number) in [(0, 5), (1, 5), (2, 4), (3, 5)] {
+            members[index].publish(number);
+        }
+        (quorum, members)
+    }
+
+    #[test]
+    fn d01_a_stale_member_alone_is_never_believed() {
+        let (quorum, [a, b, c, d]) = begun();
+        assert!(newest(quorum, &[&c]).is_err() && newest(quorum, &[]).is_err());
+        for other in [&a, &b, &d] {
+            assert_eq!(newest(quorum, &[&c, other]).unwrap().committed, 5);
+        }
+    }
+
+    #[test]
+    fn d06_what_a_zombie_publishes_out_of_reach_of_the_fence_never_counts() {
+        let (quorum, [mut a, mut b, mut c, mut d]) = begun();
+        // Fenced on a, b and c; the old primary publishes 6 on d, which was out of reach.
+        let next = newest(quorum, &[&a, &b, &c]).unwrap().next_term().unwrap();
+        d.publish(6);
+        for member in [&mut a, &mut b, &mut c] {
+            member.take(&next);
+        }
+        for other in [&a, &b, &c] {
+            let found = newest(quorum, &[other, &d]).unwrap();
+            assert_eq!((found.committed, found.term()), (5, Term(2)));
+            assert_eq!(found.term_of(5), Some(Term(1)));
+            assert_eq!(found.term_of(6), None);
+        }
+        // The new primary's set 6 is of term 2, and the zombie's of term 1 is taken back when d comes home.
+        for member in [&mut a, &mut b, &mut c] {
+            member.publish(6);
+        }
+        assert_eq!(newest(quorum, &[&a, &d]).unwrap().term_of(6), Some(Term(2)));
+        d.publish(9);
+        let now = newest(quorum, &[&a, &b]).unwrap();
+        d.take(&now);
+        assert_eq!(d.stand().published, 6);
+        assert_eq!(newest(quorum, &[&c, &d]).unwrap().committed, 6);
+    }
+
+    #[test]
+    fn d06_a_member_that_missed_sets_votes_for_them_from_its_opening_on() {
+        let (quorum, [a, b, mut c, _]) = begun();
+        let next = newest(quorum, &[&a, &b, &c]).unwrap().next_term().unwrap();
+        c.take(&next);
+        let found = newest(quorum, &[&c, &a]).unwrap();
+        assert_eq!((found.committed, found.term()), (5, Term(2)));
+    }
+
+    #[test]
+    fn d06_a_proposal_alone_changes_nothing_and_its_number_is_not_used_again() {
+        let (quorum, [mut a, b, c, d]) = begun();
+        let next = newest(quorum, &[&a, &b]).unwrap().next_term().unwrap();
+        a.propose(&next);
+        let found = newest(quorum, &[&a, &c]).unwrap();
+        assert_eq!((found.committed, found.term()), (5, Term(1)));
+        assert_eq!(found.next_term().unwrap().term(), Term(3));
+        assert_eq!(
+            newest(quorum, &[&b, &d])
+                .unwrap()
+                .next_term()
+                .unwrap()
+                .term(),
+            Term(2)
+        );
+    }
+
+    #[test]
+    fn b04_a_blank_or_damaged_member_has_no_vote() {
+        let (quorum, [a, mut b, ..]) = begun();
+        let blank = Member::new();
+        assert!(newest(quorum, &[&a, &blank]).is_err());
+        assert_eq!(newest(quorum, &[&blank, &blank]).unwrap().committed, 0);
+        b.0[TERM_RECORD_OFFSETS[0].get() as usize + 44] ^= 1;
+        assert!(matches!(
+            Stand::read(&b.0, ID),
+            Err(StandError::Damaged { term: Term(1), .. })
+        ));
+        assert_eq!(
+            Stand::read(&a.0, SpreadId([1; 16])),
+            Err(StandError::Foreign)
+        );
+        let mut lost = Member::new();
+        lost.publish(3);
+        assert!(matches!(
+            Stand::read(&lost.0, ID),
+            Err(StandError::NoTerm { published: 3 })
+        ));
+    }
+
+    #[test]
+    fn d06_a_log_of_an_earlier_term_counts_up_to_where_the_next_one_began() {
+        let mut now = Newest::default().next_term().unwrap();
+        now.advance(100);
+        let mut now = now.next_term().unwrap();
+        now.advance(300);
+        assert_eq!(now.starts.len(), 2);
+        assert_eq!(now.valid_to(Term(1), 180), 100);
+        assert_eq!(now.valid_to(Term(1), 60), 60);
+        assert_eq!(now.valid_to(Term(2), 250), 250);
+        assert_eq!(now.valid_to(Term(2), 999), 300);
+        now.starts.remove(0);
+        assert_eq!(now.valid_to(Term(1), 180), 0);
+    }
+
+    #[test]
+    fn d06_terms_without_a_set_are_forgotten_and_the_others_kept_up_to_a_bound() {
+        let mut now = Newest::default();
+        for term in 1..=100 {
+            now = now.next_term().unwrap();
+            assert_eq!(now.term(), Term(term));
+            if term % 2 == 0 {
+                now.advance(term);
+            }
+        }
+        assert_eq!(now.starts.len(), pmu_format::TERMS_KEPT_MAX);
+        assert_eq!(now.term_of(100), Some(Term(100)));
+        assert_eq!(now.term_of(97), Some(Term(98)));
+        assert_eq!(now.term_of(2), None);
+    }
+}
