@@ -28,7 +28,6 @@ struct Attempt {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct SetsModel {
-    sets_kept: u64,
     attempts: Vec<Attempt>,
     /// Which attempt a number stands for, once it is acknowledged or was read as committed: from then on it is no other's.
     settled: BTreeMap<u64, u64>,
@@ -41,9 +40,8 @@ pub(crate) struct SetsModel {
 }
 
 impl SetsModel {
-    pub(crate) const fn new(sets_kept: u64) -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
-            sets_kept,
             attempts: Vec::new(),
             settled: BTreeMap::new(),
             floor: 0,
@@ -160,15 +158,5 @@ impl SetsModel {
             )),
             None => Ok(()),
         }
-    }
-
-    /// The acknowledged sets that must still be there, with their attempts.
-    pub(crate) fn kept(&self) -> Vec<(u64, u64)> {
-        let newest = self.attempts.iter().map(|attempt| attempt.number).max().unwrap_or(0);
-        let kept = self.settled.iter().filter(|(number, id)| {
-            let acknowledged = self.attempt(**id).is_some_and(|old| old.ending == Ending::Acknowledged);
-            acknowledged && **number + self.sets_kept >= newest
-        });
-        kept.map(|(number, id)| (*number, *id)).collect()
     }
 }
