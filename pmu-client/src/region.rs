@@ -11,7 +11,7 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use crate::error::{Attempt, ClientError, Result};
-use crate::link::{Link, LinkError, Posted};
+use crate::link::{Link, LinkError};
 use crate::options::Timeouts;
 use crate::receipt::{Receipt, Stored, UnitProof};
 
@@ -264,32 +264,13 @@ impl Region {
         }
     }
 
-    /// What a failure means once the chain that publishes was posted: often nobody knows whether it took effect.
-    pub(crate) fn error_of(
-        &self,
-        error: LinkError,
-        attempt: Attempt,
-        publishing: Posted,
-    ) -> ClientError {
-        let certainly_not = match error {
-            // A unit that refused an earlier chain executed nothing behind it.
-            LinkError::Failed { serial, status } => {
-                serial < publishing.first
-                    && matches!(
-                        status,
-                        CompletionStatus::RemoteAccess | CompletionStatus::PersistFailed
-                    )
-            }
-            LinkError::Stalled { .. } | LinkError::Fabric(_) => false,
-        };
-        let cause = self.error(error);
-        if certainly_not {
-            return cause;
-        }
+    /// What a failure means once bytes of what is being stored were posted to the end: nobody knows whether they count. Even where the unit
+    /// refused an earlier chain, writes behind it may have landed, and a recovery takes what is whole.
+    pub(crate) fn error_of(&self, error: LinkError, attempt: Attempt) -> ClientError {
         ClientError::UnknownOutcome {
             region: self.name(),
             attempt,
-            cause: Box::new(cause),
+            cause: Box::new(self.error(error)),
         }
     }
 

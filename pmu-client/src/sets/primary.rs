@@ -568,15 +568,11 @@ impl SetPrimary {
                 return Err(self.region.error(error));
             }
             Err(error) => {
-                let unposted = Posted {
-                    first: before + 1,
-                    last: u64::MAX,
-                };
-                return Err(self.region.error_of(error, attempt, unposted));
+                return Err(self.region.error_of(error, attempt));
             }
         };
         if let Err(error) = self.region.link.wait_for(posted.last) {
-            return Err(self.region.error_of(error, attempt, posted));
+            return Err(self.region.error_of(error, attempt));
         }
         let committed = self
             .writer

@@ -139,7 +139,7 @@ impl SetPrimary {
     pub(crate) fn wait_published(&mut self, posted: Posted) -> Result<()> {
         let number = self.plan()?.number;
         if let Err(error) = self.region.link.wait_for(posted.last) {
-            return Err(self.region.error_of(error, Attempt::Set(number), posted));
+            return Err(self.region.error_of(error, Attempt::Set(number)));
         }
         self.writer
             .committed()
