@@ -21,7 +21,6 @@ const ADDRESS: VirtualAddress = VirtualAddress(0x6000_0000_0000);
 #[derive(Clone)]
 struct Site {
     model: Arc<Mutex<LogModel>>,
-    ring_bytes: u64,
     /// The longest payload of a record.
     record_bytes_max: u64,
     staging_bytes: usize,
@@ -41,7 +40,6 @@ pub(crate) fn run(context: &Context) {
         let longest = LogGeometry::new(length).map_or(0, |geometry| geometry.payload_max_bytes());
         Site {
             model: Arc::new(Mutex::new(LogModel::default())),
-            ring_bytes,
             record_bytes_max: u64::from(longest),
             staging_bytes: state.random.pick(&[1024, 4096, 65_536]),
         }

@@ -113,18 +113,26 @@ fn append_some(context: &Context, site: &Site, log: &mut LogPrimary) -> bool {
             return false;
         }
         context.doing("append");
+        // Records from here on are those that an error of a wait speaks of.
+        let mut concerns = u64::MAX;
         let (batch, waits) = context.draw(|random| (random.pick(&[1, 1, 1, 2, 4]), random.below(4)));
         let result = submit(context, site, log, batch, &mut outstanding).and_then(|ticket| {
             match (waits, ticket) {
-                (0, Some(ticket)) => log.wait(ticket).map(drop),
-                (1, _) => log.flush().map(drop),
+                (0, Some(ticket)) => {
+                    concerns = ticket.position().get();
+                    log.wait(ticket).map(drop)
+                }
+                (1, _) => {
+                    concerns = 0;
+                    log.flush().map(drop)
+                }
                 (2, _) => log.poll_completions().map(drop),
                 _ => Ok(()),
             }
         });
         acknowledge(context, site, log, &mut outstanding);
         if let Err(error) = result {
-            return fail(context, site, &error, &mut outstanding);
+            return fail(context, site, &error, &mut outstanding, concerns);
         }
         if context.draw(|random| random.chance(1, 6)) {
             nap(context);
@@ -138,7 +146,7 @@ fn append_some(context: &Context, site: &Site, log: &mut LogPrimary) -> bool {
             context.violate(format!("{} records are not acknowledged after a flush", outstanding.len()));
             false
         }
-        Err(error) => fail(context, site, &error, &mut outstanding),
+        Err(error) => fail(context, site, &error, &mut outstanding, 0),
     }
 }
 
@@ -215,7 +223,13 @@ fn acknowledge(context: &Context, site: &Site, log: &LogPrimary, outstanding: &m
 }
 
 /// Tells the model what an error means for the records that are not acknowledged; false if this program is to end.
-fn fail(context: &Context, site: &Site, error: &ClientError, outstanding: &mut Outstanding) -> bool {
+fn fail(
+    context: &Context,
+    site: &Site,
+    error: &ClientError,
+    outstanding: &mut Outstanding,
+    concerns: u64,
+) -> bool {
     context.note(|| format!("has {} records without a receipt: {error}", outstanding.len()));
     if !may_happen(error) && !context.is_killed() {
         context.violate(format!("an append failed: {error}"));
@@ -226,6 +240,7 @@ fn fail(context: &Context, site: &Site, error: &ClientError, outstanding: &mut O
             ClientError::UnknownOutcome { attempt: Attempt::Records(_, to), .. } => {
                 if position < to.get() { Ending::Unknown } else { Ending::Refused }
             }
+            _ if position >= concerns => Ending::Refused,
             // Said of another record: this one may have been on its way.
             _ => Ending::Unknown,
         };
