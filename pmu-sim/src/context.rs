@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pmu_client::{ClientError, Parts, RegionInfo, SessionControl, Timeouts};
+use pmu_client::{ClientError, FenceReport, Parts, RegionInfo, SessionControl, Timeouts};
 use pmu_fabric::Limits;
 use pmu_format::Epoch;
 use pmu_proto::v1::SessionRole;
@@ -38,14 +38,6 @@ pub(crate) struct Context {
     world: Arc<World>,
     me: usize,
     threads: Threads,
-}
-
-/// What a unit says that it has fenced.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fenced {
-    pub(crate) epoch: Epoch,
-    pub(crate) windows: u32,
-    pub(crate) sessions: u32,
 }
 
 impl Context {
@@ -143,11 +135,11 @@ impl Context {
     }
 
     /// Takes the right to write from whoever has it at a unit.
-    pub(crate) fn fence(&self, unit: usize) -> Result<Fenced, ClientError> {
+    pub(crate) fn fence(&self, unit: usize) -> Result<FenceReport, ClientError> {
         match self.ask(unit, Call::Fence, "fence the region")? {
             Reply::Fenced { epoch, windows, sessions } => {
                 self.count(|totals| totals.fences += 1);
-                Ok(Fenced { epoch, windows, sessions })
+                Ok(FenceReport::new(epoch, windows, sessions))
             }
             _ => Err(unexpected()),
         }
@@ -169,10 +161,6 @@ impl Context {
             Reply::Active { windows, info } => (windows, info),
             _ => return Err(unexpected()),
         };
-        let mut timeouts = Timeouts::default();
-        timeouts.stall = STALL_TIMEOUT;
-        timeouts.back_pressure = BACK_PRESSURE;
-        timeouts.spin = Duration::ZERO;
         let epoch = if wish.role == SessionRole::Primary { epoch } else { info.epoch };
         Ok(Parts {
             connection: Box::new(connection),
@@ -186,10 +174,19 @@ impl Context {
                 unit,
                 session,
             }),
-            timeouts,
+            timeouts: timeouts(),
             staging_bytes: wish.staging_bytes,
         })
     }
+}
+
+/// Bounds of waits that are small against what a simulated clock may jump.
+pub(crate) fn timeouts() -> Timeouts {
+    let mut timeouts = Timeouts::default();
+    timeouts.stall = STALL_TIMEOUT;
+    timeouts.back_pressure = BACK_PRESSURE;
+    timeouts.spin = Duration::ZERO;
+    timeouts
 }
 
 fn unexpected() -> ClientError {

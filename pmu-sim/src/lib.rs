@@ -25,6 +25,7 @@ mod faults;
 mod medium;
 mod place;
 mod random;
+mod reach;
 mod runner;
 pub mod scenario;
 mod threads;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pmu_core::spread::{Newest, TermOpening, TooFewUnits};
 use pmu_fabric::Counters;
-use pmu_format::{Epoch, Label, Mode, SetNumber, ShareTrailer};
+use pmu_format::{Epoch, Label, Mode, SetNumber, ShareTrailer, Term};
 use pmu_proto::v1::SessionRole;
 use pmu_stripe::{Code, Group, GroupIndex, Placement};
 
@@ -525,6 +525,12 @@ impl SpreadPrimary {
     #[must_use]
     pub const fn newest(&self) -> SetNumber {
         self.newest.set()
+    }
+
+    /// The term of this primary: of two primaries the one with the higher term is the later.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.newest.term()
     }
 
     /// What the connections to the members have done so far, all together. Those of members that were given up are not counted.

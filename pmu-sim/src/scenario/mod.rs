@@ -3,6 +3,7 @@
 mod content;
 mod log;
 mod sets;
+mod spread;
 
 use crate::context::Context;
 use crate::random::mix;
@@ -32,6 +33,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "log",
         about: "a log in one unit: primaries, those who take over, and backups that read and clear",
         run: log::run,
+    },
+    Scenario {
+        name: "spread",
+        about: "sets over two to four units in every layout: units die and return, primaries are fenced on a part of them",
+        run: spread::run,
     },
 ];
 
