@@ -95,7 +95,8 @@ impl Spread {
             .ok_or_else(|| ClientError::Invalid("no term is left".into()))
     }
 
-    /// Proposes a term on all members, and establishes it once enough have the proposal durable.
+    /// Proposes a term on all members, and establishes it once enough have the proposal durable: enough to commit, and enough to decide
+    /// should this be the first term and its primary die at once, as blank members have no vote.
     fn take_term(
         &self,
         members: Vec<std::result::Result<OpenedMember, MissingUnit>>,
@@ -117,8 +118,10 @@ impl Spread {
         let members = members.into_iter().map(parking_lot::Mutex::into_inner);
         let members: Vec<_> = members.collect();
         let absent = members.iter().filter_map(|member| member.as_ref().err());
+        let proposed = members.iter().flatten().count();
         self.quorum
-            .check_commit(members.iter().flatten().count())
+            .check_commit(proposed)
+            .and_then(|()| self.quorum.check_decide(proposed))
             .map_err(|what| self.too_few(what, absent))?;
         let members = members.into_iter().zip(openings).zip(all);
         let started = members.map(|((opened, opening), member)| {

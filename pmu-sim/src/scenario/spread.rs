@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pmu_client::{ClientError, Layout, OpenOptions, RegionInfo, SetChoice, Spread};
+use pmu_core::spread::Stand;
 use pmu_format::{
-    Member, Membership, Mode, PrincipalName, RegionId, SHARE_TRAILER_BYTES, SetGeometry, SetNumber,
+    Member, Membership, Mode, PAGE_BYTES, PrincipalName, RegionId, SHARE_TRAILER_BYTES, SetGeometry, SetNumber,
     SpreadId, VirtualAddress,
 };
 
@@ -20,6 +21,7 @@ use crate::scenario::sets::{persist, sorted};
 use crate::unit::Unit;
 
 const ADDRESS: VirtualAddress = VirtualAddress(0x7000_0000_0000);
+const SPREAD_ID: SpreadId = SpreadId([3; 16]);
 const STAGING_BYTES: usize = 64 << 10;
 const UNIT_NAMES: [&str; 4] = ["unit-a", "unit-b", "unit-c", "unit-d"];
 
@@ -100,7 +102,7 @@ fn draw_region(random: &mut Random) -> Option<(Vec<RegionInfo>, Site)> {
         })
         .collect();
     let membership = Membership {
-        id: SpreadId([3; 16]),
+        id: SPREAD_ID,
         generation: 1,
         layout: layout.to_bytes(),
         units_min: units_min as u8,
@@ -143,6 +145,24 @@ impl Site {
             }
         }
         Err(last)
+    }
+
+    /// How many units that are not lost have a vote: all, or those that know of a term if any does.
+    fn votes(&self, context: &Context, lost: u64) -> usize {
+        context.with(|state| {
+            let mut page = [0; PAGE_BYTES as usize];
+            let mut knows = 0;
+            for (index, unit) in state.units.iter().enumerate() {
+                unit.medium.read(0, &mut page, |_| true);
+                let stand = Stand::read(&page, SPREAD_ID);
+                if stand.is_ok_and(|stand| stand.highest.0 > 0) {
+                    knows |= 1 << index;
+                }
+            }
+            let all = (1 << self.units) - 1;
+            let votes = if knows == 0 { all } else { knows };
+            (votes & !lost).count_ones() as usize
+        })
     }
 
     /// Tells the model, and reports what it finds wrong.
@@ -201,17 +221,17 @@ fn lose(context: &Context, site: &Site, lost: u64) {
 
 /// Within the tolerance everything acknowledged is there; outside it there is an error, and never wrong bytes.
 fn read_without(context: &Context, site: &Site, lost: u64) {
-    let alive = site.units - lost.count_ones() as usize;
+    let alive = site.votes(context, lost);
     let kept = site.model.lock().kept(site.sets_kept);
     context.note(|| format!("reads without units {lost:#06b}"));
     match programs::read(context, site, SetChoice::Newest) {
         Ok(()) if alive < site.to_decide => {
-            context.violate(format!("a set was read from {alive} units, which are too few to decide"));
+            context.violate(format!("a set was read with {alive} votes, which are too few to decide"));
         }
         Ok(()) => return,
         Err(ClientError::NoSuchSet { .. }) if kept.is_none() => return,
         Err(_) if alive < site.to_decide => return context.count(|totals| totals.refused_reads += 1),
-        // A newer one, never acknowledged, may have shares on too few of them.
+        // A newer set, never acknowledged, may have shares on too few of them.
         Err(error) => {
             context.note(|| format!("can't read the newest set: {error}"));
             context.count(|totals| totals.refused_reads += 1);
@@ -219,7 +239,7 @@ fn read_without(context: &Context, site: &Site, lost: u64) {
     }
     let Some((number, units)) = kept else { return };
     let holding = (units & !lost).count_ones() as usize;
-    if holding < site.data_shards {
+    if holding < site.data_shards || alive < site.to_decide {
         return;
     }
     if let Err(error) = programs::read(context, site, SetChoice::Number(SetNumber(number))) {
