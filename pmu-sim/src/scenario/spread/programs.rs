@@ -143,6 +143,9 @@ fn commit_some(context: &Context, site: &Site, primary: &mut SpreadPrimary) -> b
         if primary.missing().next().is_some() && context.draw(|random| random.chance(1, 2)) {
             context.doing("rejoin");
             let back = primary.rejoin();
+            if back.as_ref().is_ok_and(|back| *back > 0) {
+                site.model.lock().rejoined(primary.term().0);
+            }
             context.note(|| format!("has {back:?} units back"));
         }
         if let Err(error) = commit_one(context, site, primary) {
