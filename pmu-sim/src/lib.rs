@@ -34,6 +34,8 @@ mod unit;
 mod wire;
 mod world;
 
+#[cfg(feature = "planted-bugs")]
+pub use pmu_format::planted;
 pub use random::Random;
 pub use runner::{Outcome, Plan, Summary, run_many, run_one};
 pub use scenario::Scenario;

@@ -36,6 +36,10 @@ struct Options {
     /// End after so many failed schedules.
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     failures: usize,
+    /// Plant this bug first: the test of the test.
+    #[cfg(feature = "planted-bugs")]
+    #[arg(long, value_name = "BUG", value_parser = bug)]
+    plant: Option<pmu_sim::planted::Bug>,
     /// Print the summary as one JSON object.
     #[arg(long)]
     json: bool,
@@ -48,8 +52,20 @@ fn scenario(name: &str) -> Result<&'static Scenario, String> {
     })
 }
 
+#[cfg(feature = "planted-bugs")]
+fn bug(name: &str) -> Result<pmu_sim::planted::Bug, String> {
+    let all = pmu_sim::planted::Bug::ALL;
+    let found = all.iter().find(|(known, _)| *known == name);
+    found.map(|(_, bug)| *bug).ok_or_else(|| {
+        let names: Vec<_> = all.iter().map(|(name, _)| *name).collect();
+        format!("one of: {}", names.join(", "))
+    })
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
+    #[cfg(feature = "planted-bugs")]
+    pmu_sim::planted::plant(options.plant);
     if options.list {
         for scenario in Scenario::all() {
             println!("{:10} {}", scenario.name, scenario.about);

@@ -609,6 +609,10 @@ impl SetPrimary {
         Ok(self.outbox.post(&mut self.region.link, |chain| {
             chain.write(base + table_offset.get(), table);
             chain.write(base + header_offset.get(), header);
+            #[cfg(feature = "planted-bugs")]
+            if pmu_format::planted::is_planted(pmu_format::planted::Bug::CommitBeforeData) {
+                chain.atomic_write(base + publish.offset.get(), publish.value);
+            }
             flush(chain, base, ranges);
             chain.atomic_write(base + publish.offset.get(), publish.value);
             flush(chain, base, std::iter::once(flush_publish));
