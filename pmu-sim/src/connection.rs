@@ -67,12 +67,15 @@ impl SimConnection {
                 Op::Flush { remote, length } => (*remote, *length),
                 Op::AtomicWrite { remote, .. } => (*remote, 8),
             };
-            self.windows.split(address, length, |window, at, length, done| {
-                ops.push(WireOp::new(op, window, at, length, done));
-            })?;
+            self.windows
+                .split(address, length, |window, at, length, done| {
+                    ops.push(WireOp::new(op, window, at, length, done));
+                })?;
         }
         if ops.len() > self.limits.ops_per_chain_max {
-            return Err(FabricError::InvalidChain { reason: "more operations than fit" });
+            return Err(FabricError::InvalidChain {
+                reason: "more operations than fit",
+            });
         }
         Ok(ops)
     }
@@ -96,7 +99,9 @@ impl Connection for SimConnection {
     }
 
     fn attach(&mut self, memory: Arc<LocalMemory>) -> Result<AttachedMemory, FabricError> {
-        self.world.state().wires[self.wire].memories.push(Arc::clone(&memory));
+        self.world.state().wires[self.wire]
+            .memories
+            .push(Arc::clone(&memory));
         self.memories.push(memory);
         Ok(AttachedMemory::new(self.memories.len() as u32 - 1))
     }
@@ -116,7 +121,13 @@ impl Connection for SimConnection {
         self.counters.work_requests += ops.len() as u64;
         let status = (wire.far == Far::Refused).then_some(CompletionStatus::Flushed);
         wire.queue.push_back(WireChain { tag, ops, status });
-        note!(state, "{} posts chain {tag} to {}: {}", state.who(self.wire), state.units[state.wires[self.wire].unit].name, words(chain));
+        note!(
+            state,
+            "{} posts chain {tag} to {}: {}",
+            state.who(self.wire),
+            state.units[state.wires[self.wire].unit].name,
+            words(chain)
+        );
         let yields = state.random.chance(1, 2);
         drop(state);
         if yields {
@@ -137,7 +148,8 @@ impl Connection for SimConnection {
     }
 
     fn wait(&mut self, timeout: Duration) -> Result<(), FabricError> {
-        self.world.wait(self.process, Wait::Wire(self.wire), Some(timeout));
+        self.world
+            .wait(self.process, Wait::Wire(self.wire), Some(timeout));
         Ok(())
     }
 

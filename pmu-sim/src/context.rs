@@ -48,7 +48,9 @@ impl Context {
     /// Starts another program.
     pub(crate) fn spawn(&self, name: &str, body: impl FnOnce(&Self) + Send + 'static) -> usize {
         let (world, threads) = (Arc::clone(&self.world), self.threads.clone());
-        self.world.start(&self.threads, name, move |me| body(&Self { world, me, threads }))
+        self.world.start(&self.threads, name, move |me| {
+            body(&Self { world, me, threads })
+        })
     }
 
     /// Blocks until a program has ended.
@@ -137,7 +139,11 @@ impl Context {
     /// Takes the right to write from whoever has it at a unit.
     pub(crate) fn fence(&self, unit: usize) -> Result<FenceReport, ClientError> {
         match self.ask(unit, Call::Fence, "fence the region")? {
-            Reply::Fenced { epoch, windows, sessions } => {
+            Reply::Fenced {
+                epoch,
+                windows,
+                sessions,
+            } => {
                 self.count(|totals| totals.fences += 1);
                 Ok(FenceReport::new(epoch, windows, sessions))
             }
@@ -147,9 +153,16 @@ impl Context {
 
     /// Opens the region of a unit: a session, a data connection, and its windows.
     pub(crate) fn open(&self, unit: usize, wish: Wish) -> Result<Parts, ClientError> {
-        let call = Call::Open { role: wish.role, clears: wish.clears };
+        let call = Call::Open {
+            role: wish.role,
+            clears: wish.clears,
+        };
         let (session, wire, epoch) = match self.ask(unit, call, "open the region")? {
-            Reply::Opened { session, wire, epoch } => (session, wire, epoch),
+            Reply::Opened {
+                session,
+                wire,
+                epoch,
+            } => (session, wire, epoch),
             _ => return Err(unexpected()),
         };
         let limits = self.draw(|random| Limits {
@@ -161,7 +174,11 @@ impl Context {
             Reply::Active { windows, info } => (windows, info),
             _ => return Err(unexpected()),
         };
-        let epoch = if wish.role == SessionRole::Primary { epoch } else { info.epoch };
+        let epoch = if wish.role == SessionRole::Primary {
+            epoch
+        } else {
+            info.epoch
+        };
         Ok(Parts {
             connection: Box::new(connection),
             windows,
@@ -203,13 +220,22 @@ struct Control {
 
 impl SessionControl for Control {
     fn epoch_now(&self) -> Option<Epoch> {
-        match self.world.call(self.me, self.unit, Call::Describe, EXPLAIN_TIMEOUT) {
+        match self
+            .world
+            .call(self.me, self.unit, Call::Describe, EXPLAIN_TIMEOUT)
+        {
             Some(Reply::Described(info)) => Some(info.epoch),
             _ => None,
         }
     }
 
     fn close(&self) {
-        self.world.tell(self.me, self.unit, Call::Close { session: self.session });
+        self.world.tell(
+            self.me,
+            self.unit,
+            Call::Close {
+                session: self.session,
+            },
+        );
     }
 }

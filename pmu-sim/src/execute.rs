@@ -30,7 +30,13 @@ impl State {
         let (kind, range, key, phase) = (op.kind, op.range(), op.key, op.phase);
         let tag = self.wires[wire].queue[chain].tag;
         let Some(found) = self.units[unit].window(session, key, kind, &range) else {
-            note!(self, "{} refuses {} of {}, chain {tag}", self.units[unit].name, kind.name(), self.who(wire));
+            note!(
+                self,
+                "{} refuses {} of {}, chain {tag}",
+                self.units[unit].name,
+                kind.name(),
+                self.who(wire)
+            );
             self.totals.refused_operations += 1;
             return self.wires[wire].refuse(chain, CompletionStatus::RemoteAccess);
         };
@@ -45,12 +51,20 @@ impl State {
             self,
             "{} {} {} of {}, chain {tag}: {}+{}{}",
             self.units[unit].name,
-            if done == Phase::Done { "does" } else { "does a part of" },
+            if done == Phase::Done {
+                "does"
+            } else {
+                "does a part of"
+            },
             kind.name(),
             self.who(wire),
             crate::place::place(&self.units[unit].info, offset),
             range.end - range.start,
-            if phase == Phase::Waiting { "" } else { " (the rest)" },
+            if phase == Phase::Waiting {
+                ""
+            } else {
+                " (the rest)"
+            },
         );
         self.last_done = (kind, crate::place::place(&self.units[unit].info, offset));
         let posted = &mut self.wires[wire].queue[chain];
@@ -61,7 +75,14 @@ impl State {
     }
 
     fn carry_out(&mut self, wire: usize, chain: usize, index: usize, offset: u64) -> Phase {
-        let Self { wires, units, random, bytes, totals, .. } = self;
+        let Self {
+            wires,
+            units,
+            random,
+            bytes,
+            totals,
+            ..
+        } = self;
         let wire = &mut wires[wire];
         let unit = &mut units[wire.unit];
         let op: &mut WireOp = &mut wire.queue[chain].ops[index];
@@ -105,7 +126,8 @@ impl State {
                 return Phase::Done;
             }
             Kind::AtomicWrite(value) => {
-                unit.medium.write(offset, &value.to_le_bytes(), |_| true, random);
+                unit.medium
+                    .write(offset, &value.to_le_bytes(), |_| true, random);
                 return Phase::Done;
             }
         }

@@ -50,10 +50,23 @@ impl Faults {
                 *rate = random.pick(&[50, 150, 400, 1000]);
             }
         }
-        let lost_messages = if random.chance(1, 3) { random.pick(&[10, 50, 150]) } else { 0 };
+        let lost_messages = if random.chance(1, 3) {
+            random.pick(&[10, 50, 150])
+        } else {
+            0
+        };
         // Some schedules go without any.
-        let left = if random.chance(1, 12) { 0 } else { random.between(1, 10) };
-        Self { rates, all: rates.iter().sum(), lost_messages, left }
+        let left = if random.chance(1, 12) {
+            0
+        } else {
+            random.between(1, 10)
+        };
+        Self {
+            rates,
+            all: rates.iter().sum(),
+            lost_messages,
+            left,
+        }
     }
 
     /// From now on nothing goes wrong any more.
@@ -154,7 +167,9 @@ impl State {
     }
 
     fn cut_some_power(&mut self) {
-        let on: Vec<usize> = (0..self.units.len()).filter(|unit| self.units[*unit].is_on).collect();
+        let on: Vec<usize> = (0..self.units.len())
+            .filter(|unit| self.units[*unit].is_on)
+            .collect();
         if on.is_empty() {
             return;
         }
@@ -176,7 +191,11 @@ impl State {
         let Self { units, random, .. } = self;
         let (survived, lost) = units[unit].medium.cut(random);
         self.totals.words_lost += lost;
-        note!(self, "{} loses its power: of its unflushed words {survived} survive and {lost} are lost", self.units[unit].name);
+        note!(
+            self,
+            "{} loses its power: of its unflushed words {survived} survive and {lost} are lost",
+            self.units[unit].name
+        );
         let request = self.units[unit].work.as_ref().and_then(|work| work.request);
         if let Some(request) = request {
             self.forget_request(request);
@@ -187,7 +206,11 @@ impl State {
             if self.wires[wire].unit == unit {
                 self.wires[wire].far = crate::wire::Far::Gone;
                 // What was answered may be on its way; the rest never was carried out.
-                let answered = self.wires[wire].queue.iter().take_while(|chain| chain.status.is_some()).count();
+                let answered = self.wires[wire]
+                    .queue
+                    .iter()
+                    .take_while(|chain| chain.status.is_some())
+                    .count();
                 let sent = self.random.below(answered as u64 + 1) as usize;
                 self.forget_behind(wire, sent);
             }
@@ -212,7 +235,11 @@ impl State {
         }
         let wire = self.random.pick(&alive);
         self.totals.links_cut += 1;
-        self.reach_crash_point(Fault::LinkCut, Some(self.wires[wire].process), Some(self.wires[wire].unit));
+        self.reach_crash_point(
+            Fault::LinkCut,
+            Some(self.wires[wire].process),
+            Some(self.wires[wire].unit),
+        );
         self.lose_wire(wire);
     }
 
@@ -224,18 +251,26 @@ impl State {
             let process = &mut self.processes[victim];
             process.clock_ahead_ns += ahead;
             process.date_off_ns += 1000 * date;
-            note!(self, "the clock of {} jumps ahead by {} ms", self.processes[victim].name, ahead / 1_000_000);
+            note!(
+                self,
+                "the clock of {} jumps ahead by {} ms",
+                self.processes[victim].name,
+                ahead / 1_000_000
+            );
         }
     }
 
     /// Everything is so slow that somebody waits too long.
     fn time_out_some(&mut self) {
-        let deadlines = self.processes.iter().filter_map(|process| match process.status {
-            Status::Waiting(_, Some(deadline)) if !process.is_spared => {
-                Some(deadline.saturating_sub(process.clock_ahead_ns))
-            }
-            _ => None,
-        });
+        let deadlines = self
+            .processes
+            .iter()
+            .filter_map(|process| match process.status {
+                Status::Waiting(_, Some(deadline)) if !process.is_spared => {
+                    Some(deadline.saturating_sub(process.clock_ahead_ns))
+                }
+                _ => None,
+            });
         if let Some(next) = deadlines.min() {
             self.totals.clock_jumps += 1;
             self.now_ns = self.now_ns.max(next);
@@ -247,7 +282,12 @@ impl State {
     fn reach_crash_point(&mut self, fault: Fault, process: Option<usize>, unit: Option<usize>) {
         let role = |process: usize| {
             let process = &self.processes[process];
-            (process.name.trim_end_matches(|last: char| last.is_ascii_digit()), process.doing)
+            (
+                process
+                    .name
+                    .trim_end_matches(|last: char| last.is_ascii_digit()),
+                process.doing,
+            )
         };
         let mut queues = Vec::new();
         for wire in &self.wires {
@@ -275,7 +315,9 @@ impl State {
             }
         }
         queues.sort();
-        let work = unit.and_then(|unit| self.units[unit].work.as_ref()).map(|work| work.call_name());
+        let work = unit
+            .and_then(|unit| self.units[unit].work.as_ref())
+            .map(|work| work.call_name());
         let victim = process.map(role);
         let last = (self.last_done.0.name(), self.last_done.1);
         let point = stable_hash(&(self.scenario, fault, victim, last, work, queues));
@@ -297,14 +339,22 @@ impl State {
 
     pub(crate) fn start_unit(&mut self, unit: usize) {
         if !self.units[unit].is_on {
-            note!(self, "{} is back, in epoch {}", self.units[unit].name, self.units[unit].epoch);
+            note!(
+                self,
+                "{} is back, in epoch {}",
+                self.units[unit].name,
+                self.units[unit].epoch
+            );
             self.units[unit].start();
         }
     }
 
     /// Brings the next one back that is to come; false if there is none.
     pub(crate) fn bring_back(&mut self) -> bool {
-        let hung = self.processes.iter().filter_map(|process| process.hung_until);
+        let hung = self
+            .processes
+            .iter()
+            .filter_map(|process| process.hung_until);
         let off = self.units.iter().filter_map(|unit| unit.on_at);
         match hung.chain(off).min() {
             Some(step) => {

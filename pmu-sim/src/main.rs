@@ -1,6 +1,10 @@
 //! Runs schedules by their seeds, or replays one and prints what happened.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program that reports"
+)]
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -47,7 +51,10 @@ struct Options {
 
 fn scenario(name: &str) -> Result<&'static Scenario, String> {
     Scenario::named(name).ok_or_else(|| {
-        let names: Vec<_> = Scenario::all().iter().map(|scenario| scenario.name).collect();
+        let names: Vec<_> = Scenario::all()
+            .iter()
+            .map(|scenario| scenario.name)
+            .collect();
         format!("one of: {}", names.join(", "))
     })
 }
@@ -83,7 +90,11 @@ fn main() -> ExitCode {
 }
 
 fn replay(seed: u64, options: &Options) -> std::io::Result<ExitCode> {
-    let recording = if options.json { Recording::Kept } else { Recording::Printed };
+    let recording = if options.json {
+        Recording::Kept
+    } else {
+        Recording::Printed
+    };
     let outcome = run_one(seed, options.scenario, recording)?;
     if options.json {
         let lines = serde_json::json!({
@@ -204,5 +215,9 @@ fn print(summary: &Summary) {
 }
 
 const fn code(is_good: bool) -> ExitCode {
-    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if is_good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

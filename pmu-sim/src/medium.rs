@@ -100,7 +100,11 @@ impl Medium {
     /// Cuts the power: of the words that were not flushed each survives or not. Gives how many survived, and how many were lost.
     pub(crate) fn cut(&mut self, random: &mut Random) -> (u64, u64) {
         let all = 0..self.visible.len() as u64;
-        let unflushed: u64 = self.unflushed.iter().map(|word| u64::from(word.count_ones())).sum();
+        let unflushed: u64 = self
+            .unflushed
+            .iter()
+            .map(|word| u64::from(word.count_ones()))
+            .sum();
         let survived = match random.below(5) {
             0 => 0,
             1 => self.flush(&all),

@@ -21,7 +21,9 @@ impl SimReach {
 impl Reach for SimReach {
     fn unit(&self, member: &Member) -> Result<Box<dyn ReachedUnit>, ClientError> {
         let name = member.unit.as_str();
-        let found = self.0.with(|state| state.units.iter().position(|unit| *unit.name == *name));
+        let found = self
+            .0
+            .with(|state| state.units.iter().position(|unit| *unit.name == *name));
         match found {
             Some(unit) => Ok(Box::new(SimUnit {
                 context: self.0.clone(),
@@ -81,6 +83,13 @@ impl ReachedUnit for SimUnit {
     ) -> Result<Parts, ClientError> {
         let clears = role == SessionRole::Backup && mode == Mode::Append;
         let staging_bytes = options.staging_bytes;
-        self.context.open(self.unit, Wish { role, clears, staging_bytes })
+        self.context.open(
+            self.unit,
+            Wish {
+                role,
+                clears,
+                staging_bytes,
+            },
+        )
     }
 }

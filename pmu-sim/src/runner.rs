@@ -99,7 +99,9 @@ impl Lane {
             violation: state.violation.take(),
             fingerprint: state.trace.fingerprint(),
             totals: state.totals,
-            crash_points: std::mem::take(&mut state.crash_points).into_iter().collect(),
+            crash_points: std::mem::take(&mut state.crash_points)
+                .into_iter()
+                .collect(),
             lines: state.trace.take_lines(),
         }
     }
@@ -147,7 +149,10 @@ pub fn run_many(plan: &Plan, progress: impl Fn(u64) + Sync) -> std::io::Result<S
                 gathered.crash_points.extend(&outcome.crash_points);
                 if outcome.violation.is_some() {
                     gathered.failed.push(outcome);
-                    over.fetch_or(gathered.failed.len() >= plan.failures_max, Ordering::Relaxed);
+                    over.fetch_or(
+                        gathered.failed.len() >= plan.failures_max,
+                        Ordering::Relaxed,
+                    );
                 }
                 drop(gathered);
                 progress(done.fetch_add(1, Ordering::Relaxed) + 1);

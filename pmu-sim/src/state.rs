@@ -250,7 +250,11 @@ impl State {
 
     /// Adds a program, which runs when its turn comes.
     pub(crate) fn add_process(&mut self, name: &str, is_spared: bool) -> usize {
-        let weight = if is_spared { 4 } else { self.random.pick(&[2, 4, 16]) };
+        let weight = if is_spared {
+            4
+        } else {
+            self.random.pick(&[2, 4, 16])
+        };
         self.processes.push(Process {
             name: name.to_owned(),
             status: Status::Ready,
@@ -321,7 +325,11 @@ impl State {
                 events.push((Event::Lose(index), 1));
             }
             let is_left = wire.closed || wire.dead.is_some();
-            if is_left && wire.far != Far::Gone && unit_is_on && self.units[wire.unit].work.is_none() {
+            if is_left
+                && wire.far != Far::Gone
+                && unit_is_on
+                && self.units[wire.unit].work.is_none()
+            {
                 events.push((Event::Notice(index), 1));
             }
         }
@@ -329,7 +337,9 @@ impl State {
             let request = &self.requests[*index];
             let unit = &self.units[request.unit];
             match request.stage {
-                RequestStage::Sent if unit.work.is_none() => events.push((Event::Arrive(*index), 4)),
+                RequestStage::Sent if unit.work.is_none() => {
+                    events.push((Event::Arrive(*index), 4))
+                }
                 RequestStage::Answered(_) => events.push((Event::Answer(*index), 4)),
                 _ => {}
             }
@@ -352,7 +362,12 @@ impl State {
                     let wire = &self.wires[wire];
                     (wire.unit, wire.session, wire.process)
                 };
-                note!(self, "{} sees that {} is gone", self.units[unit].name, self.who(wire));
+                note!(
+                    self,
+                    "{} sees that {} is gone",
+                    self.units[unit].name,
+                    self.who(wire)
+                );
                 if self.units[unit].sessions.contains_key(&session) {
                     self.begin_work(unit, None, process, Call::Disconnected { session });
                 } else {
@@ -370,16 +385,29 @@ impl State {
         let Some(chain) = self.wires[wire].queue.pop_front() else {
             return;
         };
-        let status = chain.status.unwrap_or(pmu_fabric::CompletionStatus::Flushed);
-        note!(self, "{} learns of chain {}: {status:?}", self.who(wire), chain.tag);
+        let status = chain
+            .status
+            .unwrap_or(pmu_fabric::CompletionStatus::Flushed);
+        note!(
+            self,
+            "{} learns of chain {}: {status:?}",
+            self.who(wire),
+            chain.tag
+        );
         let target = &mut self.wires[wire];
-        target.completions.push_back(Completion { tag: chain.tag, status });
+        target.completions.push_back(Completion {
+            tag: chain.tag,
+            status,
+        });
         if status != pmu_fabric::CompletionStatus::Success {
             target.dead = Some(status);
             // Those behind it come at once.
             while let Some(chain) = target.queue.pop_front() {
                 let status = pmu_fabric::CompletionStatus::Flushed;
-                target.completions.push_back(Completion { tag: chain.tag, status });
+                target.completions.push_back(Completion {
+                    tag: chain.tag,
+                    status,
+                });
             }
         }
         self.wake(|wait| wait == Wait::Wire(wire));
@@ -387,7 +415,12 @@ impl State {
 
     /// The initiator learns that the connection is lost. What has left it may still arrive.
     pub(crate) fn lose_wire(&mut self, wire: usize) {
-        note!(self, "{} learns that its connection to {} is lost", self.who(wire), self.units[self.wires[wire].unit].name);
+        note!(
+            self,
+            "{} learns that its connection to {} is lost",
+            self.who(wire),
+            self.units[self.wires[wire].unit].name
+        );
         let on_the_way = self.random.below(1 + self.wires[wire].queue.len() as u64) as usize;
         self.wires[wire].lose();
         self.wires[wire].detach(on_the_way);
@@ -406,7 +439,13 @@ impl State {
 
     /// A program begins a call.
     pub(crate) fn request(&mut self, process: usize, unit: usize, call: Call) -> usize {
-        note!(self, "{} asks {} to {}", self.processes[process].name, self.units[unit].name, call.name());
+        note!(
+            self,
+            "{} asks {} to {}",
+            self.processes[process].name,
+            self.units[unit].name,
+            call.name()
+        );
         self.requests.push(Request {
             process,
             unit,
@@ -427,7 +466,11 @@ impl State {
             return self.answer(Some(request), Reply::Failed(Box::new(error)));
         }
         if self.loses_message() {
-            note!(self, "a request of {} is lost", self.processes[process].name);
+            note!(
+                self,
+                "a request of {} is lost",
+                self.processes[process].name
+            );
             return self.forget_request(request);
         }
         self.requests[request].stage = RequestStage::Taken;
@@ -506,12 +549,15 @@ impl State {
 
     /// Nothing can happen: the time of the next one who waits, or of a unit or program that is to come back.
     fn let_time_pass(&mut self) {
-        let deadlines = self.processes.iter().filter_map(|process| match process.status {
-            Status::Waiting(_, Some(deadline)) if process.hung_until.is_none() => {
-                Some(deadline.saturating_sub(process.clock_ahead_ns))
-            }
-            _ => None,
-        });
+        let deadlines = self
+            .processes
+            .iter()
+            .filter_map(|process| match process.status {
+                Status::Waiting(_, Some(deadline)) if process.hung_until.is_none() => {
+                    Some(deadline.saturating_sub(process.clock_ahead_ns))
+                }
+                _ => None,
+            });
         if let Some(next) = deadlines.min() {
             self.now_ns = self.now_ns.max(next);
             return;

@@ -25,7 +25,11 @@ pub(crate) struct Trace {
 
 impl Trace {
     pub(crate) const fn new(recording: Recording) -> Self {
-        Self { recording, lines: Vec::new(), fingerprint: 0 }
+        Self {
+            recording,
+            lines: Vec::new(),
+            fingerprint: 0,
+        }
     }
 
     /// Takes what happened into the fingerprint.

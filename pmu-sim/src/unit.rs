@@ -44,12 +44,21 @@ pub(crate) struct Session {
 #[derive(Clone, Debug)]
 pub(crate) enum Call {
     Describe,
-    Open { role: SessionRole, clears: bool },
-    Activate { session: u64 },
+    Open {
+        role: SessionRole,
+        clears: bool,
+    },
+    Activate {
+        session: u64,
+    },
     Fence,
-    Close { session: u64 },
+    Close {
+        session: u64,
+    },
     /// Not asked by anybody: the unit notices that a data connection has ended.
-    Disconnected { session: u64 },
+    Disconnected {
+        session: u64,
+    },
 }
 
 impl Call {
@@ -69,9 +78,20 @@ impl Call {
 #[derive(Debug)]
 pub(crate) enum Reply {
     Described(Box<RegionInfo>),
-    Opened { session: u64, wire: usize, epoch: Epoch },
-    Active { windows: Vec<AccessWindow>, info: Box<RegionInfo> },
-    Fenced { epoch: Epoch, windows: u32, sessions: u32 },
+    Opened {
+        session: u64,
+        wire: usize,
+        epoch: Epoch,
+    },
+    Active {
+        windows: Vec<AccessWindow>,
+        info: Box<RegionInfo>,
+    },
+    Fenced {
+        epoch: Epoch,
+        windows: u32,
+        sessions: u32,
+    },
     Failed(Box<ClientError>),
     Nothing,
 }
@@ -164,7 +184,13 @@ impl Unit {
     }
 
     /// The window through which a session may do this, or none.
-    pub(crate) fn window(&self, session: u64, key: u32, kind: Kind, range: &std::ops::Range<u64>) -> Option<&Session> {
+    pub(crate) fn window(
+        &self,
+        session: u64,
+        key: u32,
+        kind: Kind,
+        range: &std::ops::Range<u64>,
+    ) -> Option<&Session> {
         let session = self.sessions.get(&session)?;
         let allows = |window: &&Window| {
             let key_fits = match kind {
@@ -200,7 +226,13 @@ impl Unit {
 
 impl State {
     /// Begins a call at a unit that is on and not at another one.
-    pub(crate) fn begin_work(&mut self, unit: usize, request: Option<usize>, process: usize, call: Call) {
+    pub(crate) fn begin_work(
+        &mut self,
+        unit: usize,
+        request: Option<usize>,
+        process: usize,
+        call: Call,
+    ) {
         let mut work = Work {
             request,
             process,
@@ -268,13 +300,21 @@ impl State {
         };
         match action {
             Action::PersistEpoch { epoch, ticket } => {
-                note!(self, "{} makes epoch {epoch} durable", self.units[unit].name);
+                note!(
+                    self,
+                    "{} makes epoch {epoch} durable",
+                    self.units[unit].name
+                );
                 let target = &mut self.units[unit];
                 target.epoch = target.epoch.max(epoch);
                 target.writers.table_persisted(ticket);
             }
             Action::InvalidateWindows { session } => self.invalidate(unit, session.0, &mut work),
-            Action::Grant { session, epoch, rights } if session.0 == work.session => {
+            Action::Grant {
+                session,
+                epoch,
+                rights,
+            } if session.0 == work.session => {
                 self.check_grant(unit, &work, epoch);
                 work.granted = Some((epoch, rights));
             }
@@ -282,7 +322,11 @@ impl State {
                 work.refused = Some(reason);
             }
             Action::FenceDone { epoch, .. } => {
-                note!(self, "{} has fenced up to epoch {epoch}", self.units[unit].name);
+                note!(
+                    self,
+                    "{} has fenced up to epoch {epoch}",
+                    self.units[unit].name
+                );
                 self.units[unit].fenced = epoch;
                 work.fenced = Some(epoch);
             }
@@ -294,7 +338,11 @@ impl State {
 
     fn invalidate(&mut self, unit: usize, session: u64, work: &mut Work) {
         let fenced = matches!(work.call, Call::Fence);
-        note!(self, "{} takes the windows of session {session} away", self.units[unit].name);
+        note!(
+            self,
+            "{} takes the windows of session {session} away",
+            self.units[unit].name
+        );
         let target = &mut self.units[unit];
         target.writers.windows_invalidated(SessionId(session));
         target.writers.closed(SessionId(session));
@@ -315,7 +363,13 @@ impl State {
 
     /// What must hold whenever somebody may write from now on.
     fn check_grant(&mut self, unit: usize, work: &Work, epoch: Epoch) {
-        if !matches!(work.call, Call::Open { role: SessionRole::Primary, .. }) {
+        if !matches!(
+            work.call,
+            Call::Open {
+                role: SessionRole::Primary,
+                ..
+            }
+        ) {
             return;
         }
         let target = &self.units[unit];
@@ -326,7 +380,10 @@ impl State {
         let broken = if let Some(other) = other {
             Some(format!("session {} can still write", other.id))
         } else if target.epoch < epoch {
-            Some(format!("epoch {epoch} is granted and epoch {} durable", target.epoch))
+            Some(format!(
+                "epoch {epoch} is granted and epoch {} durable",
+                target.epoch
+            ))
         } else if epoch <= target.granted {
             Some(format!("epoch {epoch} was granted before"))
         } else {
@@ -377,10 +434,18 @@ impl State {
         }
     }
 
-    fn opened(&mut self, unit: usize, work: &Work, role: SessionRole, rights: Rights, epoch: Epoch) -> Reply {
+    fn opened(
+        &mut self,
+        unit: usize,
+        work: &Work,
+        role: SessionRole,
+        rights: Rights,
+        epoch: Epoch,
+    ) -> Reply {
         let weight = self.random.pick(&[1, 4, 16]) * self.units[unit].weight;
         let wire = self.wires.len();
-        self.wires.push(Wire::new(work.process, unit, work.session, weight));
+        self.wires
+            .push(Wire::new(work.process, unit, work.session, weight));
         let session = Session {
             id: work.session,
             wire,
@@ -390,9 +455,18 @@ impl State {
             stage: Stage::Opened,
             windows: Vec::new(),
         };
-        note!(self, "{} opens session {} in epoch {epoch} as {role:?}", self.units[unit].name, work.session);
+        note!(
+            self,
+            "{} opens session {} in epoch {epoch} as {role:?}",
+            self.units[unit].name,
+            work.session
+        );
         self.units[unit].sessions.insert(work.session, session);
-        Reply::Opened { session: work.session, wire, epoch }
+        Reply::Opened {
+            session: work.session,
+            wire,
+            epoch,
+        }
     }
 
     fn activate(&mut self, unit: usize, id: u64) -> Reply {
@@ -433,7 +507,10 @@ impl State {
             session.stage = Stage::Active;
             session.windows = windows;
         }
-        Reply::Active { windows: given, info }
+        Reply::Active {
+            windows: given,
+            info,
+        }
     }
 
     fn refusal(&self, unit: usize, reason: &RefuseReason) -> ClientError {
@@ -441,8 +518,14 @@ impl State {
         let region = target.info.name.as_ref().to_owned();
         let text = format!("region {region}: {reason}");
         match reason {
-            RefuseReason::Primary { .. } => ClientError::WriterExists { region, reason: text },
-            RefuseReason::Clearing { .. } => ClientError::ClearingExists { region, reason: text },
+            RefuseReason::Primary { .. } => ClientError::WriterExists {
+                region,
+                reason: text,
+            },
+            RefuseReason::Clearing { .. } => ClientError::ClearingExists {
+                region,
+                reason: text,
+            },
             RefuseReason::Fenced => ClientError::Refused {
                 unit: target.name.as_ref().into(),
                 reason: "STALE_EPOCH",
@@ -470,7 +553,11 @@ pub(crate) fn principal(process: usize) -> Option<PrincipalName> {
 fn cut(from: u64, to: u64, borders: &[u64]) -> Vec<(u64, u64)> {
     let mut pieces = Vec::new();
     let mut at = from;
-    for border in borders.iter().copied().filter(|border| from < *border && *border < to) {
+    for border in borders
+        .iter()
+        .copied()
+        .filter(|border| from < *border && *border < to)
+    {
         pieces.push((at, border));
         at = border;
     }

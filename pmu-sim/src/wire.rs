@@ -58,7 +58,13 @@ pub(crate) struct WireOp {
 
 impl WireOp {
     /// The piece of `op` at `address`, `done` bytes behind its beginning, within a window.
-    pub(crate) fn new(op: &Op, window: &AccessWindow, address: u64, length: u64, done: u64) -> Self {
+    pub(crate) fn new(
+        op: &Op,
+        window: &AccessWindow,
+        address: u64,
+        length: u64,
+        done: u64,
+    ) -> Self {
         let (kind, local) = match *op {
             Op::Write { local, .. } => (Kind::Write, Some(local)),
             Op::Read { local, .. } => (Kind::Read, Some(local)),
@@ -72,7 +78,11 @@ impl WireOp {
             kind,
             address,
             length,
-            key: if kind == Kind::Flush { window.flush_key } else { window.access_key },
+            key: if kind == Kind::Flush {
+                window.flush_key
+            } else {
+                window.access_key
+            },
             memory,
             local,
             phase: Phase::Waiting,
@@ -157,7 +167,11 @@ impl Wire {
 
     /// Chains posted and not reaped.
     pub(crate) fn in_flight(&self) -> usize {
-        let queued = if self.dead.is_some() { 0 } else { self.queue.len() };
+        let queued = if self.dead.is_some() {
+            0
+        } else {
+            self.queue.len()
+        };
         queued + self.completions.len()
     }
 
@@ -196,7 +210,10 @@ impl Wire {
     pub(crate) fn has_answer(&self) -> bool {
         !self.closed
             && self.dead.is_none()
-            && self.queue.front().is_some_and(|chain| chain.status.is_some())
+            && self
+                .queue
+                .front()
+                .is_some_and(|chain| chain.status.is_some())
     }
 
     /// Ends every chain that is not ended, beginning with the one at `from`, which ends so; the others count as not executed.
@@ -231,7 +248,10 @@ impl Wire {
         for op in self.queue.iter_mut().flat_map(|chain| &mut chain.ops) {
             if op.kind == Kind::Write && !op.is_done() && op.payload.is_none() {
                 let mut bytes = vec![0; op.length as usize];
-                if self.memories[op.memory].read_at(op.local, &mut bytes).is_ok() {
+                if self.memories[op.memory]
+                    .read_at(op.local, &mut bytes)
+                    .is_ok()
+                {
                     op.payload = Some(bytes.into());
                 }
             }
@@ -259,7 +279,11 @@ mod tests {
     fn wire(chains: Vec<Vec<WireOp>>) -> Wire {
         let mut wire = Wire::new(0, 0, 1, 1);
         for (tag, ops) in chains.into_iter().enumerate() {
-            wire.queue.push_back(WireChain { tag: tag as u64, ops, status: None });
+            wire.queue.push_back(WireChain {
+                tag: tag as u64,
+                ops,
+                status: None,
+            });
         }
         wire
     }
@@ -268,7 +292,11 @@ mod tests {
     fn b05_an_atomic_write_waits_for_everything_posted_before_it() {
         let mut wire = wire(vec![
             vec![op(Kind::Write, 100, 50), op(Kind::Flush, 100, 50)],
-            vec![op(Kind::Write, 300, 8), op(Kind::AtomicWrite(7), 0, 8), op(Kind::Flush, 0, 8)],
+            vec![
+                op(Kind::Write, 300, 8),
+                op(Kind::AtomicWrite(7), 0, 8),
+                op(Kind::Flush, 0, 8),
+            ],
         ]);
         let mut ready = Vec::new();
         wire.ready(&mut ready);
@@ -284,7 +312,10 @@ mod tests {
 
     #[test]
     fn b05_writes_to_one_place_land_in_the_order_of_posting() {
-        let wire = wire(vec![vec![op(Kind::Write, 100, 50)], vec![op(Kind::Write, 149, 8)]]);
+        let wire = wire(vec![
+            vec![op(Kind::Write, 100, 50)],
+            vec![op(Kind::Write, 149, 8)],
+        ]);
         let mut ready = Vec::new();
         wire.ready(&mut ready);
         assert_eq!(ready, [(0, 0)]);

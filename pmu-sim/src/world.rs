@@ -21,7 +21,11 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(state: State, nothing: Arc<File>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(state), base: Instant::now(), nothing })
+        Arc::new(Self {
+            state: Mutex::new(state),
+            base: Instant::now(),
+            nothing,
+        })
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -69,7 +73,13 @@ impl World {
     }
 
     /// Asks a unit's control service, and waits for its answer.
-    pub(crate) fn call(&self, me: usize, unit: usize, call: Call, timeout: Duration) -> Option<Reply> {
+    pub(crate) fn call(
+        &self,
+        me: usize,
+        unit: usize,
+        call: Call,
+        timeout: Duration,
+    ) -> Option<Reply> {
         let request = {
             let mut state = self.state();
             if state.processes[me].is_killed {

@@ -524,10 +524,11 @@ impl SpreadPrimary {
     }
 
     fn collect_proofs(&mut self) {
-        let alive = self.members.iter().flatten().count();
-        if alive != self.proofs.len() {
-            let proofs = self.members.iter().flatten();
-            self.proofs = proofs.map(|member| member.unit().clone()).collect();
+        let alive = self.members.iter().flatten().map(SetPrimary::unit);
+        // As many others may have taken the place of those that were lost.
+        if !alive.eq(self.proofs.iter()) {
+            let alive = self.members.iter().flatten().map(SetPrimary::unit);
+            self.proofs = alive.cloned().collect();
         }
     }
 

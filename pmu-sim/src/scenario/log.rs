@@ -36,7 +36,9 @@ pub(crate) fn run(context: &Context) {
         let extents = (0..state.random.below(3))
             .map(|_| state.random.below(length / 4096) * 4096)
             .collect();
-        state.units.push(Unit::new("unit-a", info, sorted(extents), 1));
+        state
+            .units
+            .push(Unit::new("unit-a", info, sorted(extents), 1));
         let longest = LogGeometry::new(length).map_or(0, |geometry| geometry.payload_max_bytes());
         Site {
             model: Arc::new(Mutex::new(LogModel::default())),
@@ -66,7 +68,11 @@ pub(crate) fn run(context: &Context) {
 
 impl Site {
     const fn wish(&self, role: SessionRole, clears: bool) -> Wish {
-        Wish { role, clears, staging_bytes: self.staging_bytes }
+        Wish {
+            role,
+            clears,
+            staging_bytes: self.staging_bytes,
+        }
     }
 
     /// Tells the model, and reports what it finds wrong.

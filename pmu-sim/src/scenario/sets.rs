@@ -36,7 +36,9 @@ pub(crate) fn run(context: &Context) {
         let extents = (0..state.random.below(3))
             .map(|_| state.random.below(info.length_bytes / 4096) * 4096)
             .collect();
-        state.units.push(Unit::new("unit-a", info, sorted(extents), 1));
+        state
+            .units
+            .push(Unit::new("unit-a", info, sorted(extents), 1));
         site
     });
     let (heirs, readers) = context.draw(|random| (random.below(3), random.below(3)));
@@ -74,10 +76,18 @@ fn draw_region(random: &mut Random) -> (RegionInfo, Site) {
     };
     let length = SetGeometry::region_bytes_for(capacity_bytes, sets_kept).unwrap_or(1 << 20);
     let id = RegionId([7; 16]);
-    let mut info = RegionInfo::new("sim", id, Mode::Overwrite, ADDRESS, length.next_multiple_of(4096));
+    let mut info = RegionInfo::new(
+        "sim",
+        id,
+        Mode::Overwrite,
+        ADDRESS,
+        length.next_multiple_of(4096),
+    );
     info.sets_kept = sets_kept;
     info.capacity_bytes = capacity_bytes;
-    let staging_bytes = (capacity_bytes.max(4096) as usize).next_multiple_of(4096).min(256 << 10);
+    let staging_bytes = (capacity_bytes.max(4096) as usize)
+        .next_multiple_of(4096)
+        .min(256 << 10);
     let site = Site {
         model: Arc::new(Mutex::new(SetsModel::new())),
         capacity_bytes,
@@ -88,11 +98,19 @@ fn draw_region(random: &mut Random) -> (RegionInfo, Site) {
 
 impl Site {
     const fn wish(&self, role: SessionRole) -> Wish {
-        Wish { role, clears: false, staging_bytes: self.staging_bytes }
+        Wish {
+            role,
+            clears: false,
+            staging_bytes: self.staging_bytes,
+        }
     }
 
     /// Tells the model, and reports what it finds wrong.
-    fn check<T>(&self, context: &Context, work: impl FnOnce(&mut SetsModel) -> Result<T, String>) -> Option<T> {
+    fn check<T>(
+        &self,
+        context: &Context,
+        work: impl FnOnce(&mut SetsModel) -> Result<T, String>,
+    ) -> Option<T> {
         match work(&mut self.model.lock()) {
             Ok(done) => Some(done),
             Err(what) => {
@@ -194,14 +212,19 @@ fn judge(
             context.note(|| format!("{verb} set {} of epoch {}", read.set.number, read.set.epoch));
             context.count(|totals| totals.checked_reads += 1);
             if read.fell_back() {
-                context.violate(format!("fell back to set {}: {:?}", read.set.number, read.findings));
+                context.violate(format!(
+                    "fell back to set {}: {:?}",
+                    read.set.number, read.findings
+                ));
             }
             site.check(context, |model| model.read(&read.set, bytes, floor))
         }
         Err(ClientError::NoSuchSet { .. }) if floor == 0 => Some(()),
         Err(error) => {
             if !may_happen(&error) && !context.is_killed() {
-                context.violate(format!("could not read, with set {floor} committed: {error}"));
+                context.violate(format!(
+                    "could not read, with set {floor} committed: {error}"
+                ));
             }
             None
         }
@@ -300,11 +323,15 @@ fn store(
     let (way, cut) = context.draw(|random| (random.below(8), random.below(bytes.len() as u64 + 1)));
     let (first, second) = bytes.split_at(cut as usize);
     match way {
-        0..4 => primary.commit(&[IoSlice::new(first), IoSlice::new(second)], label(id)).map(Some),
+        0..4 => primary
+            .commit(&[IoSlice::new(first), IoSlice::new(second)], label(id))
+            .map(Some),
         4 if !bytes.is_empty() => {
             let buffer = primary.allocate_registered(bytes.len())?;
             buffer.write_at(0, bytes)?;
-            primary.commit_registered(&[buffer.whole()], label(id)).map(Some)
+            primary
+                .commit_registered(&[buffer.whole()], label(id))
+                .map(Some)
         }
         _ => {
             let length = (way != 6).then_some(bytes.len() as u64);
@@ -384,7 +411,9 @@ pub(crate) fn persist(
 }
 
 fn last_round(context: &Context, site: &Site) -> Result<(), String> {
-    context.fence(0).map_err(|error| format!("the last fence failed: {error}"))?;
+    context
+        .fence(0)
+        .map_err(|error| format!("the last fence failed: {error}"))?;
     recover(context, site).ok_or_else(|| "the last recovery failed".to_owned())?;
     last_commit(context, site)
 }
@@ -396,8 +425,9 @@ fn last_commit(context: &Context, site: &Site) -> Result<(), String> {
         .map_err(|error| format!("the last commit failed: {error}"))?;
     let floor = site.model.lock().floor();
     let opened = context.open(0, site.wish(SessionRole::Reader));
-    let mut reader =
-        opened.and_then(SetReader::over).map_err(|error| format!("the last reader: {error}"))?;
+    let mut reader = opened
+        .and_then(SetReader::over)
+        .map_err(|error| format!("the last reader: {error}"))?;
     let mut bytes = Vec::new();
     let result = reader.read(SetChoice::Newest, &mut bytes);
     judge(context, site, floor, result, &bytes, "read")

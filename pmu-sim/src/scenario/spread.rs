@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use pmu_client::{ClientError, Layout, OpenOptions, RegionInfo, SetChoice, Spread};
 use pmu_core::spread::Stand;
 use pmu_format::{
-    Member, Membership, Mode, PAGE_BYTES, PrincipalName, RegionId, SHARE_TRAILER_BYTES, SetGeometry, SetNumber,
-    SpreadId, VirtualAddress,
+    Member, Membership, Mode, PAGE_BYTES, PrincipalName, RegionId, SHARE_TRAILER_BYTES,
+    SetGeometry, SetNumber, SpreadId, VirtualAddress,
 };
 
 use self::model::SpreadModel;
@@ -45,7 +45,9 @@ pub(crate) fn run(context: &Context) {
                 .map(|_| state.random.below(info.length_bytes / 4096) * 4096)
                 .collect();
             let weight = state.random.pick(&[1, 1, 1, 8]);
-            state.units.push(Unit::new(name, info, sorted(extents), weight));
+            state
+                .units
+                .push(Unit::new(name, info, sorted(extents), weight));
         }
         Some(site)
     }) else {
@@ -98,7 +100,10 @@ fn draw_region(random: &mut Random) -> Option<(Vec<RegionInfo>, Site)> {
         .iter()
         .map(|name| {
             let unit = PrincipalName::new(name).ok()?;
-            Some(Member { unit, address: format!("{name}:7710") })
+            Some(Member {
+                unit,
+                address: format!("{name}:7710"),
+            })
         })
         .collect();
     let membership = Membership {
@@ -116,7 +121,10 @@ fn draw_region(random: &mut Random) -> Option<(Vec<RegionInfo>, Site)> {
         let mut info = RegionInfo::new("sim", id, Mode::Overwrite, ADDRESS, length);
         info.sets_kept = sets_kept;
         info.capacity_bytes = capacity_bytes;
-        info.membership = Some(Arc::new(Membership { own_index: index as u8, ..membership.clone() }));
+        info.membership = Some(Arc::new(Membership {
+            own_index: index as u8,
+            ..membership.clone()
+        }));
         info
     });
     let site = Site {
@@ -130,7 +138,9 @@ fn draw_region(random: &mut Random) -> Option<(Vec<RegionInfo>, Site)> {
 }
 
 fn options() -> OpenOptions {
-    OpenOptions::new().staging_bytes(STAGING_BYTES).timeouts(timeouts())
+    OpenOptions::new()
+        .staging_bytes(STAGING_BYTES)
+        .timeouts(timeouts())
 }
 
 impl Site {
@@ -226,11 +236,15 @@ fn read_without(context: &Context, site: &Site, lost: u64) {
     context.note(|| format!("reads without units {lost:#06b}"));
     match programs::read(context, site, SetChoice::Newest) {
         Ok(()) if alive < site.to_decide => {
-            context.violate(format!("a set was read with {alive} votes, which are too few to decide"));
+            context.violate(format!(
+                "a set was read with {alive} votes, which are too few to decide"
+            ));
         }
         Ok(()) => return,
         Err(ClientError::NoSuchSet { .. }) if kept.is_none() => return,
-        Err(_) if alive < site.to_decide => return context.count(|totals| totals.refused_reads += 1),
+        Err(_) if alive < site.to_decide => {
+            return context.count(|totals| totals.refused_reads += 1);
+        }
         // A newer set, never acknowledged, may have shares on too few of them.
         Err(error) => {
             context.note(|| format!("can't read the newest set: {error}"));

@@ -93,7 +93,9 @@ impl LogModel {
     }
 
     fn attempt(&self, id: u64) -> Option<Attempt> {
-        self.attempts.get(usize::try_from(id).ok()?.checked_sub(1)?).copied()
+        self.attempts
+            .get(usize::try_from(id).ok()?.checked_sub(1)?)
+            .copied()
     }
 
     /// Its writer knows where it stands; gives where it ends.
@@ -115,9 +117,9 @@ impl LogModel {
                 self.settle(position, id, end)?;
                 self.check_epoch(&attempt, position)
             }
-            (Ending::Refused, _) if self.settled.values().any(|settled| settled.0 == id) => {
-                Err(format!("record {id} was read, and its writer is told that it was not appended"))
-            }
+            (Ending::Refused, _) if self.settled.values().any(|settled| settled.0 == id) => Err(
+                format!("record {id} was read, and its writer is told that it was not appended"),
+            ),
             _ => Ok(()),
         }
     }
@@ -125,7 +127,9 @@ impl LogModel {
     /// What was handed out must be a record that was written, whole, where it was written.
     pub(crate) fn read(&self, record: &Record, bytes: &[u8]) -> Result<Handed, String> {
         let position = record.position.get();
-        let id = bytes.first_chunk::<ID_BYTES>().map(|id| u64::from_le_bytes(*id));
+        let id = bytes
+            .first_chunk::<ID_BYTES>()
+            .map(|id| u64::from_le_bytes(*id));
         let Some((id, attempt)) = id.and_then(|id| Some((id, self.attempt(id)?))) else {
             return Err(format!("the record at {position} was written by nobody"));
         };
@@ -133,33 +137,49 @@ impl LogModel {
             return Err(format!("record {id} at {position} has wrong bytes"));
         }
         let elsewhere = attempt.position.is_some_and(|at| at != position);
-        if elsewhere || attempt.epoch != record.epoch.get() || attempt.continues != record.continues {
-            return Err(format!("record {id} was read as {record:?}, and written as {attempt:?}"));
+        if elsewhere || attempt.epoch != record.epoch.get() || attempt.continues != record.continues
+        {
+            return Err(format!(
+                "record {id} was read as {record:?}, and written as {attempt:?}"
+            ));
         }
         if attempt.ending == Ending::Refused {
             return Err(format!(
                 "record {id} at {position} was read, and its writer was told that it was not appended"
             ));
         }
-        if let Some((other, _)) = self.settled.get(&position).filter(|settled| settled.0 != id) {
-            return Err(format!("record {id} stands at {position} now, and record {other} did"));
+        if let Some((other, _)) = self
+            .settled
+            .get(&position)
+            .filter(|settled| settled.0 != id)
+        {
+            return Err(format!(
+                "record {id} stands at {position} now, and record {other} did"
+            ));
         }
         self.check_epoch(&attempt, position)?;
         let end = record.mark.position().get();
-        Ok(Handed { id, position, end, continues: record.continues })
+        Ok(Handed {
+            id,
+            position,
+            end,
+            continues: record.continues,
+        })
     }
 
     /// What was handed out counts for good: it was published, or a new primary has made it so.
     pub(crate) fn settle_all(&mut self, handed: &[Handed]) -> Result<(), String> {
-        handed.iter().try_for_each(|one| self.settle(one.position, one.id, one.end))
+        handed
+            .iter()
+            .try_for_each(|one| self.settle(one.position, one.id, one.end))
     }
 
     fn settle(&mut self, position: u64, id: u64, end: u64) -> Result<(), String> {
         self.floor = self.floor.max(end);
         match self.settled.insert(position, (id, end)) {
-            Some((other, _)) if other != id => {
-                Err(format!("record {id} stands at {position} now, and record {other} did"))
-            }
+            Some((other, _)) if other != id => Err(format!(
+                "record {id} stands at {position} now, and record {other} did"
+            )),
             _ => Ok(()),
         }
     }
@@ -192,7 +212,9 @@ impl LogModel {
             ));
         }
         if handed.last().is_some_and(|last| last.continues) {
-            return Err(format!("a recovery ended at {end} in the middle of a batch"));
+            return Err(format!(
+                "a recovery ended at {end} in the middle of a batch"
+            ));
         }
         Ok(())
     }
@@ -200,10 +222,12 @@ impl LogModel {
     /// A primary was opened, and goes on from `end`.
     pub(crate) fn opened(&mut self, epoch: u64, end: u64) -> Result<(), String> {
         self.opened.push((epoch, end));
-        self.settled.iter().try_for_each(|(position, (id, _))| match self.attempt(*id) {
-            Some(attempt) => self.check_epoch(&attempt, *position),
-            None => Ok(()),
-        })
+        self.settled
+            .iter()
+            .try_for_each(|(position, (id, _))| match self.attempt(*id) {
+                Some(attempt) => self.check_epoch(&attempt, *position),
+                None => Ok(()),
+            })
     }
 
     pub(crate) fn clears(&mut self, to: u64) {

@@ -86,7 +86,10 @@ fn open_primary(context: &Context, site: &Site) -> Result<LogPrimary, ClientErro
     let (log, found) = opened?;
     let (epoch, end) = (log.epoch().get(), found.end.get());
     context.note(|| {
-        format!("is primary in epoch {epoch}, behind {} records up to {end}", handed.len())
+        format!(
+            "is primary in epoch {epoch}, behind {} records up to {end}",
+            handed.len()
+        )
     });
     context.count(|totals| totals.checked_reads += 1);
     if let Some(damage) = &found.damage {
@@ -115,21 +118,23 @@ fn append_some(context: &Context, site: &Site, log: &mut LogPrimary) -> bool {
         context.doing("append");
         // Records from here on are those that an error of a wait speaks of.
         let mut concerns = u64::MAX;
-        let (batch, waits) = context.draw(|random| (random.pick(&[1, 1, 1, 2, 4]), random.below(4)));
-        let result = submit(context, site, log, batch, &mut outstanding).and_then(|ticket| {
-            match (waits, ticket) {
-                (0, Some(ticket)) => {
-                    concerns = ticket.position().get();
-                    log.wait(ticket).map(drop)
+        let (batch, waits) =
+            context.draw(|random| (random.pick(&[1, 1, 1, 2, 4]), random.below(4)));
+        let result =
+            submit(context, site, log, batch, &mut outstanding).and_then(|ticket| {
+                match (waits, ticket) {
+                    (0, Some(ticket)) => {
+                        concerns = ticket.position().get();
+                        log.wait(ticket).map(drop)
+                    }
+                    (1, _) => {
+                        concerns = 0;
+                        log.flush().map(drop)
+                    }
+                    (2, _) => log.poll_completions().map(drop),
+                    _ => Ok(()),
                 }
-                (1, _) => {
-                    concerns = 0;
-                    log.flush().map(drop)
-                }
-                (2, _) => log.poll_completions().map(drop),
-                _ => Ok(()),
-            }
-        });
+            });
         acknowledge(context, site, log, &mut outstanding);
         if let Err(error) = result {
             return fail(context, site, &error, &mut outstanding, concerns);
@@ -143,7 +148,10 @@ fn append_some(context: &Context, site: &Site, log: &mut LogPrimary) -> bool {
     match flushed {
         Ok(_) if outstanding.is_empty() => context.draw(|random| random.chance(1, 3)),
         Ok(_) => {
-            context.violate(format!("{} records are not acknowledged after a flush", outstanding.len()));
+            context.violate(format!(
+                "{} records are not acknowledged after a flush",
+                outstanding.len()
+            ));
             false
         }
         Err(error) => fail(context, site, &error, &mut outstanding, 0),
@@ -181,7 +189,10 @@ fn submit(
                 at = site.model.lock().placed(id, at);
             }
             if at != ticket.end().get() {
-                context.violate(format!("a batch ends at {}, and should at {at}", ticket.end()));
+                context.violate(format!(
+                    "a batch ends at {}, and should at {at}",
+                    ticket.end()
+                ));
             }
             Ok(Some(ticket))
         }
@@ -230,15 +241,27 @@ fn fail(
     outstanding: &mut Outstanding,
     concerns: u64,
 ) -> bool {
-    context.note(|| format!("has {} records without a receipt: {error}", outstanding.len()));
+    context.note(|| {
+        format!(
+            "has {} records without a receipt: {error}",
+            outstanding.len()
+        )
+    });
     if !may_happen(error) && !context.is_killed() {
         context.violate(format!("an append failed: {error}"));
     }
     for (id, position) in outstanding.drain(..) {
         let ending = match error {
             _ if context.is_killed() => Ending::Unknown,
-            ClientError::UnknownOutcome { attempt: Attempt::Records(_, to), .. } => {
-                if position < to.get() { Ending::Unknown } else { Ending::Refused }
+            ClientError::UnknownOutcome {
+                attempt: Attempt::Records(_, to),
+                ..
+            } => {
+                if position < to.get() {
+                    Ending::Unknown
+                } else {
+                    Ending::Refused
+                }
             }
             _ if position >= concerns => Ending::Refused,
             // Said of another record: this one may have been on its way.
@@ -288,7 +311,13 @@ struct Follower {
 
 impl Follower {
     /// Reads once; false after an error.
-    fn read(&mut self, context: &Context, site: &Site, backup: &mut LogBackup, clears: bool) -> bool {
+    fn read(
+        &mut self,
+        context: &Context,
+        site: &Site,
+        backup: &mut LogBackup,
+        clears: bool,
+    ) -> bool {
         let acknowledged = site.model.lock().acknowledged();
         let most = context.draw(|random| random.pick(&[1, 500, 100_000]));
         let mut handed = Vec::new();
@@ -325,7 +354,10 @@ impl Follower {
         let first = handed.first().map_or(self.cleared, |one| one.position);
         let clearing = site.model.lock().cursors().1;
         if self.at.is_none() && (first < self.cleared || first > clearing) {
-            context.violate(format!("a backup began at {first}, and {} was cleared", self.cleared));
+            context.violate(format!(
+                "a backup began at {first}, and {} was cleared",
+                self.cleared
+            ));
         }
         if count == 0 && backup.position().get() < acknowledged {
             context.violate(format!(
@@ -338,7 +370,10 @@ impl Follower {
     }
 
     fn clear(&self, context: &Context, site: &Site, backup: &mut LogBackup) -> bool {
-        let Some(to) = self.at.filter(|_| context.draw(|random| random.chance(1, 2))) else {
+        let Some(to) = self
+            .at
+            .filter(|_| context.draw(|random| random.chance(1, 2)))
+        else {
             return true;
         };
         context.doing("clear");
@@ -363,7 +398,9 @@ impl Follower {
 
 /// Takes over, appends, reads and clears: all of it must work.
 pub(super) fn last_round(context: &Context, site: &Site) -> Result<(), String> {
-    context.fence(0).map_err(|error| format!("the last fence failed: {error}"))?;
+    context
+        .fence(0)
+        .map_err(|error| format!("the last fence failed: {error}"))?;
     let log = open_primary(context, site);
     let mut log = log.map_err(|error| format!("the last opening failed: {error}"))?;
     let opened = context.open(0, site.wish(SessionRole::Backup, true));

@@ -61,12 +61,19 @@ impl SetsModel {
     }
 
     pub(crate) fn begin(&mut self, number: u64, epoch: u64, length: u64) -> u64 {
-        self.attempts.push(Attempt { number, epoch, length, ending: Ending::None });
+        self.attempts.push(Attempt {
+            number,
+            epoch,
+            length,
+            ending: Ending::None,
+        });
         self.attempts.len() as u64
     }
 
     fn attempt(&self, id: u64) -> Option<Attempt> {
-        self.attempts.get(usize::try_from(id).ok()?.checked_sub(1)?).copied()
+        self.attempts
+            .get(usize::try_from(id).ok()?.checked_sub(1)?)
+            .copied()
     }
 
     pub(crate) fn end(&mut self, id: u64, ending: Ending) -> Result<(), String> {
@@ -97,7 +104,10 @@ impl SetsModel {
         }
         self.opened.push((epoch, newest));
         let settled: Vec<_> = self.settled.values().copied().collect();
-        settled.iter().filter_map(|id| self.attempt(*id)).try_for_each(|old| self.check_epoch(&old))
+        settled
+            .iter()
+            .filter_map(|id| self.attempt(*id))
+            .try_for_each(|old| self.check_epoch(&old))
     }
 
     /// A reader has found this set committed.
@@ -105,7 +115,9 @@ impl SetsModel {
         self.seen = self.seen.max(number);
         match id_of(label) {
             Some(id) => self.settle(number, id),
-            None => Err(format!("set {number} bears a label that nobody wrote: {label}")),
+            None => Err(format!(
+                "set {number} bears a label that nobody wrote: {label}"
+            )),
         }
     }
 
@@ -113,11 +125,16 @@ impl SetsModel {
     pub(crate) fn read(&mut self, set: &SetInfo, bytes: &[u8], floor: u64) -> Result<(), String> {
         let number = set.number.get();
         if number < floor {
-            return Err(format!("set {number} was read, and set {floor} had been committed"));
+            return Err(format!(
+                "set {number} was read, and set {floor} had been committed"
+            ));
         }
         let id = id_of(&set.label);
         let Some((id, attempt)) = id.and_then(|id| Some((id, self.attempt(id)?))) else {
-            return Err(format!("set {number} bears a label that nobody wrote: {}", set.label));
+            return Err(format!(
+                "set {number} bears a label that nobody wrote: {}",
+                set.label
+            ));
         };
         if (attempt.number, attempt.epoch, attempt.length) != (number, set.epoch.get(), set.bytes) {
             return Err(format!(
@@ -126,31 +143,36 @@ impl SetsModel {
             ));
         }
         if bytes != content(id, attempt.length as usize) {
-            return Err(format!("set {number} (attempt {id}) was read with wrong bytes"));
+            return Err(format!(
+                "set {number} (attempt {id}) was read with wrong bytes"
+            ));
         }
         if attempt.ending == Ending::Refused {
-            return Err(format!("set {number} was read, and its writer was told that it was not stored"));
+            return Err(format!(
+                "set {number} was read, and its writer was told that it was not stored"
+            ));
         }
         if let Some(other) = self.settled.get(&number).filter(|other| **other != id) {
-            return Err(format!("set {number} is attempt {id} now and was attempt {other}"));
+            return Err(format!(
+                "set {number} is attempt {id} now and was attempt {other}"
+            ));
         }
         self.check_epoch(&attempt)
     }
 
     fn settle(&mut self, number: u64, id: u64) -> Result<(), String> {
         match self.settled.insert(number, id) {
-            Some(other) if other != id => {
-                Err(format!("set {number} is attempt {id} now and was attempt {other}"))
-            }
+            Some(other) if other != id => Err(format!(
+                "set {number} is attempt {id} now and was attempt {other}"
+            )),
             _ => Ok(()),
         }
     }
 
     /// Nothing of an old primary counts behind what a newer one went on from.
     fn check_epoch(&self, attempt: &Attempt) -> Result<(), String> {
-        let overtaken = |(epoch, newest): &&(u64, u64)| {
-            *epoch > attempt.epoch && attempt.number > *newest
-        };
+        let overtaken =
+            |(epoch, newest): &&(u64, u64)| *epoch > attempt.epoch && attempt.number > *newest;
         match self.opened.iter().find(overtaken) {
             Some((epoch, newest)) => Err(format!(
                 "set {} of epoch {} counts, and the primary of epoch {epoch} went on behind set {newest}",

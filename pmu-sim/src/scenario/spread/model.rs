@@ -53,7 +53,10 @@ pub(crate) struct SpreadModel {
 
 impl SpreadModel {
     pub(crate) fn since(&self) -> Since {
-        Since { floor: self.floor, opened: self.opened.len() }
+        Since {
+            floor: self.floor,
+            opened: self.opened.len(),
+        }
     }
 
     /// The newest acknowledged set with the units that hold it, if no attempt since can have taken its place.
@@ -65,12 +68,20 @@ impl SpreadModel {
 
     pub(crate) fn begin(&mut self, number: u64, term: u64, length: u64) -> u64 {
         let too_late = term <= self.fenced && !self.rejoined.contains(&term);
-        self.attempts.push(Attempt { number, term, length, ending: Ending::None, too_late });
+        self.attempts.push(Attempt {
+            number,
+            term,
+            length,
+            ending: Ending::None,
+            too_late,
+        });
         self.attempts.len() as u64
     }
 
     fn attempt(&self, id: u64) -> Option<Attempt> {
-        self.attempts.get(usize::try_from(id).ok()?.checked_sub(1)?).copied()
+        self.attempts
+            .get(usize::try_from(id).ok()?.checked_sub(1)?)
+            .copied()
     }
 
     /// A primary was opened: nothing may lie behind it that was committed when the opening began.
@@ -122,22 +133,34 @@ impl SpreadModel {
         }
         self.floor = self.floor.max(attempt.number);
         match self.settled.insert(attempt.number, (id, units)) {
-            Some((other, _)) if other != id => {
-                Err(format!("set {} is attempt {id} and attempt {other}", attempt.number))
-            }
+            Some((other, _)) if other != id => Err(format!(
+                "set {} is attempt {id} and attempt {other}",
+                attempt.number
+            )),
             _ => self.check_term(&attempt, self.opened.len()),
         }
     }
 
     /// What was read must be one that was written, whole, not older than what was acknowledged, and of no primary that was overtaken.
-    pub(crate) fn read(&self, set: &SetInfo, bytes: &[u8], since: Since, at_least: u64) -> Result<(), String> {
+    pub(crate) fn read(
+        &self,
+        set: &SetInfo,
+        bytes: &[u8],
+        since: Since,
+        at_least: u64,
+    ) -> Result<(), String> {
         let number = set.number.get();
         if number < at_least {
-            return Err(format!("set {number} was read, and set {at_least} had been committed"));
+            return Err(format!(
+                "set {number} was read, and set {at_least} had been committed"
+            ));
         }
         let id = id_of(&set.label);
         let Some((id, attempt)) = id.and_then(|id| Some((id, self.attempt(id)?))) else {
-            return Err(format!("set {number} bears a label that nobody wrote: {}", set.label));
+            return Err(format!(
+                "set {number} bears a label that nobody wrote: {}",
+                set.label
+            ));
         };
         if (attempt.number, attempt.length) != (number, set.bytes) {
             return Err(format!(
@@ -146,20 +169,27 @@ impl SpreadModel {
             ));
         }
         if bytes != content(id, attempt.length as usize) {
-            return Err(format!("set {number} (attempt {id}) was read with wrong bytes"));
+            return Err(format!(
+                "set {number} (attempt {id}) was read with wrong bytes"
+            ));
         }
         if attempt.ending == Ending::Refused {
-            return Err(format!("set {number} was read, and its writer was told that it was not stored"));
+            return Err(format!(
+                "set {number} was read, and its writer was told that it was not stored"
+            ));
         }
         if let Some((other, _)) = self.settled.get(&number).filter(|settled| settled.0 != id) {
-            return Err(format!("set {number} was read as attempt {id}, and attempt {other} was acknowledged"));
+            return Err(format!(
+                "set {number} was read as attempt {id}, and attempt {other} was acknowledged"
+            ));
         }
         self.check_term(&attempt, since.opened)
     }
 
     /// Nothing of an old primary counts behind what a newer one, among the first `opened`, went on from.
     fn check_term(&self, attempt: &Attempt, opened: usize) -> Result<(), String> {
-        let overtaken = |(term, newest): &&(u64, u64)| *term > attempt.term && attempt.number > *newest;
+        let overtaken =
+            |(term, newest): &&(u64, u64)| *term > attempt.term && attempt.number > *newest;
         match self.opened.iter().take(opened).find(overtaken) {
             Some((term, newest)) => Err(format!(
                 "set {} of term {} counts, and the primary of term {term} went on behind set {newest}",

@@ -68,7 +68,9 @@ pub(super) fn heir(context: &Context, site: &Site) {
 fn open_primary(context: &Context, site: &Site) -> Result<SpreadPrimary, ClientError> {
     context.doing("open");
     let since = site.model.lock().since();
-    let opened = site.find(context).and_then(|spread| spread.open_primary(&options()));
+    let opened = site
+        .find(context)
+        .and_then(|spread| spread.open_primary(&options()));
     let primary = judge_opening(context, opened)?;
     is_primary(context, site, &primary, since);
     Ok(primary)
@@ -111,7 +113,10 @@ fn take_over(context: &Context, site: &Site) -> Result<SpreadPrimary, ClientErro
     match &taken.recovered {
         Some(read) => check_read(context, site, read, &bytes, now, since.floor),
         None if since.floor > 0 => {
-            context.violate(format!("nothing was recovered, and set {} was committed", since.floor));
+            context.violate(format!(
+                "nothing was recovered, and set {} was committed",
+                since.floor
+            ));
         }
         None => {}
     }
@@ -127,11 +132,22 @@ fn check_read(
     at_least: u64,
 ) {
     context.note(|| {
-        let how = if read.reconstructed { ", reconstructed" } else { "" };
-        format!("read set {} of {} bytes from {} units{how}", read.set.number, bytes.len(), read.units.len())
+        let how = if read.reconstructed {
+            ", reconstructed"
+        } else {
+            ""
+        };
+        format!(
+            "read set {} of {} bytes from {} units{how}",
+            read.set.number,
+            bytes.len(),
+            read.units.len()
+        )
     });
     context.count(|totals| totals.checked_reads += 1);
-    site.check(context, |model| model.read(&read.set, bytes, since, at_least));
+    site.check(context, |model| {
+        model.read(&read.set, bytes, since, at_least)
+    });
 }
 
 /// Commits some sets; false if this program is to end.
@@ -164,7 +180,11 @@ fn commit_some(context: &Context, site: &Site, primary: &mut SpreadPrimary) -> b
     context.draw(|random| random.chance(1, 3))
 }
 
-fn commit_one(context: &Context, site: &Site, primary: &mut SpreadPrimary) -> Result<(), ClientError> {
+fn commit_one(
+    context: &Context,
+    site: &Site,
+    primary: &mut SpreadPrimary,
+) -> Result<(), ClientError> {
     let capacity = primary.spread().capacity_bytes();
     let length = context.draw(|random| {
         let most = random.pick(&[0, 1, 70, capacity / 2, capacity, capacity]);
@@ -185,7 +205,12 @@ fn commit_one(context: &Context, site: &Site, primary: &mut SpreadPrimary) -> Re
     };
     match &result {
         Ok(receipt) => {
-            context.note(|| format!("has the receipt of set {number} from {} units", receipt.units.len()));
+            context.note(|| {
+                format!(
+                    "has the receipt of set {number} from {} units",
+                    receipt.units.len()
+                )
+            });
             if receipt.set().map(|set| set.get()) != Some(number) || receipt.bytes != length {
                 context.violate(format!("the receipt of set {number} says: {receipt}"));
             }
@@ -202,7 +227,11 @@ fn commit_one(context: &Context, site: &Site, primary: &mut SpreadPrimary) -> Re
             });
             // What a killed program is told is told to nobody.
             let certain = !unknown && !context.is_killed();
-            let ending = if certain { Ending::Refused } else { Ending::Unknown };
+            let ending = if certain {
+                Ending::Refused
+            } else {
+                Ending::Unknown
+            };
             site.check(context, |model| model.end(id, ending, 0));
         }
     }
@@ -275,7 +304,10 @@ fn judge_refusal(context: &Context, error: &ClientError, since: Since) {
         ClientError::TooFewUnits { .. } => context.count(|totals| totals.refused_reads += 1),
         ClientError::NoSuchSet { .. } if since.floor == 0 => {}
         error if may_happen(error) || context.is_killed() => {}
-        error => context.violate(format!("can't read, with set {} committed: {error}", since.floor)),
+        error => context.violate(format!(
+            "can't read, with set {} committed: {error}",
+            since.floor
+        )),
     }
 }
 
@@ -286,7 +318,11 @@ pub(super) fn read(context: &Context, site: &Site, choice: SetChoice) -> Result<
     let mut reader = spread.open_reader(&options())?;
     let mut bytes = Vec::new();
     let read = reader.read(choice, &mut bytes)?;
-    let at_least = if choice == SetChoice::Newest { since.floor } else { 0 };
+    let at_least = if choice == SetChoice::Newest {
+        since.floor
+    } else {
+        0
+    };
     check_read(context, site, &read, &bytes, since, at_least);
     Ok(())
 }
@@ -295,7 +331,8 @@ pub(super) fn read(context: &Context, site: &Site, choice: SetChoice) -> Result<
 pub(super) fn last_round(context: &Context, site: &Site) -> Result<(), String> {
     let primary = take_over(context, site);
     let mut primary = primary.map_err(|error| format!("the last take-over failed: {error}"))?;
-    commit_one(context, site, &mut primary).map_err(|error| format!("the last commit failed: {error}"))?;
+    commit_one(context, site, &mut primary)
+        .map_err(|error| format!("the last commit failed: {error}"))?;
     match read(context, site, SetChoice::Newest) {
         // Its put may have been given up on purpose.
         Err(ClientError::NoSuchSet { .. }) if site.model.lock().since().floor == 0 => Ok(()),
