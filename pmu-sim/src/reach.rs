@@ -78,10 +78,29 @@ impl ReachedUnit for SimUnit {
         &self,
         _region: &str,
         role: SessionRole,
-        mode: Mode,
+        _mode: Mode,
         options: &OpenOptions,
     ) -> Result<Parts, ClientError> {
-        let clears = role == SessionRole::Backup && mode == Mode::Append;
+        self.open_as(role, false, options)
+    }
+
+    fn open_log_backup(
+        &self,
+        _region: &str,
+        clear: bool,
+        options: &OpenOptions,
+    ) -> Result<Parts, ClientError> {
+        self.open_as(SessionRole::Backup, clear, options)
+    }
+}
+
+impl SimUnit {
+    fn open_as(
+        &self,
+        role: SessionRole,
+        clears: bool,
+        options: &OpenOptions,
+    ) -> Result<Parts, ClientError> {
         let staging_bytes = options.staging_bytes;
         self.context.open(
             self.unit,
