@@ -218,6 +218,17 @@ impl Units {
         }
     }
 
+    /// Takes a principal's rights on one member away.
+    pub fn revoke(&self, index: usize, region: &str, principal: &str) {
+        let request = v1::RevokeGrantRequest {
+            region: region.into(),
+            principal: principal.into(),
+        };
+        self.admin(index, |mut admin| async move {
+            admin.revoke_grant(request).await.unwrap();
+        });
+    }
+
     /// The region as a program finds it through any unit that answers.
     pub fn find(&self, who: &str, region: &str) -> Spread {
         let seeds: Vec<_> = self.addresses.iter().map(String::as_str).collect();
