@@ -228,6 +228,9 @@ fn d08_a_set_that_is_given_up_leaves_the_last_one() {
         put.write_bytes(&other[..given_up_at]).unwrap();
         drop(put);
     }
+    for _ in 0..1000 {
+        drop(primary.begin(None, Label::default()).unwrap());
+    }
     let mut put = primary.begin(Some(2_900_000), Label::default()).unwrap();
     put.write_bytes(&other[..2_000_000]).unwrap();
     assert!(matches!(put.finish(), Err(ClientError::Invalid(_))));

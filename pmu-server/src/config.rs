@@ -636,6 +636,7 @@ mod tests {
             "inbound_writes_reach_medium",
             "format",
             "filter",
+            "staging",
             "sessions_max",
             "sessions_per_principal_max",
             "windows_max",

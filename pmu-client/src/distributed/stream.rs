@@ -1,11 +1,12 @@
 //! The stream of small messages to a distributor, behind calls that block.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pmu_proto::v1::distributor_client::DistributorClient;
 use pmu_proto::v1::{DistributeRequest, DistributeResponse};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -22,6 +23,9 @@ pub(super) use pmu_proto::v1::distribute_response::Step as Answer;
 const MESSAGES_MAX: usize = READY_MAX + 16;
 /// How long the end of a session may take before it is left to the distributor.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a message waits for its turn.
+const SAY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What came within the time.
 #[derive(Debug)]
@@ -55,15 +59,21 @@ impl Stream {
         &self.control
     }
 
-    /// Never blocks: there is room for all that may be under way.
+    /// There is room for all pieces that may be under way. Waits a while only for a program that begins and gives up hundreds of sets.
     ///
     /// # Errors
     /// The stream is over; [`Self::hear`] says why.
     pub(super) fn say(&self, step: Request) -> std::result::Result<(), ()> {
-        let request = DistributeRequest { step: Some(step) };
-        match &self.requests {
-            Some(requests) => requests.try_send(request).map_err(drop),
-            None => Err(()),
+        let mut request = DistributeRequest { step: Some(step) };
+        let requests = self.requests.as_ref().ok_or(())?;
+        let until = Instant::now() + SAY_TIMEOUT;
+        loop {
+            request = match requests.try_send(request) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(request)) if Instant::now() < until => request,
+                Err(_) => return Err(()),
+            };
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -107,9 +117,9 @@ impl Stream {
         if self.requests.take().is_none() {
             return;
         }
-        let until = std::time::Instant::now() + CLOSE_TIMEOUT;
+        let until = Instant::now() + CLOSE_TIMEOUT;
         loop {
-            let left = until.saturating_duration_since(std::time::Instant::now());
+            let left = until.saturating_duration_since(Instant::now());
             match self.hear(left) {
                 Heard::Answer(_) => {}
                 Heard::End(_) => return,

@@ -119,3 +119,63 @@ impl DistributorSection {
             .then(|| format!("distributor.identity: {path} is not a directory"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, Place};
+
+    const EXAMPLE: &str = include_str!("../../distributor.toml");
+
+    #[test]
+    fn d08_the_example_of_a_process_is_sound() {
+        let config = Config::parse(EXAMPLE).unwrap();
+        assert_eq!(config.place(), Place::Process);
+        assert_eq!(config.problems(), Vec::<String>::new());
+        let distributor = config.distributor.unwrap();
+        assert_eq!(
+            (distributor.staging, distributor.sessions_max),
+            (super::staging(), super::sessions_max())
+        );
+    }
+
+    #[test]
+    fn d08_what_cannot_work_is_named_with_its_key() {
+        for (from, to, key) in [
+            ("8MiB", "512KiB", "distributor.staging"),
+            ("8MiB", "2GiB", "distributor.staging"),
+            ("8MiB", "1048577B", "distributor.staging"),
+            (
+                "sessions_max = 8",
+                "sessions_max = 0",
+                "distributor.sessions_max",
+            ),
+            ("unit-b:7400", "unit-b", "distributor.units[1]"),
+            ("\"train\"", "\"-\"", "distributor.region[0].name"),
+            ("\"trainer\"", "\"a b\"", "distributor.region[0].principals"),
+            (
+                "[[distributor.region]]",
+                "[[distributor.region]]\nname = \"train\"\nprincipals = []\n[[distributor.region]]",
+                "distributor.region[1].name",
+            ),
+            (
+                "\n[control]",
+                "\n[[pool]]\nname = \"p\"\nmedium = \"memory\"\nsize = 65536\n[control]",
+                "pool",
+            ),
+            // Without units it would be a unit's.
+            (
+                "units = [\"unit-a:7400\", \"unit-b:7400\"]",
+                "units = []",
+                "distributor.region",
+            ),
+        ] {
+            let config = Config::parse(&EXAMPLE.replacen(from, to, 1)).unwrap();
+            let problems = config.problems();
+            assert!(
+                problems.iter().any(|problem| problem.starts_with(key)),
+                "{key}: {problems:?}"
+            );
+        }
+        assert!(Config::parse(&EXAMPLE.replace("staging =", "stagings =")).is_err());
+    }
+}

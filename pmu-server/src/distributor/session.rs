@@ -190,16 +190,16 @@ impl Session {
         self.client.region.as_str()
     }
 
-    fn refusal(&self, refusal: &Refusal) -> Failure {
+    fn refusal(&self, refusal: &Refusal) -> Box<Failure> {
         let kind = match refusal.reason {
             Reason::NoGrant => Kind::NoGrant,
             Reason::NoProvider => Kind::NoProvider,
             _ => Kind::Refused,
         };
-        Failure {
+        Box::new(Failure {
             reason: pmu_proto::reason::name(refusal.reason).to_owned(),
             ..failure(kind, self.region(), refusal.message.as_str())
-        }
+        })
     }
 
     fn attach<'a>(
@@ -215,7 +215,7 @@ impl Session {
             }
             Err(refusal) => {
                 let failure = self.refusal(&refusal);
-                self.fail(0, failure, Vec::new())?;
+                self.fail(0, *failure, Vec::new())?;
                 Ok(None)
             }
         }
@@ -267,7 +267,7 @@ impl Session {
             Ok(window) => self.say(Answer::Window(v1::DistributeWindow {
                 window: Some(convert::window(&window, super::staging::WRITE_ONLY)),
             })),
-            Err(refusal) => self.fail(0, self.refusal(&refusal), Vec::new()),
+            Err(refusal) => self.fail(0, *self.refusal(&refusal), Vec::new()),
         }
     }
 
@@ -300,7 +300,7 @@ impl Session {
         let done = match self.check_admitted() {
             Ok(()) => match primary.begin(begin.length_bytes, Label::from_bytes(label)) {
                 Ok(put) => self.receive(put, staging, begin.put)?,
-                Err(error) => Done::Failed(failure_to_wire(&error)),
+                Err(error) => Done::Failed(Box::new(failure_to_wire(&error))),
             },
             Err(refused) => Done::Failed(refused),
         };
@@ -317,7 +317,7 @@ impl Session {
             }
             Done::Failed(failure) => {
                 tracing::warn!(kind = ?failure.kind(), text = failure.text, "set not distributed");
-                self.fail(begin.put, failure, missing)
+                self.fail(begin.put, *failure, missing)
             }
             Done::Abandoned => {
                 tracing::info!("set given up by the program");
@@ -327,7 +327,7 @@ impl Session {
     }
 
     /// A grant may have been taken away, or the process told to stop.
-    fn check_admitted(&self) -> Result<(), Failure> {
+    fn check_admitted(&self) -> Result<(), Box<Failure>> {
         let Client { principal, region } = &self.client;
         let admitted = self.distributor.host.admit(principal, region);
         admitted.map(drop).map_err(|refusal| self.refusal(&refusal))
@@ -354,7 +354,7 @@ impl Session {
                     // What is copied out may be written again while the units get it.
                     self.taken(&ready)?;
                     if let Err(error) = put.write_bytes(&self.piece) {
-                        return Ok(Done::Failed(failure_to_wire(&error)));
+                        return Ok(Done::Failed(Box::new(failure_to_wire(&error))));
                     }
                 }
                 Some(Step::Finish(finish)) if finish.put == number => {
@@ -366,7 +366,7 @@ impl Session {
                     }
                     return Ok(match put.finish() {
                         Ok(receipt) => Done::Stored(receipt),
-                        Err(error) => Done::Failed(failure_to_wire(&error)),
+                        Err(error) => Done::Failed(Box::new(failure_to_wire(&error))),
                     });
                 }
                 Some(Step::Abandon(abandon)) if abandon.put == number => {
@@ -402,7 +402,11 @@ impl Session {
     }
 
     /// Copies a piece to where nobody else can change it, and checks it there.
-    fn copy_out(&mut self, staging: &Staging, ready: &v1::DistributeReady) -> Result<(), Failure> {
+    fn copy_out(
+        &mut self,
+        staging: &Staging,
+        ready: &v1::DistributeReady,
+    ) -> Result<(), Box<Failure>> {
         self.piece.resize(ready.length_bytes as usize, 0);
         let until = Instant::now() + VISIBLE_WITHIN;
         loop {
@@ -416,7 +420,7 @@ impl Session {
                     "the piece of {} bytes at position {} has not the checksum that was said",
                     ready.length_bytes, ready.position
                 );
-                return Err(failure(Kind::DamagedPiece, self.region(), text));
+                return Err(Box::new(failure(Kind::DamagedPiece, self.region(), text)));
             }
             thread::sleep(Duration::from_millis(1));
         }
@@ -431,6 +435,6 @@ impl Session {
 /// How a set ended.
 enum Done {
     Stored(Receipt),
-    Failed(Failure),
+    Failed(Box<Failure>),
     Abandoned,
 }
