@@ -357,3 +357,40 @@ fn d08_two_programs_have_two_regions_distributed_at_once() {
     assert!(newest(&units, "state").1 == pattern(2_000_000, 15));
     assert!(newest(&units, "other").1 == pattern(2_000_000, 25));
 }
+
+#[test]
+fn d08_a_unit_that_stops_while_it_distributes_leaves_the_last_set() {
+    let mut units = four("staging = \"1MiB\"");
+    let mut primary = open_through(&units, "app", 0, "state").unwrap();
+    let bytes = pattern(1_000_000, 1);
+    primary
+        .commit(&[IoSlice::new(&bytes)], Label::default())
+        .unwrap();
+    let mut put = primary.begin(None, Label::default()).unwrap();
+    put.write_bytes(&pattern(1_400_000, 2)).unwrap();
+    let begun = std::time::Instant::now();
+    units.stop(0);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(8));
+    let error = put
+        .write_bytes(&bytes)
+        .and_then(|()| put.finish().map(drop))
+        .unwrap_err();
+    assert!(
+        matches!(error, ClientError::ConnectionLost { .. }),
+        "{error}"
+    );
+    assert!(matches!(
+        primary.begin(None, Label::default()),
+        Err(ClientError::Ended { .. })
+    ));
+    let (number, found, reconstructed) = newest(&units, "state");
+    assert!(number == SetNumber(1) && found == bytes && reconstructed);
+    // The others let go of the region, and one of them distributes it.
+    let mut next = open_through(&units, "app", 1, "state").unwrap();
+    let other = pattern(1_234_567, 3);
+    let receipt = next
+        .commit(&[IoSlice::new(&other)], Label::default())
+        .unwrap();
+    assert_eq!(receipt.units.len(), 3);
+    assert!(newest(&units, "state").1 == other);
+}

@@ -180,6 +180,9 @@ fn open_request() -> v1::DistributeOpen {
     }
 }
 
+/// What is wrong, and the program that does it.
+type Mistake<'a> = (&'a str, &'a dyn Fn(&Raw));
+
 struct Data {
     connection: SoftConnection,
     memory: Arc<LocalMemory>,
@@ -291,7 +294,7 @@ fn d08_who_breaks_the_protocol_loses_the_session_alone() {
     let units = units();
     let bytes = pattern(1000, 1);
     let whole = crc64_nvme(&bytes);
-    let wrong: [(&str, &dyn Fn(&Raw)); 8] = [
+    let wrong: [Mistake<'_>; 8] = [
         ("piece across the end", &|raw| {
             raw.start(1);
             raw.ready(1, RING - 1, &bytes, whole);
