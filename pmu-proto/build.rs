@@ -1,9 +1,10 @@
 //! Compiles the protocol without protoc.
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     "proto/pmu/v1/common.proto",
     "proto/pmu/v1/admin.proto",
     "proto/pmu/v1/session.proto",
+    "proto/pmu/v1/distributor.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -13,7 +14,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(FILES, ["proto"])?;
     tonic_prost_build::configure()
         // They carry secrets: their Debug is written by hand, in src/redacted.rs.
-        .skip_debug(["pmu.v1.OpenRegionResponse", "pmu.v1.Window"])
+        .skip_debug([
+            "pmu.v1.OpenRegionResponse",
+            "pmu.v1.Window",
+            "pmu.v1.DistributeStaging",
+        ])
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -30,6 +30,7 @@ pub(crate) struct Control {
     /// None only while it is dropped.
     runtime: Option<Runtime>,
     client: SessionClient<Channel>,
+    channel: Channel,
     address: UnitAddress,
     unit: String,
     request_timeout: Duration,
@@ -72,7 +73,8 @@ impl Control {
         };
         Ok(Self {
             runtime: Some(runtime),
-            client: SessionClient::new(channel),
+            client: SessionClient::new(channel.clone()),
+            channel,
             address: parsed,
             unit: address.to_owned(),
             request_timeout,
@@ -89,6 +91,18 @@ impl Control {
 
     pub(crate) fn port(&self) -> u16 {
         self.address.port()
+    }
+
+    /// Runs something that uses the channel beside the calls. It is dropped with this.
+    pub(crate) fn spawn<F>(&self, work: impl FnOnce(Channel) -> F) -> Result<()>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let Some(runtime) = &self.runtime else {
+            return Err(ClientError::Invalid("the control channel is closed".into()));
+        };
+        runtime.spawn(work(self.channel.clone()));
+        Ok(())
     }
 
     fn call<T, F>(&self, timeout: Duration, what: &'static str, region: &str, call: F) -> Result<T>
@@ -189,7 +203,7 @@ impl Control {
         }
     }
 
-    fn refused(&self, status: &Status, region: &str) -> ClientError {
+    pub(crate) fn refused(&self, status: &Status, region: &str) -> ClientError {
         let (unit, region, message) = (
             self.unit.clone(),
             region.to_owned(),

@@ -49,6 +49,8 @@ pub mod asynchronous;
 #[doc(hidden)]
 pub mod cli;
 mod control;
+#[doc(hidden)]
+pub mod distributed;
 mod error;
 mod link;
 mod log;
@@ -62,6 +64,7 @@ mod spread;
 mod staging;
 mod unit;
 
+pub use distributed::{Distributed, DistributedPut};
 pub use error::{Attempt, ClientError, Result};
 pub use log::{
     Flow, LogBackup, LogPrimary, LogRecord, LogTakeover, Record, RecordMark, Records, RecoveredLog,

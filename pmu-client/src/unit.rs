@@ -511,7 +511,7 @@ fn check_persistence(
     }
 }
 
-fn window(window: &v1::Window) -> AccessWindow {
+pub(crate) fn window(window: &v1::Window) -> AccessWindow {
     AccessWindow {
         address: window.virtual_address,
         length: window.length_bytes,

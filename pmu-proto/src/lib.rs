@@ -1,4 +1,4 @@
-//! The control protocol between clients, managers and units: the messages, and the stubs of both services.
+//! The control protocol between clients, managers and units: the messages, and the stubs of the services.
 //! It decides nothing; the only code beside what is generated carries a [`v1::Reason`] in a gRPC status.
 //!
 //! The protocol is documented in `proto/pmu/v1/*.proto`, which is its source.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::v1::{OpenRegionResponse, Window};
+use crate::v1::{DistributeStaging, OpenRegionResponse, Window};
 
 impl fmt::Debug for OpenRegionResponse {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -31,6 +31,19 @@ impl fmt::Debug for Window {
     }
 }
 
+impl fmt::Debug for DistributeStaging {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("DistributeStaging")
+            .field("connect_token", &"(secret)")
+            .field("token_valid_ms", &self.token_valid_ms)
+            .field("address", &self.address)
+            .field("persistence", &self.persistence)
+            .field("length_bytes", &self.length_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +55,11 @@ mod tests {
             ..Default::default()
         };
         assert!(!format!("{response:?}").contains("77"));
+        let staging = DistributeStaging {
+            connect_token: vec![77; 32],
+            ..Default::default()
+        };
+        assert!(!format!("{staging:?}").contains("77"));
         let window = Window {
             access_key: 4242,
             flush_key: Some(4343),

@@ -41,7 +41,10 @@ pub enum Command {
     Init(InitArguments),
     /// Run the unit until SIGTERM or SIGINT.
     Run(ConfigArguments),
-    /// Check a configuration file and open nothing.
+    /// Distribute sets of programs over units, in a process of its own, until SIGTERM or SIGINT. The configuration's section distributor
+    /// names units, and there is no pool.
+    Distribute(ConfigArguments),
+    /// Check a configuration file, a unit's or a distributor's, and open nothing.
     CheckConfig(ConfigArguments),
     /// Check a pool that no unit is using; changes no byte.
     Verify(VerifyArguments),

@@ -14,6 +14,8 @@ use pmu_fabric::Provider;
 use pmu_format::{Medium, PrincipalName};
 use serde::{Deserialize, Deserializer};
 
+use crate::distributor::config::DistributorSection;
+
 /// The longest configuration file, in bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -129,8 +131,11 @@ pub struct Config {
     pub control: ControlSection,
     /// Where data connections come in; at least one.
     pub data: Vec<DataSection>,
-    /// The pools; at least one.
+    /// The pools; at least one, and none in a distributor's process of its own.
+    #[serde(default)]
     pub pool: Vec<PoolSection>,
+    /// Spreads sets of programs over the units of their regions; absent: does not.
+    pub distributor: Option<DistributorSection>,
     /// Metrics and health over HTTP; absent: none.
     pub metrics: Option<MetricsSection>,
     /// Logging.
@@ -139,6 +144,15 @@ pub struct Config {
     /// Upper bounds.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// What a configuration is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A unit.
+    Unit,
+    /// A distributor in a process of its own: the section `[distributor]` names units.
+    Process,
 }
 
 /// Who the unit is.
@@ -341,6 +355,9 @@ impl Config {
     fn resolve_paths(&mut self, directory: &Path) {
         let resolve = |path: &mut PathBuf| *path = directory.join(&*path);
         resolve(&mut self.unit.identity);
+        self.distributor
+            .iter_mut()
+            .for_each(|distributor| resolve(&mut distributor.identity));
         self.data
             .iter_mut()
             .filter_map(|data| data.path.as_mut())
@@ -351,6 +368,15 @@ impl Config {
             .for_each(resolve);
     }
 
+    /// What it is for.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        match &self.distributor {
+            Some(distributor) if !distributor.units.is_empty() => Place::Process,
+            _ => Place::Unit,
+        }
+    }
+
     /// Everything in the values themselves that can't work, each with its key. Empty: nothing.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
@@ -359,7 +385,20 @@ impl Config {
             problems.push(format!("unit.name: {error}"));
         }
         self.data_problems(&mut problems);
-        self.pool_problems(&mut problems);
+        match (self.place(), &self.distributor) {
+            (Place::Process, Some(distributor)) => {
+                distributor.problems_in_process(&mut problems);
+                if !self.pool.is_empty() {
+                    problems.push("pool: a distributor that names units has none".into());
+                }
+            }
+            (_, distributor) => {
+                self.pool_problems(&mut problems);
+                if let Some(distributor) = distributor {
+                    distributor.problems_in_unit(&mut problems);
+                }
+            }
+        }
         self.limit_problems(&mut problems);
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             problems.push(format!("log.filter: {error}"));
@@ -464,6 +503,11 @@ impl Config {
             let path = self.unit.identity.display();
             problems.push(format!("unit.identity: {path} is not a directory"));
         }
+        problems.extend(
+            self.distributor
+                .iter()
+                .filter_map(DistributorSection::missing_paths),
+        );
         for (index, pool) in self.pool.iter().enumerate() {
             if let Some(path) = pool.path.as_ref().filter(|path| !path.exists()) {
                 let path = path.display();
@@ -592,6 +636,7 @@ mod tests {
             "inbound_writes_reach_medium",
             "format",
             "filter",
+            "staging",
             "sessions_max",
             "sessions_per_principal_max",
             "windows_max",

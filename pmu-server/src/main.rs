@@ -7,8 +7,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use pmu_server::cli::{self, Arguments, Command, InitArguments, VerifyArguments, exit};
-use pmu_server::config::Config;
+use pmu_server::config::{Config, Place};
 use pmu_server::control::reasons::with_causes;
+use pmu_server::distributor::process::Process;
 use pmu_server::unit::Unit;
 use pmu_server::{logging, metrics, notify, pools};
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,13 +22,20 @@ fn main() -> ExitCode {
         Command::Run(arguments) => Config::load(&arguments.config)
             .map_err(Failure::from)
             .and_then(run),
+        Command::Distribute(arguments) => Config::load(&arguments.config)
+            .map_err(Failure::from)
+            .and_then(distribute),
         Command::CheckConfig(arguments) => Config::load(&arguments.config)
             .map_err(Failure::from)
             .and_then(|config| {
                 writeln!(
                     io::stdout(),
-                    "{}: unit {}, good",
+                    "{}: {} {}, good",
                     arguments.config.display(),
+                    match config.place() {
+                        Place::Unit => "unit",
+                        Place::Process => "distributor",
+                    },
                     config.unit.name
                 )?;
                 Ok(exit::DONE)
@@ -120,6 +128,37 @@ fn run(config: Config) -> Result<u8, Failure> {
         failure.map_or(Ok(exit::DONE), |failure| Err(Failure::from(failure)))
     });
     // Whatever still runs is ours and idle, or was told to end at once.
+    runtime.shutdown_background();
+    done
+}
+
+fn distribute(config: Config) -> Result<u8, Failure> {
+    logging::set_up(&config.log)?;
+    let recorder = match config.metrics {
+        Some(_) => Some(metrics::set_up()?),
+        None => None,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let done = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut process = Process::start(config, recorder).await?;
+        tell(notify::READY);
+        let failure = tokio::select! {
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+            failure = process.failed() => Some(failure),
+        };
+        tell(notify::STOPPING);
+        tokio::select! {
+            () = process.stop() => {}
+            _ = terminate.recv() => return Err("stopped at once by a second signal".into()),
+            _ = interrupt.recv() => return Err("stopped at once by a second signal".into()),
+        }
+        failure.map_or(Ok(exit::DONE), |failure| Err(Failure::from(failure)))
+    });
     runtime.shutdown_background();
     done
 }

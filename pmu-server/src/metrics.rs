@@ -38,6 +38,12 @@ pub const DATA_CONNECTIONS: &str = "pmu_data_connections";
 pub const CPU_SECONDS: &str = "pmu_cpu_seconds";
 /// 1 while the unit is locked.
 pub const LOCKED: &str = "pmu_locked";
+/// Sets that were distributed.
+pub const DISTRIBUTED_SETS: &str = "pmu_distributed_sets_total";
+/// Bytes of sets that were distributed.
+pub const DISTRIBUTED_BYTES: &str = "pmu_distributed_bytes_total";
+/// Programs whose sets are distributed now.
+pub const DISTRIBUTOR_SESSIONS: &str = "pmu_distributor_sessions";
 /// 1 while the pool by `pool` has failed.
 pub const POOL_FAILED: &str = "pmu_pool_failed";
 
@@ -100,6 +106,12 @@ fn describe() {
         CPU_SECONDS,
         "Processor time that the unit has used, user and system"
     );
+    metrics::describe_counter!(DISTRIBUTED_SETS, "Sets that were distributed");
+    metrics::describe_counter!(DISTRIBUTED_BYTES, "Bytes of sets that were distributed");
+    metrics::describe_gauge!(
+        DISTRIBUTOR_SESSIONS,
+        "Programs whose sets are distributed now"
+    );
     metrics::describe_gauge!(LOCKED, "1 while the unit is locked");
 }
 
@@ -112,6 +124,21 @@ pub fn count_refusal(reason: Reason) {
 pub fn count_fence(took: Duration) {
     metrics::counter!(FENCES).increment(1);
     metrics::histogram!(FENCE_DURATION).record(took.as_secs_f64());
+}
+
+/// Counts a set that was distributed.
+pub fn count_distributed(bytes: u64) {
+    metrics::counter!(DISTRIBUTED_SETS).increment(1);
+    metrics::counter!(DISTRIBUTED_BYTES).increment(bytes);
+}
+
+/// Sets the number of programs whose sets are distributed.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a gauge is a float; far fewer than 2^52"
+)]
+pub fn set_distributor_sessions(count: usize) {
+    metrics::gauge!(DISTRIBUTOR_SESSIONS).set(count as f64);
 }
 
 /// Sets the number of sessions in a role.
@@ -154,6 +181,12 @@ pub fn set_pool(name: &str, free_bytes: u64, length_bytes: u64, failed: bool) {
 pub fn set_unit(locked: bool, regions: usize) {
     metrics::gauge!(LOCKED).set(f64::from(u8::from(locked)));
     metrics::gauge!(REGIONS).set(regions as f64);
+    set_processor_time();
+}
+
+/// Sets the processor time that this process has used.
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+pub fn set_processor_time() {
     if let Ok(time) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID) {
         metrics::gauge!(CPU_SECONDS).set(time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9);
     }

@@ -16,9 +16,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tonic::transport::Server;
 
-use crate::config::{Config, DataSection};
+use crate::config::{Config, DataSection, Place, UnitSection};
 use crate::control::reasons::with_causes;
 use crate::control::{Control, limited};
+use crate::distributor::{Distributor, DistributorService, Host};
 use crate::metrics::{self, Health, Observed};
 use crate::pool::PoolError;
 use crate::pools::UnitPool;
@@ -28,7 +29,7 @@ use crate::state::{Listener, UnitState};
 /// How often sessions are looked at whose time may be over.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// How often an idle control connection is probed, and how long the answer may take.
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// A certificate that ends within this many seconds is worth a warning: 14 days.
 const EXPIRES_SOON_S: i64 = 14 * 24 * 3600;
@@ -80,6 +81,9 @@ pub enum StartError {
         /// Why not.
         source: PoolError,
     },
+    /// The distributor's own identity can't be used.
+    #[error("distributor.identity: {0}")]
+    Distributor(String),
     /// A thread of the unit died.
     #[error("the start was cut short: {0}")]
     CutShort(String),
@@ -88,6 +92,7 @@ pub enum StartError {
 /// A running unit. Dropping it stops nothing: call [`UnitHandle::stop`].
 pub struct UnitHandle {
     state: Arc<UnitState>,
+    distributor: Option<Arc<Distributor>>,
     control_address: SocketAddr,
     metrics_address: Option<SocketAddr>,
     stop: watch::Sender<bool>,
@@ -127,16 +132,18 @@ impl Unit {
         config: Config,
         recorder: Option<PrometheusHandle>,
     ) -> Result<UnitHandle, StartError> {
-        let problems = config.problems();
+        let mut problems = config.problems();
+        if config.place() != Place::Unit {
+            problems.push(
+                "distributor.units: it is a process of its own: pmu-server distribute".into(),
+            );
+        }
         if !problems.is_empty() {
             return Err(StartError::Config(problems));
         }
-        let (identity, name) = (config.unit.identity.clone(), config.unit.name.clone());
+        let section = config.unit.clone();
         let tls = blocking(move || {
-            let identity = Identity::load(&identity).map_err(StartError::Identity)?;
-            check_principal(&identity, &name)?;
-            check_validity(&identity)?;
-            pmu_auth::server_tls(&identity).map_err(StartError::Identity)
+            pmu_auth::server_tls(&own_identity(&section)?).map_err(StartError::Identity)
         })
         .await?;
         let (control, control_address) = bind("control.listen", config.control.listen).await?;
@@ -144,8 +151,18 @@ impl Unit {
             Some(section) => Some(bind("metrics.listen", section.listen).await?),
             None => None,
         };
-        let (state, events) = blocking(move || assemble(config)).await?;
         let (stop, stopped) = watch::channel(false);
+        let told = stopped.clone();
+        let (state, distributor, events) = blocking(move || {
+            let (state, events) = assemble(config)?;
+            let host = Arc::clone(&state) as Arc<dyn Host>;
+            let distributor = match &state.config.distributor {
+                Some(section) => Some(Distributor::new(section, host, told)?),
+                None => None,
+            };
+            Ok((state, distributor, events))
+        })
+        .await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(watch_connections(Arc::clone(&state), events));
         tasks.spawn(sweep(Arc::clone(&state), stopped.clone()));
@@ -163,13 +180,19 @@ impl Unit {
             pmu_auth::incoming(control, tls),
             state.config.limits.control_connections_max,
         );
-        let server = tokio::spawn(serve(Arc::clone(&state), incoming, stopped));
+        let server = tokio::spawn(serve(
+            Arc::clone(&state),
+            distributor.clone(),
+            incoming,
+            stopped,
+        ));
         tracing::info!(
             unit = state.unit_name(), %control_address, metrics_address = metrics_address.map(tracing::field::display), pools = state.pools.len(),
             data = ?data_addresses(&state), "unit started, locked until a manager initialises it"
         );
         Ok(UnitHandle {
             state,
+            distributor,
             control_address,
             metrics_address,
             stop,
@@ -218,6 +241,7 @@ impl UnitHandle {
     pub async fn stop(self) {
         let Self {
             state,
+            distributor,
             stop,
             mut server,
             mut tasks,
@@ -238,6 +262,9 @@ impl UnitHandle {
                 "control connections are cut: their requests did not end in time"
             );
             server.abort();
+        }
+        if let Some(distributor) = distributor {
+            distributor.wait_idle(within).await;
         }
         if let Err(error) = tokio::task::spawn_blocking(move || state.close_everything()).await {
             tracing::error!(%error, "closing the unit failed");
@@ -263,7 +290,7 @@ impl UnitState {
     }
 }
 
-async fn blocking<T, F>(work: F) -> Result<T, StartError>
+pub(crate) async fn blocking<T, F>(work: F) -> Result<T, StartError>
 where
     T: Send + 'static,
     F: FnOnce() -> Result<T, StartError> + Send + 'static,
@@ -272,6 +299,14 @@ where
         Ok(result) => result,
         Err(error) => Err(StartError::CutShort(error.to_string())),
     }
+}
+
+/// Reads the identity that is served under, and checks it. Blocks.
+pub(crate) fn own_identity(section: &UnitSection) -> Result<Identity, StartError> {
+    let identity = Identity::load(&section.identity).map_err(StartError::Identity)?;
+    check_principal(&identity, &section.name)?;
+    check_validity(&identity)?;
+    Ok(identity)
 }
 
 /// Peers hold the certificate against the name that they know the unit by.
@@ -306,7 +341,10 @@ fn check_validity(identity: &Identity) -> Result<(), StartError> {
     }
 }
 
-async fn bind(key: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+pub(crate) async fn bind(
+    key: &str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), StartError> {
     let failed = |error: io::Error| listen_error(key, &address.to_string(), &error);
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
@@ -355,7 +393,7 @@ fn assemble(config: Config) -> Result<(Arc<UnitState>, Events), StartError> {
     Ok((Arc::new(UnitState::new(config, pools, listeners)), events))
 }
 
-fn listen(index: usize, section: &DataSection) -> Result<Listener, StartError> {
+pub(crate) fn listen(index: usize, section: &DataSection) -> Result<Listener, StartError> {
     let key = format!(
         "data[{index}].{}",
         if section.provider == Provider::SoftUnix {
@@ -409,6 +447,7 @@ fn data_addresses(state: &UnitState) -> Vec<(Provider, String)> {
 
 async fn serve<S, I>(
     state: Arc<UnitState>,
+    distributor: Option<Arc<Distributor>>,
     incoming: S,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error>
@@ -431,6 +470,7 @@ where
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .add_service(control.admin())
         .add_service(control.session())
+        .add_optional_service(distributor.map(DistributorService::serve))
         .serve_with_incoming_shutdown(incoming, async move {
             // An error means that the handle is gone: then nobody can stop the unit any more but the process's end.
             if stopped.wait_for(|stop| *stop).await.is_err() {

@@ -482,3 +482,56 @@ async fn a_clean_stop_does_not_wait_for_those_who_wait() {
     refused(waiting.await.unwrap(), v1::Reason::Stopping);
     assert_eq!(process.exit_code(), Some(0));
 }
+
+#[test]
+fn d08_a_distributor_is_a_process_of_its_own() {
+    let site = Site::new();
+    site.identity("distributor", Role::Client)
+        .save(&site.path("acts-as"))
+        .unwrap();
+    let path = site.path("distributor.toml");
+    let text = format!(
+        "[unit]\nname = \"unit-1\"\nidentity = {:?}\n[control]\nlisten = \"127.0.0.1:0\"\n\
+         [[data]]\nprovider = \"soft-tcp\"\nlisten = \"127.0.0.1:0\"\n\
+         [metrics]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n\
+         [distributor]\nidentity = \"acts-as\"\nunits = [\"127.0.0.1:9\"]\n\
+         [[distributor.region]]\nname = \"state\"\nprincipals = [\"app\"]\n",
+        site.path("unit"),
+    );
+    std::fs::write(&path, &text).unwrap();
+    let file = path.to_str().unwrap();
+    let checked = command(&["check-config", "--config", file]);
+    assert!(checked.status.success(), "{}", text_of(&checked));
+    assert!(text_of(&checked).contains("distributor unit-1, good"));
+    let refused = command(&["run", "--config", file]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text_of(&refused).contains("pmu-server distribute"));
+
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pmu-server"))
+        .args(["distribute", "--config", file])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let started = lines.find(|line| line.as_ref().unwrap().contains("distributor started"));
+    assert!(started.is_some());
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+
+    // A certificate that may not act as a client is found at the start.
+    std::fs::write(&path, text.replace("\"acts-as\"", "\"unit\"")).unwrap();
+    let refused = command(&["distribute", "--config", file]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        text_of(&refused).contains("issue one of the role client"),
+        "{}",
+        text_of(&refused)
+    );
+    std::fs::write(&path, text.replace("\"acts-as\"", "\"nowhere\"")).unwrap();
+    let checked = command(&["check-config", "--config", file]);
+    assert!(text_of(&checked).contains("distributor.identity"));
+}
+
+fn text_of(output: &Output) -> String {
+    text(&output.stdout) + &text(&output.stderr)
+}

@@ -1,10 +1,12 @@
 //! The command line. Every argument is checked here, before anything is opened.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use pmu_auth::{PrincipalName, UnitAddress};
 use pmu_format::{Label, LogPosition, RegionName, SetNumber};
 
 use crate::cli::values::{duration, size};
@@ -119,6 +121,36 @@ pub struct Put {
     /// What to find the set again by: at most 32 bytes.
     #[arg(long, value_name = "TEXT", value_parser = label, default_value = "")]
     pub label: Label,
+    /// Who spreads the set over the units of its region, if not this program: unit:NAME, one of them, or process:HOST:PORT.
+    #[arg(long, value_name = "PLACE", env = "PMU_DISTRIBUTOR")]
+    pub distributor: Option<Distributor>,
+}
+
+/// Who spreads a set over the units of its region, if not the program itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Distributor {
+    /// The unit of this name.
+    Unit(String),
+    /// A process of its own at this address.
+    Process(String),
+}
+
+impl FromStr for Distributor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("unit", name)) => match name.parse::<PrincipalName>() {
+                Ok(_) => Ok(Self::Unit(name.to_owned())),
+                Err(error) => Err(error.to_string()),
+            },
+            Some(("process", address)) => match address.parse::<UnitAddress>() {
+                Ok(_) => Ok(Self::Process(address.to_owned())),
+                Err(error) => Err(error.to_string()),
+            },
+            _ => Err("expected unit:NAME or process:HOST:PORT".to_owned()),
+        }
+    }
 }
 
 /// Arguments of `get`.
@@ -313,6 +345,11 @@ mod tests {
             "pmu put",
             "pmu put -bad-",
             "pmu put r --label 123456789012345678901234567890123",
+            "pmu put r --distributor a",
+            "pmu put r --distributor unit:",
+            "pmu put r --distributor unit:-",
+            "pmu put r --distributor process:host",
+            "pmu put r --distributor process:host:0",
             "pmu get r --set x",
             "pmu get r --set 1 --newest",
             "pmu append r --lines --record-size 5",
@@ -327,6 +364,12 @@ mod tests {
             "pmu recover r --fence",
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        for (text, expected) in [
+            ("unit:a", Distributor::Unit("a".into())),
+            ("process:[::1]:7", Distributor::Process("[::1]:7".into())),
+        ] {
+            assert_eq!(text.parse(), Ok(expected));
         }
         let arguments = parse("pmu append r --record-size 4KiB --timeout 2s --json").unwrap();
         assert!(arguments.common.json);

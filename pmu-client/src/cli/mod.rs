@@ -2,6 +2,7 @@
 
 mod arguments;
 mod bench;
+mod distributed;
 mod framing;
 mod log;
 mod logs;
@@ -201,9 +202,12 @@ fn run(arguments: &Arguments, output: Output) -> Result<u8, CliError> {
         interrupt: Interrupt::install()?,
     };
     match &arguments.command {
-        Command::Put(put) => match context.find(&put.region)? {
-            Way::One(unit) => sets::put(&context, &unit, put),
-            Way::Spread(spread) => spread::put(&context, *spread, put),
+        Command::Put(put) => match &put.distributor {
+            Some(distributor) => distributed::put(&context, distributor, put),
+            None => match context.find(&put.region)? {
+                Way::One(unit) => sets::put(&context, &unit, put),
+                Way::Spread(spread) => spread::put(&context, *spread, put),
+            },
         },
         Command::Get(get) => match context.find(&get.region)? {
             Way::One(unit) => sets::get(&context, &unit, get),

@@ -16,6 +16,7 @@ use pmu_proto::v1::create_region_request::Room;
 use pmu_proto::v1::{self};
 use pmu_server::cli::InitArguments;
 use pmu_server::config::{ByteSize, Config};
+use pmu_server::distributor::process::Process;
 use pmu_server::pools;
 use pmu_server::unit::{Unit as Server, UnitHandle};
 use pmu_stripe::Placement;
@@ -29,6 +30,9 @@ pub struct Units {
     runtime: Runtime,
     servers: Vec<Option<UnitHandle>>,
     pub addresses: Vec<String>,
+    /// The section `[distributor]` of every unit that starts from now on, without its identity.
+    pub distributor: Option<String>,
+    pub subsegment_bytes: u64,
 }
 
 impl Units {
@@ -46,6 +50,8 @@ impl Units {
             runtime,
             servers: Vec::new(),
             addresses: vec!["127.0.0.1:0".to_owned(); count],
+            distributor: None,
+            subsegment_bytes: 64 << 10,
         };
         for index in 0..count {
             let host: HostName = "127.0.0.1".parse().unwrap();
@@ -68,7 +74,7 @@ impl Units {
         units
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -88,7 +94,14 @@ impl Units {
             self.path(&format!("data-{index}")),
             self.pool(index),
         );
-        let config = Config::parse(&text).unwrap();
+        let section = self.distributor.iter();
+        let section: String = section
+            .map(|keys| {
+                let identity = self.path("distributor");
+                format!("[distributor]\nidentity = {identity:?}\n{keys}\n")
+            })
+            .collect();
+        let config = Config::parse(&(text + &section)).unwrap();
         let server = self.serve(&config);
         self.addresses[index] = server.control_address().to_string();
         self.servers[index] = Some(server);
@@ -109,6 +122,48 @@ impl Units {
             }
         }
         panic!("the port stays taken");
+    }
+
+    /// Starts all units again, each as a distributor too, which acts as the principal `distributor`.
+    pub fn distribute(&mut self, keys: &str) {
+        let identity = self.identity("distributor", Role::Client);
+        identity.save(&self.path("distributor")).unwrap();
+        self.distributor = Some(keys.to_owned());
+        for index in 0..self.servers.len() {
+            self.stop(index);
+            self.start(index);
+        }
+    }
+
+    /// A distributor in a process of its own (run in this one), for the regions and principals that `regions` says in TOML.
+    pub fn process(&self, regions: &str) -> (Runtime, Process) {
+        let host: HostName = "127.0.0.1".parse().unwrap();
+        let own = self
+            .authority
+            .issue(&name("spreader"), Role::Unit, &[host], Validity::days(1))
+            .unwrap();
+        own.save(&self.path("spreader")).unwrap();
+        let identity = self.identity("distributor", Role::Client);
+        identity.save(&self.path("spreader-client")).unwrap();
+        let config = Config::parse(&self.process_config(regions)).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let process = runtime.block_on(Process::start(config, None)).unwrap();
+        (runtime, process)
+    }
+
+    pub fn process_config(&self, regions: &str) -> String {
+        format!(
+            "[unit]\nname = \"spreader\"\nidentity = {:?}\n[control]\nlisten = \"127.0.0.1:0\"\n\
+             [[data]]\nprovider = \"soft-tcp\"\nlisten = \"127.0.0.1:0\"\n\
+             [distributor]\nidentity = {:?}\nstaging = \"1MiB\"\nunits = {:?}\n{regions}",
+            self.path("spreader"),
+            self.path("spreader-client"),
+            self.addresses,
+        )
     }
 
     /// Every connection of the unit ends.
@@ -142,7 +197,7 @@ impl Units {
     /// A region over the first units, as the manager makes it.
     pub fn spread(&self, region: &str, layout: &str, units_min: u8, capacity_bytes: u64) {
         let layout: Layout = layout.parse().unwrap();
-        let subsegment_bytes = 64 << 10;
+        let subsegment_bytes = self.subsegment_bytes;
         let share = Placement::new(layout, capacity_bytes, subsegment_bytes)
             .unwrap()
             .unit_len_max();
@@ -199,7 +254,7 @@ impl Units {
             };
             let request = v1::CreateRegionRequest {
                 need: v1::Need::Durable.into(),
-                grants: vec![grant("app"), grant("backup")],
+                grants: vec![grant("app"), grant("backup"), grant("distributor")],
                 attributes: membership.encode().unwrap(),
                 ..request.clone()
             };
@@ -207,6 +262,17 @@ impl Units {
                 admin.create_region(request).await.unwrap();
             });
         }
+    }
+
+    /// Takes a principal's rights on one member away.
+    pub fn revoke(&self, index: usize, region: &str, principal: &str) {
+        let request = v1::RevokeGrantRequest {
+            region: region.into(),
+            principal: principal.into(),
+        };
+        self.admin(index, |mut admin| async move {
+            admin.revoke_grant(request).await.unwrap();
+        });
     }
 
     /// The region as a program finds it through any unit that answers.

@@ -110,7 +110,7 @@ impl Control {
     }
 }
 
-fn principal<T>(request: &Request<T>) -> Result<Principal, Refusal> {
+pub(crate) fn principal<T>(request: &Request<T>) -> Result<Principal, Refusal> {
     Principal::from_request(request).map_err(|error| {
         Refusal::new(
             Reason::NoPrincipal,

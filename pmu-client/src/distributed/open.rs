@@ -1,0 +1,252 @@
+//! How a session with a distributor begins.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use pmu_auth::{Identity, PrincipalName};
+use pmu_fabric::{AccessWindow, ConnectToken, Connection, Provider};
+use pmu_format::{RegionName, SetNumber};
+use pmu_proto::v1;
+use pmu_stripe::Layout;
+
+use super::ring::Ring;
+use super::stream::{Answer, Heard, Request, Stream};
+use super::{Distributed, wire};
+use crate::control::{Control, chain};
+use crate::error::{ClientError, Result};
+use crate::link::Link;
+use crate::options::{ConnectOptions, OpenOptions, PersistenceChoice};
+use crate::outbox::Outbox;
+use crate::provider::{candidates, connect, method_from_wire, method_to_wire, to_wire};
+use crate::staging::Registered;
+use crate::unit::window;
+
+/// What opening takes on top of the time for each step: the distributor's own connections.
+const OPEN_STEPS: u32 = 4;
+/// A piece is this part of the own staging memory at most, so that several are under way.
+const PIECES_IN_STAGING: usize = 4;
+
+/// The staging memory, as the distributor gives it out.
+struct Staging {
+    connection: Box<dyn Connection>,
+    window: AccessWindow,
+    piece_bytes_max: u32,
+}
+
+impl Distributed {
+    /// Opens a spread region as its primary by way of the distributor at `address` (`host:port`): a unit that is configured to distribute,
+    /// or a process of its own. `connect.unit_name` is the name that its certificate must bear.
+    ///
+    /// `options.persistence` is for the way from there to the units; `options.provider` and `options.staging_bytes` for the way to the distributor.
+    /// Blocks, for a few times `options.timeouts.open` at most.
+    ///
+    /// # Errors
+    /// As [`crate::Spread::open_primary`]; [`ClientError::Unreachable`], [`ClientError::NotAuthenticated`]; [`ClientError::NoGrant`] where
+    /// either this program or the distributor may not write to the region; [`ClientError::Refused`] with `NO_DISTRIBUTOR` where
+    /// nobody distributes, or with `TOO_MANY_SESSIONS`; [`ClientError::NoProvider`].
+    pub fn connect(
+        address: &str,
+        region: &str,
+        identity: &Identity,
+        connect: &ConnectOptions,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        region
+            .parse::<RegionName>()
+            .map_err(|error| ClientError::Invalid(error.to_string()))?;
+        let name: Option<PrincipalName> = match &connect.unit_name {
+            Some(name) => Some(
+                name.parse()
+                    .map_err(|error| ClientError::Invalid(chain(&error)))?,
+            ),
+            None => None,
+        };
+        let control = Control::connect(
+            address,
+            identity,
+            name.as_ref(),
+            connect.timeout,
+            connect.request_timeout,
+        )?;
+        let mut opening = Opening {
+            stream: Stream::begin(control)?,
+            region,
+            patience: options.timeouts.open.saturating_mul(OPEN_STEPS),
+        };
+        let result = opening.open(options);
+        match result {
+            Ok((opened, layout, staging)) => {
+                Self::start(opening.stream, region, &opened, layout, staging, options)
+            }
+            Err(error) => {
+                opening.stream.close();
+                Err(error)
+            }
+        }
+    }
+
+    fn start(
+        stream: Stream,
+        region: &str,
+        opened: &v1::DistributeOpened,
+        layout: Layout,
+        staging: Staging,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let windows = [staging.window];
+        let mut link = Link::new(staging.connection, &windows, &options.timeouts)
+            .map_err(ClientError::Fabric)?;
+        let staging_bytes = options.staging_bytes_bounded();
+        let registered = Registered::allocate(&mut link, staging_bytes)?;
+        let outbox = Outbox::new(registered, staging_bytes, &link);
+        let own_piece = u32::try_from(staging_bytes / PIECES_IN_STAGING).unwrap_or(u32::MAX);
+        let piece_max = staging.piece_bytes_max.min(own_piece);
+        let [window] = windows;
+        let units = u32::try_from(layout.units()).unwrap_or(u32::MAX);
+        Ok(Self {
+            region: region.into(),
+            distributor: opened.distributor.as_str().into(),
+            layout,
+            capacity_bytes: opened.capacity_bytes,
+            newest: SetNumber(opened.newest),
+            missing: wire::missing_from_wire(&opened.missing),
+            stream,
+            link,
+            outbox,
+            ring: Ring::new(window.address, window.length, piece_max),
+            posted: VecDeque::with_capacity(super::READY_MAX),
+            announced: VecDeque::with_capacity(super::READY_MAX),
+            put: 0,
+            outcome: None,
+            written: 0,
+            back: None,
+            // Each unit may stall once while its share is prepared, and once while it is published.
+            patience: options.timeouts.stall.saturating_mul(2 * units + 2),
+            ended: false,
+        })
+    }
+}
+
+struct Opening<'a> {
+    stream: Stream,
+    region: &'a str,
+    patience: Duration,
+}
+
+impl Opening<'_> {
+    fn open(&mut self, options: &OpenOptions) -> Result<(v1::DistributeOpened, Layout, Staging)> {
+        let persistence = match options.persistence {
+            PersistenceChoice::Auto => v1::PersistenceMethod::Unspecified,
+            PersistenceChoice::Forced(method) => method_to_wire(method),
+        };
+        let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        let open = Request::Open(v1::DistributeOpen {
+            region: self.region.to_owned(),
+            mode: v1::Mode::Overwrite.into(),
+            persistence: persistence.into(),
+            open_ms: ms(options.timeouts.open),
+            stall_ms: ms(options.timeouts.stall),
+        });
+        let opened = match self.ask(open)? {
+            Answer::Opened(opened) => opened,
+            other => return Err(self.failed(other)),
+        };
+        let layout: Option<[u8; 3]> = opened.layout.as_slice().try_into().ok();
+        let layout = layout.and_then(|bytes| Layout::from_bytes(bytes).ok());
+        let layout = layout.ok_or_else(|| protocol("an unknown layout"))?;
+        let mut tried = Vec::new();
+        let control = self.stream.control();
+        for provider in candidates(options.provider, control.host(), control.port()) {
+            match self.attach(provider, options)? {
+                Ok(staging) => return Ok((opened, layout, staging)),
+                Err(reason) => tried.push(format!("{provider}: {reason}")),
+            }
+        }
+        Err(ClientError::NoProvider {
+            unit: self.stream.control().address().to_owned(),
+            reason: tried.join("; "),
+        })
+    }
+
+    /// Makes the data connection by one provider; why not, if another one may do.
+    fn attach(
+        &self,
+        provider: Provider,
+        options: &OpenOptions,
+    ) -> Result<std::result::Result<Staging, String>> {
+        let attach = Request::Attach(v1::DistributeAttach {
+            provider: to_wire(provider).into(),
+        });
+        let staging = match self.ask(attach)? {
+            Answer::Staging(staging) => staging,
+            other => match self.failed(other) {
+                ClientError::NoProvider { reason, .. } => return Ok(Err(reason)),
+                error => return Err(error),
+            },
+        };
+        let token: [u8; 32] = staging
+            .connect_token
+            .as_slice()
+            .try_into()
+            .map_err(|_| protocol("a bad connect token"))?;
+        let method = method_from_wire(staging.persistence)
+            .ok_or_else(|| protocol("an unknown persistence method"))?;
+        let address = staging.address.unwrap_or_default();
+        let timeout = options.timeouts.open;
+        let made = connect(
+            provider,
+            &address.address,
+            ConnectToken(token),
+            method,
+            timeout,
+        );
+        let connection = match made {
+            Ok(connection) => connection,
+            Err(error) => return Ok(Err(format!("{}: {}", address.address, chain(&error)))),
+        };
+        let window = match self.ask(Request::Connected(v1::DistributeConnected {}))? {
+            Answer::Window(answer) => window(&answer.window.unwrap_or_default()),
+            other => return Err(self.failed(other)),
+        };
+        if window.length == 0
+            || window.length != staging.length_bytes
+            || window.address.checked_add(window.length).is_none()
+            || staging.piece_bytes_max == 0
+        {
+            return Err(protocol("unusable staging memory"));
+        }
+        Ok(Ok(Staging {
+            connection,
+            window,
+            piece_bytes_max: staging.piece_bytes_max,
+        }))
+    }
+
+    fn ask(&self, request: Request) -> Result<Answer> {
+        let asked = Instant::now();
+        // Whether the stream is over stands in the answers.
+        let _ = self.stream.say(request);
+        match self.stream.hear(self.patience) {
+            Heard::Answer(answer) => Ok(*answer),
+            Heard::End(status) => Err(self.stream.refused(status.as_ref(), self.region)),
+            Heard::Nothing => Err(ClientError::TimedOut {
+                what: "open the region by way of the distributor",
+                waited_ms: asked.elapsed().as_millis() as u64,
+            }),
+        }
+    }
+
+    fn failed(&self, answer: Answer) -> ClientError {
+        match answer {
+            Answer::Failed(failed) => {
+                let failure = failed.failure.unwrap_or_default();
+                wire::failure_from_wire(&failure, self.stream.control().address())
+            }
+            _ => protocol("it answered what was not asked"),
+        }
+    }
+}
+
+fn protocol(what: &str) -> ClientError {
+    ClientError::Protocol(format!("distributor: {what}"))
+}

@@ -1,0 +1,44 @@
+//! A unit as the place of a distributor.
+
+use pmu_format::{Membership, PrincipalName, RegionName};
+use pmu_proto::v1::Reason;
+
+use super::Host;
+use crate::config::Limits;
+use crate::control::reasons::Refusal;
+use crate::opening::writing_right;
+use crate::state::{Listener, UnitState, no_grant, rights_of};
+
+impl Host for UnitState {
+    fn name(&self) -> &str {
+        self.unit_name()
+    }
+
+    fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.config.limits
+    }
+
+    /// Whoever may write on this unit's own member.
+    fn admit(&self, principal: &PrincipalName, name: &RegionName) -> Result<Vec<String>, Refusal> {
+        self.check_serving()?;
+        let region = self.region(name)?;
+        let entry = self.entry(&region, &region.desk())?;
+        let right = writing_right(entry.mode);
+        if !rights_of(&entry, principal)?.contains(right) {
+            return Err(no_grant(&entry, principal, &format!("the right {right}")));
+        }
+        let refuse =
+            |what: String| Refusal::new(Reason::BadRequest, format!("region {name} {what}"));
+        if entry.attributes.is_empty() {
+            return Err(refuse("is not spread over several units".into()));
+        }
+        let membership = Membership::decode(&entry.attributes)
+            .map_err(|error| refuse(format!("has no readable members: {error}")))?;
+        let addresses = membership.members.iter();
+        Ok(addresses.map(|member| member.address.clone()).collect())
+    }
+}

@@ -1,0 +1,144 @@
+//! Spreads the sets of programs over the units of their regions, on behalf of those programs: in a unit, or in a process of its own.
+//! It decides nothing about layouts: that is `pmu_client::SpreadPrimary`, which each session drives with an identity of the distributor's own.
+
+pub mod config;
+mod host;
+pub mod process;
+mod service;
+mod session;
+mod staging;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pmu_auth::{Identity, Role};
+use pmu_format::{PrincipalName, RegionName};
+use tokio::sync::{Semaphore, watch};
+
+use crate::config::Limits;
+use crate::control::reasons::Refusal;
+use crate::metrics;
+use crate::state::Listener;
+use crate::unit::StartError;
+use config::DistributorSection;
+
+pub(crate) use service::DistributorService;
+
+/// The first virtual address of staging memory: far above those of regions, which are counted up from the beginning.
+const FIRST_ADDRESS: u64 = 1 << 62;
+
+/// Where a distributor lives.
+pub(crate) trait Host: Send + Sync {
+    /// Its name in answers and logs.
+    fn name(&self) -> &str;
+
+    /// Where data connections come in.
+    fn listeners(&self) -> &[Listener];
+
+    /// Its limits.
+    fn limits(&self) -> &Limits;
+
+    /// Whether the principal may have sets of the region distributed now; the addresses of units that know the region. May block.
+    ///
+    /// # Errors
+    /// `STOPPING`, `LOCKED`, `NO_SUCH_REGION`, `NO_GRANT`, `BAD_REQUEST` for a region that isn't spread.
+    fn admit(&self, principal: &PrincipalName, region: &RegionName)
+    -> Result<Vec<String>, Refusal>;
+}
+
+/// A distributor: what all its sessions share.
+pub(crate) struct Distributor {
+    host: Arc<dyn Host>,
+    identity: Identity,
+    staging_bytes: u64,
+    room: Arc<Semaphore>,
+    sessions_max: u32,
+    next_address: AtomicU64,
+    /// For whom which region is distributed now.
+    at_work: Mutex<Vec<(RegionName, PrincipalName)>>,
+    running: AtomicUsize,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Distributor {
+    /// Reads the distributor's identity. Blocks.
+    ///
+    /// # Errors
+    /// [`StartError::Distributor`].
+    pub(crate) fn new(
+        section: &DistributorSection,
+        host: Arc<dyn Host>,
+        stopped: watch::Receiver<bool>,
+    ) -> Result<Arc<Self>, StartError> {
+        let identity = Identity::load(&section.identity)
+            .map_err(|error| StartError::Distributor(error.to_string()))?;
+        let principal = identity.principal();
+        if principal.role != Role::Client {
+            return Err(StartError::Distributor(format!(
+                "the certificate is of {principal}: issue one of the role client"
+            )));
+        }
+        tracing::info!(distributor = host.name(), principal = %principal.name, "sets of others are distributed");
+        Ok(Arc::new(Self {
+            host,
+            identity,
+            staging_bytes: section.staging.0,
+            room: Arc::new(Semaphore::new(section.sessions_max as usize)),
+            sessions_max: section.sessions_max,
+            next_address: AtomicU64::new(FIRST_ADDRESS),
+            at_work: Mutex::default(),
+            running: AtomicUsize::new(0),
+            stopped,
+        }))
+    }
+
+    /// An address range that no session had before.
+    fn take_address(&self) -> u64 {
+        let step = self
+            .staging_bytes
+            .next_multiple_of(pmu_format::GRANULE_BYTES);
+        self.next_address.fetch_add(step, Ordering::Relaxed)
+    }
+
+    /// For whom a region is distributed here, if it is.
+    fn holder(&self, region: &RegionName) -> Option<PrincipalName> {
+        let at_work = self.at_work.lock();
+        let found = at_work.iter().find(|(name, _)| name == region);
+        found.map(|(_, principal)| principal.clone())
+    }
+
+    fn enter(&self, region: &RegionName, principal: &PrincipalName) {
+        self.at_work
+            .lock()
+            .push((region.clone(), principal.clone()));
+    }
+
+    fn leave(&self, region: &RegionName, principal: &PrincipalName) {
+        let mut at_work = self.at_work.lock();
+        let found = at_work
+            .iter()
+            .position(|(name, who)| name == region && who == principal);
+        if let Some(index) = found {
+            at_work.swap_remove(index);
+        }
+    }
+
+    fn count(&self, session: bool) {
+        let running = if session {
+            self.running.fetch_add(1, Ordering::AcqRel) + 1
+        } else {
+            self.running.fetch_sub(1, Ordering::AcqRel) - 1
+        };
+        metrics::set_distributor_sessions(running);
+    }
+
+    /// Returns when every session has let go of its region and its memory, or `within` is over.
+    pub(crate) async fn wait_idle(&self, within: Duration) {
+        let until = tokio::time::Instant::now() + within;
+        while self.running.load(Ordering::Acquire) > 0 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
