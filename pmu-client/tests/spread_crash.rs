@@ -12,9 +12,10 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use mortal::{Life, RawUnits};
-use pmu_client::{ClientError, OpenOptions, Result, SpreadLogBackup, SpreadLogPrimary};
+use pmu_client::{ClientError, OpenOptions, Result, SpreadLogBackup, SpreadLogPrimary, Timeouts};
 use support::pattern;
 
 const FOREVER: u64 = u64::MAX;
@@ -228,5 +229,71 @@ fn p13_a_clear_that_is_cut_short_on_any_unit_never_loses_a_record() {
         if at == 89 {
             assert!(cleared.is_ok(), "more points are needed");
         }
+    }
+}
+
+fn short_timeouts() -> OpenOptions {
+    let mut timeouts = Timeouts::default();
+    timeouts.stall = Duration::from_millis(300);
+    timeouts.hedge = Duration::from_millis(60);
+    options().timeouts(timeouts)
+}
+
+#[test]
+fn d07_a_unit_that_answers_nothing_is_read_without_and_given_up() {
+    let units = RawUnits::logs("parity:3+1", 3, 64 << 10);
+    let life = Life::of(FOREVER);
+    let mut log = units
+        .find(&life)
+        .open_log_primary(&short_timeouts())
+        .unwrap();
+    let spread = units.find(&life);
+    let mut first = spread.open_log_backup(true, &short_timeouts()).unwrap();
+    let mut second = spread.open_log_backup(true, &short_timeouts()).unwrap();
+    for index in 0..3 {
+        append_batch(&mut log, index).unwrap();
+    }
+    assert_eq!(log.flush().unwrap().units.len(), 4);
+    // The first handle knows how far the log goes, and has not read all of it.
+    assert_eq!(first.read_unread(1).unwrap().len(), 1);
+    units.frozen.store(2, Ordering::SeqCst);
+    let begun = Instant::now();
+    let rest = read_all(&mut first);
+    assert_eq!(rest.len(), 5);
+    // One that has to ask first waits for its answer for the whole time limit.
+    assert_eq!(read_all(&mut second).len(), 6);
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    assert!(
+        second
+            .missing()
+            .next()
+            .unwrap()
+            .reason
+            .contains("timed out")
+    );
+
+    let begun = Instant::now();
+    let receipt = log.append(b"without it").unwrap();
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(250), "{took:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert_eq!(receipt.units.len(), 3, "{receipt}");
+    let begun = Instant::now();
+    log.append(b"at once").unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(250));
+    // It comes back, with whatever it had.
+    units.frozen.store(0, Ordering::SeqCst);
+    assert_eq!(log.rejoin().unwrap(), 1);
+    assert_eq!(log.append(b"again").unwrap().units.len(), 4);
+    for away in 0..4_u32 {
+        units.away.store(1 << away, Ordering::SeqCst);
+        let found = read_all(&mut backup(&units));
+        check(&found[..6], 3, 3, "");
+        let rest = [
+            b"without it".to_vec(),
+            b"at once".to_vec(),
+            b"again".to_vec(),
+        ];
+        assert!(found[6..] == rest, "without {away}");
     }
 }

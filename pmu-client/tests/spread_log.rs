@@ -499,7 +499,7 @@ fn p12_many_records_under_way_keep_their_order_and_share_chains() {
 }
 
 #[test]
-fn p13_a_backup_follows_a_live_primary_and_takes_over_from_where_it_was() {
+fn p14_a_backup_follows_a_live_primary_and_fetches_just_the_unread_rest() {
     let units = Units::new(4, 8 << 20);
     units.spread_log("log", "parity:3+1", 3, 256 << 10);
     let mut log = primary(&units, "app");
