@@ -362,6 +362,56 @@ fn p13_the_backup_reads_clears_and_the_ring_wraps_around_many_times() {
 }
 
 #[test]
+fn p13_a_reader_whose_records_another_one_cleared_is_told_so() {
+    let units = Units::new(3, 4 << 20);
+    units.spread_log("log", "mirror:3", 2, 64 << 10);
+    let mut log = primary(&units, "app");
+    append_all(&mut log, &records(10, 0));
+    let mut slow = backup(&units, false);
+    assert_eq!(slow.read_unread(1).unwrap().len(), 1);
+    let mut reader = backup(&units, true);
+    for turn in 1..20 {
+        read_all(&mut reader);
+        reader.clear_handed_out().unwrap();
+        append_all(&mut log, &records(10, turn * 10));
+    }
+    // What its window holds it may still hand out; then it has to ask.
+    let error = loop {
+        match slow.read_unread(1) {
+            Ok(records) => assert!(records.len() > 0),
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        error.is_damage() && error.to_string().contains("by somebody else"),
+        "{error}"
+    );
+}
+
+#[test]
+fn d07_two_units_come_back_at_once_and_one_needs_the_other() {
+    let mut units = Units::new(4, 4 << 20);
+    units.spread_log("log", "parity:3+1", 3, SIZE);
+    let mut log = primary(&units, "app");
+    units.stop(0);
+    append_all(&mut log, &records(10, 0));
+    units.stop(1);
+    assert!(log.append(b"too few").is_err() && !log.is_ended());
+    assert_eq!(log.rejoin().unwrap(), 0);
+    // The first one lacks records that only the second one and two others hold.
+    units.start(0);
+    assert_eq!(log.rejoin().unwrap(), 0);
+    let missing: Vec<_> = log.missing().collect();
+    assert!(missing[0].reason.contains("needed to read"), "{missing:?}");
+    units.start(1);
+    assert_eq!(log.rejoin().unwrap(), 2);
+    assert_eq!(log.append(b"all").unwrap().units.len(), 4);
+    units.stop(3);
+    let found = read_all(&mut backup(&units, false));
+    assert!(found[..10] == records(10, 0) && found[10..] == [b"all".to_vec()]);
+}
+
+#[test]
 fn p13_a_clear_without_a_unit_is_seen_by_everybody_and_the_unit_learns_of_it() {
     let mut units = Units::new(4, 4 << 20);
     units.spread_log("log", "parity:3+1", 3, 64 << 10);

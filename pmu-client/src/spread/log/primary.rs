@@ -849,17 +849,18 @@ impl SpreadLogPrimary {
             looked => drop(looked?),
         }
         self.wait_until(self.submitted)?;
+        if self.check_commit().is_ok() {
+            // What is cleared meanwhile need not be caught up with.
+            self.refresh_free()?;
+        }
         let mut back = 0;
-        for index in 0..self.seats.len() {
-            if self.seats[index].is_ok() {
-                continue;
-            }
-            match self.join(index) {
-                Ok(out) => {
-                    self.outs[index] = Some(out);
-                    back += 1;
-                }
-                Err(missing) => self.seats[index] = Err(missing),
+        let mut wanting = self.join_missing(&(0..self.seats.len()).collect::<Vec<_>>(), &mut back);
+        // Those that came back may hold what others still lack.
+        while back > 0 && !wanting.is_empty() {
+            let before = back;
+            wanting = self.join_missing(&wanting, &mut back);
+            if before == back {
+                break;
             }
         }
         if self.seats.iter().all(Seat::is_ok) {
@@ -871,6 +872,29 @@ impl SpreadLogPrimary {
         }
         self.collect_proofs();
         Ok(back)
+    }
+
+    /// Takes back those of these members that are missing. Which of them answered, and could not be brought up to date.
+    fn join_missing(&mut self, indices: &[usize], back: &mut usize) -> Vec<usize> {
+        let mut wanting = Vec::new();
+        for &index in indices {
+            if self.seats[index].is_ok() {
+                continue;
+            }
+            match self.join(index) {
+                Ok(out) => {
+                    self.outs[index] = Some(out);
+                    *back += 1;
+                }
+                Err(missing) => {
+                    if self.seats[index].is_ok() {
+                        wanting.push(index);
+                    }
+                    self.seats[index] = Err(missing);
+                }
+            }
+        }
+        wanting
     }
 
     fn join(&mut self, index: usize) -> std::result::Result<Out, MissingUnit> {
