@@ -4,10 +4,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use pmu_fabric::{AttachedMemory, LocalSlice};
+use pmu_format::Digest;
 use pmu_pmem::{LocalMemory, LocalOptions};
 
 use crate::error::{ClientError, Result};
 use crate::link::Link;
+
+/// How much is copied and digested at a time.
+const DIGEST_PIECE_BYTES: usize = 16 << 10;
 
 /// Registered memory that one connection reads from or writes to.
 #[derive(Debug)]
@@ -43,6 +47,23 @@ impl Registered {
     /// Copies bytes in. The caller's arithmetic keeps the range inside.
     pub(crate) fn put(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.memory.write_at(offset as u64, bytes).map_err(outside)
+    }
+
+    /// Copies bytes out, and gives their CRC-64/NVME: computed piece by piece while they are in the cache, which a place in main memory
+    /// is not.
+    pub(crate) fn get_digested(&self, offset: usize, bytes: &mut [u8]) -> Result<u64> {
+        let mut scratch = [0; DIGEST_PIECE_BYTES];
+        let mut digest = Digest::new();
+        let (length, mut done) = (bytes.len() as u64, 0);
+        let look = |piece: &[u8]| {
+            digest.update(piece);
+            bytes[done..done + piece.len()].copy_from_slice(piece);
+            done += piece.len();
+        };
+        self.memory
+            .for_each_piece(offset as u64, length, &mut scratch, look)
+            .map_err(outside)?;
+        Ok(digest.finish())
     }
 
     /// Copies bytes out.
@@ -96,8 +117,12 @@ impl StagingRing {
         (at as usize, length as usize)
     }
 
-    /// Takes a contiguous range; its offset, or none while there is no room.
+    /// Takes a contiguous range; its offset, or none while there is no room. Where all is free, there is room for the whole capacity.
     pub(crate) fn take(&mut self, length: usize) -> Option<usize> {
+        if self.taken == self.free {
+            self.taken = self.taken.next_multiple_of(self.capacity);
+            self.free = self.taken;
+        }
         let at = self.taken % self.capacity;
         let length = length as u64;
         let skipped = if at + length > self.capacity {
@@ -127,7 +152,7 @@ impl StagingRing {
             if serial > succeeded {
                 return;
             }
-            self.free = end;
+            self.free = self.free.max(end);
             self.in_flight.pop_front();
         }
     }
@@ -135,5 +160,29 @@ impl StagingRing {
     /// The chain whose completion frees something.
     pub(crate) fn oldest(&self) -> Option<u64> {
         self.in_flight.front().map(|front| front.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_ring_has_room_for_its_whole_capacity() {
+        let memory = Arc::new(LocalMemory::allocate(4096).unwrap());
+        let registered = Registered {
+            memory,
+            attached: AttachedMemory::new(0),
+        };
+        let mut ring = StagingRing::new(registered, 4096, 4);
+        assert_eq!(ring.take(8), Some(0));
+        assert_eq!(ring.take(4096), None, "8 bytes are on their way");
+        ring.posted(1);
+        ring.release(1);
+        assert_eq!(ring.take(4096), Some(0));
+        ring.posted(2);
+        assert_eq!(ring.take(1), None);
+        ring.release(2);
+        assert_eq!(ring.take_some(5000), (0, 4096));
     }
 }
