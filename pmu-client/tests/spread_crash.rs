@@ -241,6 +241,26 @@ fn p13_a_clear_that_is_cut_short_on_any_unit_never_loses_a_record() {
         if at == 89 {
             assert!(cleared.is_ok(), "more points are needed");
         }
+        // Whatever of it a new primary goes by, and uses the room, all later readers go by too.
+        units.away.store(1 << (at % 5) & 15, Ordering::SeqCst);
+        let mut log = open(&units, &Life::of(FOREVER)).unwrap();
+        let mut filled = 0;
+        while log.try_append(&pattern(6000, filled)).is_ok() {
+            filled += 1;
+        }
+        units.away.store(0, Ordering::SeqCst);
+        log.rejoin().unwrap();
+        for away in 0..5_u32 {
+            units.away.store(1 << away & 15, Ordering::SeqCst);
+            let records = read_all(&mut backup(&units));
+            let kept = records.len() - filled as usize;
+            assert!(kept >= 6 - read, "at {at}");
+            let whole = (3 - kept / 2..3).flat_map(|index| [record(index), record(index + 100)]);
+            assert!(
+                records[kept % 2..kept] == whole.collect::<Vec<_>>(),
+                "at {at}"
+            );
+        }
     }
 }
 

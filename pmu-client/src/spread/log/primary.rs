@@ -558,8 +558,7 @@ impl SpreadLogPrimary {
                 })?;
             }
         }
-        let pairs = self.seats.iter().flatten().map(|seat| &seat.cursor);
-        let freed = self.spread.quorum.freed(pairs);
+        let freed = self.spread.quorum.freed(super::said(&self.seats));
         match self.writer.cursor_observed(CursorPair::new(freed)) {
             Ok(CursorSeen::Free { free_bytes }) => Ok(free_bytes),
             // A unit that knew better has been given up, or one that came back doesn't know yet.
@@ -853,6 +852,7 @@ impl SpreadLogPrimary {
             // What is cleared meanwhile need not be caught up with.
             self.refresh_free()?;
         }
+        self.newest.cleared = self.newest.cleared.max(self.writer.cursor().get());
         let mut back = 0;
         let mut wanting = self.join_missing(&(0..self.seats.len()).collect::<Vec<_>>(), &mut back);
         // Those that came back may hold what others still lack.
