@@ -12,9 +12,10 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use mortal::{Life, RawUnits};
-use pmu_client::{ClientError, OpenOptions, Result, SpreadLogBackup, SpreadLogPrimary};
+use pmu_client::{ClientError, OpenOptions, Result, SpreadLogBackup, SpreadLogPrimary, Timeouts};
 use support::pattern;
 
 const FOREVER: u64 = u64::MAX;
@@ -125,7 +126,7 @@ fn p12_a_crash_at_any_operation_keeps_every_acknowledged_record_whatever_unit_is
     assert!(acknowledged == 8 && error.is_none(), "{error:?}");
     let points = life.used();
     assert!(points > 100, "{points} fault points");
-    let (mut lost, mut kept, mut died) = (0, 0, 0);
+    let (mut lost, mut kept, mut died, mut handed_out) = (0, 0, 0, 0);
     // All units in turn, and none; and always the first one, which is the first to publish.
     let cases = (0..points).flat_map(|at| [(at, (at % 4 + 1) as u32), (at, 0)]);
     for (at, away) in cases {
@@ -136,12 +137,24 @@ fn p12_a_crash_at_any_operation_keeps_every_acknowledged_record_whatever_unit_is
         let context = format!(
             "at {at} of {points}, without {away}: {acknowledged} of {submitted} acknowledged, {error:?}"
         );
+        // What is handed out beside a primary is never undone, whoever was asked, and whoever takes over.
+        units.away.store(1 << (at / 2 % 5) & 15, Ordering::SeqCst);
+        let mut seen = read_all(&mut backup(&units));
+        units.away.store(0, Ordering::SeqCst);
         // The first who takes over dies too.
         drop(open(&units, &Life::of(at * 7 % 80)));
+        units.away.store(1 << (at / 3 % 5) & 15, Ordering::SeqCst);
+        let later = read_all(&mut backup(&units));
+        assert!(later.starts_with(&seen) || seen.starts_with(&later));
+        if later.len() > seen.len() {
+            seen = later;
+        }
         units.away.store(1 << away & 15, Ordering::SeqCst);
         let mut log = open(&units, &Life::of(FOREVER)).expect(&context);
         let mut found = read_all(&mut backup(&units));
         let batches = check(&found, acknowledged, submitted, &context);
+        assert!(found.starts_with(&seen), "{context}: {} seen", seen.len());
+        handed_out += seen.len();
         kept += batches - acknowledged;
         lost += submitted - batches;
         // The log goes on, also for the unit that comes back, on which anything may stand.
@@ -161,7 +174,7 @@ fn p12_a_crash_at_any_operation_keeps_every_acknowledged_record_whatever_unit_is
         }
     }
     eprintln!("{points} fault points; {kept} batches kept and {lost} dropped without a receipt");
-    assert!(kept > 0 && lost > 0 && died > points);
+    assert!(kept > 0 && lost > 0 && died > points && handed_out > 0);
 }
 
 #[test]
@@ -211,7 +224,7 @@ fn p13_a_clear_that_is_cut_short_on_any_unit_never_loses_a_record() {
         let cleared = spread
             .open_log_backup(true, &options())
             .and_then(|mut reader| {
-                read = reader.read_unread(1)?.len();
+                read = reader.read_unread(8000)?.len();
                 reader.clear_handed_out().map(drop)
             });
         for away in 0..5_u32 {
@@ -228,5 +241,91 @@ fn p13_a_clear_that_is_cut_short_on_any_unit_never_loses_a_record() {
         if at == 89 {
             assert!(cleared.is_ok(), "more points are needed");
         }
+        // Whatever of it a new primary goes by, and uses the room, all later readers go by too.
+        units.away.store(1 << (at % 5) & 15, Ordering::SeqCst);
+        let mut log = open(&units, &Life::of(FOREVER)).unwrap();
+        let mut filled = 0;
+        while log.try_append(&pattern(1000, filled)).is_ok() {
+            filled += 1;
+        }
+        units.away.store(0, Ordering::SeqCst);
+        log.rejoin().unwrap();
+        for away in 0..5_u32 {
+            units.away.store(1 << away & 15, Ordering::SeqCst);
+            let records = read_all(&mut backup(&units));
+            let kept = records.len() - filled as usize;
+            assert!(kept >= 6 - read, "at {at}");
+            let whole = (0..3).flat_map(|index| [record(index), record(index + 100)]);
+            assert!(
+                whole.skip(6 - kept).eq(records[..kept].iter().cloned()),
+                "at {at}"
+            );
+        }
+    }
+}
+
+fn short_timeouts() -> OpenOptions {
+    let mut timeouts = Timeouts::default();
+    timeouts.stall = Duration::from_millis(300);
+    timeouts.hedge = Duration::from_millis(60);
+    options().timeouts(timeouts)
+}
+
+#[test]
+fn d07_a_unit_that_answers_nothing_is_read_without_and_given_up() {
+    let units = RawUnits::logs("parity:3+1", 3, 64 << 10);
+    let life = Life::of(FOREVER);
+    let mut log = units
+        .find(&life)
+        .open_log_primary(&short_timeouts())
+        .unwrap();
+    let spread = units.find(&life);
+    let mut first = spread.open_log_backup(true, &short_timeouts()).unwrap();
+    let mut second = spread.open_log_backup(true, &short_timeouts()).unwrap();
+    for index in 0..3 {
+        append_batch(&mut log, index).unwrap();
+    }
+    assert_eq!(log.flush().unwrap().units.len(), 4);
+    // The first handle knows how far the log goes, and has not read all of it.
+    assert_eq!(first.read_unread(1).unwrap().len(), 1);
+    units.frozen.store(2, Ordering::SeqCst);
+    let begun = Instant::now();
+    let rest = read_all(&mut first);
+    assert_eq!(rest.len(), 5);
+    // One that has to ask first waits for its answer for the whole time limit.
+    assert_eq!(read_all(&mut second).len(), 6);
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    assert!(
+        second
+            .missing()
+            .next()
+            .unwrap()
+            .reason
+            .contains("timed out")
+    );
+
+    let begun = Instant::now();
+    let receipt = log.append(b"without it").unwrap();
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(250), "{took:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert_eq!(receipt.units.len(), 3, "{receipt}");
+    let begun = Instant::now();
+    log.append(b"at once").unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(250));
+    // It comes back, with whatever it had.
+    units.frozen.store(0, Ordering::SeqCst);
+    assert_eq!(log.rejoin().unwrap(), 1);
+    assert_eq!(log.append(b"again").unwrap().units.len(), 4);
+    for away in 0..4_u32 {
+        units.away.store(1 << away, Ordering::SeqCst);
+        let found = read_all(&mut backup(&units));
+        check(&found[..6], 3, 3, "");
+        let rest = [
+            b"without it".to_vec(),
+            b"at once".to_vec(),
+            b"again".to_vec(),
+        ];
+        assert!(found[6..] == rest, "without {away}");
     }
 }

@@ -3,8 +3,9 @@
 
 use crate::{
     CursorPair, LogGeometry, LogPosition, LogPublishWords, Medium, Membership, PoolId,
-    RecordHeader, RegionId, RegionTable, SET_HEADER_BYTES, SHARE_TRAILER_BYTES, SetGeometry,
-    SetHeader, ShareTrailer, SlotIndex, Superblock, TermRecord, choose_superblock, choose_table,
+    RECORD_SHARE_BYTES, RecordHeader, RecordShare, RegionId, RegionTable, SET_HEADER_BYTES,
+    SHARE_TRAILER_BYTES, SetGeometry, SetHeader, ShareTrailer, SlotIndex, Superblock, TermRecord,
+    choose_superblock, choose_table,
 };
 
 /// The pool that fuzzed tables belong to.
@@ -46,7 +47,7 @@ pub fn table(data: &[u8]) {
     let _ = choose_table(&superblock, copy_a, copy_b);
 }
 
-/// What a member of a spread region knows of the others, and the header of its share of a set.
+/// What a member of a spread region knows of the others, and the headers of its shares of sets and records.
 pub fn spread(data: &[u8]) {
     if let Ok(found) = Membership::decode(data) {
         assert_eq!(found.encode().as_deref(), Ok(data));
@@ -56,6 +57,13 @@ pub fn spread(data: &[u8]) {
     }
     if let Ok(found) = ShareTrailer::decode(data) {
         assert_eq!(found.encode()[..], data[..SHARE_TRAILER_BYTES]);
+    }
+    if let Ok(found) = RecordShare::decode(data, data.len() as u64) {
+        assert_eq!(found.encode()[..], data[..RECORD_SHARE_BYTES]);
+        assert_eq!(
+            RECORD_SHARE_BYTES as u64 + found.shard_bytes(),
+            data.len() as u64
+        );
     }
 }
 

@@ -47,7 +47,7 @@ pub struct TermStart {
 /// ```text
 ///  0  magic `PMUTERM1`     8  version    12  CRC-32C of all
 /// 16  spread id           32  generation
-/// 40  committed           48  count of starts, then zeros to 64
+/// 40  committed           48  count of starts        56  cleared
 /// 64  for each of 32: term and what it began behind; zeros where there are fewer
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,8 @@ pub struct TermRecord {
     pub generation: u64,
     /// What was committed when the record was made: at least what the term began behind.
     pub committed: u64,
+    /// Of a log: up to where it was cleared when the record was made, at most `committed`; else 0.
+    pub cleared: u64,
     /// The last terms, 1 to [`TERMS_KEPT_MAX`], ascending; the last one is the record's own.
     pub starts: Vec<TermStart>,
 }
@@ -80,6 +82,7 @@ impl TermRecord {
         put(&mut bytes, 32, &self.generation.to_le_bytes());
         put(&mut bytes, 40, &self.committed.to_le_bytes());
         put(&mut bytes, 48, &(starts.len() as u64).to_le_bytes());
+        put(&mut bytes, 56, &self.cleared.to_le_bytes());
         for (index, start) in starts.iter().enumerate() {
             let at = STARTS + index * 16;
             put(&mut bytes, at, &start.term.0.to_le_bytes());
@@ -109,7 +112,6 @@ impl TermRecord {
             return Err(wrong("count of terms", count, "1 to 32"));
         }
         let end = STARTS + count as usize * 16;
-        check_zero(&bytes[56..STARTS], structure, "bytes behind the count")?;
         check_zero(&bytes[end..], structure, "bytes behind the terms")?;
         let starts: Vec<_> = bytes[STARTS..end]
             .chunks_exact(16)
@@ -122,6 +124,7 @@ impl TermRecord {
             id: SpreadId(array_at(bytes, 16)),
             generation: u64_at(bytes, 32),
             committed: u64_at(bytes, 40),
+            cleared: u64_at(bytes, 56),
             starts,
         };
         record.check()?;
@@ -138,6 +141,9 @@ impl TermRecord {
                 return Err(wrong("term", start.term.0, "ascending terms"));
             }
             before = *start;
+        }
+        if self.cleared > self.committed {
+            return Err(wrong("cleared", self.cleared, "what is committed, or less"));
         }
         if self.committed < before.behind {
             return Err(wrong(
@@ -168,6 +174,7 @@ mod tests {
             id: SpreadId([7; 16]),
             generation: 3,
             committed,
+            cleared: committed / 2,
             starts: terms
                 .iter()
                 .map(|(term, behind)| TermStart {
@@ -198,6 +205,10 @@ mod tests {
             record(&[(2, 0), (2, 1)], 1),
             record(&[(1, 5), (2, 4)], 9),
             record(&[(1, 5)], 4),
+            TermRecord {
+                cleared: 10,
+                ..record(&[(1, 5)], 9)
+            },
         ] {
             assert!(TermRecord::decode(&bad.encode()).is_err(), "{bad:?}");
         }

@@ -432,6 +432,22 @@ fn d01_golden_membership_and_share_trailer() {
 }
 
 #[test]
+fn p12_golden_record_share() {
+    let id = SpreadId(*b"a spread region.");
+    let share = RecordShare {
+        term: Term(0x1122_3344_5566_7788),
+        sequence: 12,
+        record_bytes: 1001,
+        record_checksum: spread_record_checksum(&id, &[7; 1001]),
+        layout: [5, 4, 2],
+        own_index: 3,
+    };
+    let bytes = share.encode();
+    check_golden("record-share.hex", &bytes);
+    assert_eq!(RecordShare::decode(&bytes, 56 + 251), Ok(share));
+}
+
+#[test]
 fn d06_golden_term_record() {
     let start = |term, behind| TermStart {
         term: Term(term),
@@ -441,6 +457,7 @@ fn d06_golden_term_record() {
         id: SpreadId(*b"a spread region."),
         generation: 3,
         committed: 17,
+        cleared: 0,
         starts: vec![start(2, 0), start(5, 16)],
     };
     let bytes = record.encode();

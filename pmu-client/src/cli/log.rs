@@ -24,6 +24,8 @@ use crate::receipt::Receipt;
 
 /// How long a full log is waited for at a time, before Ctrl-C is looked at.
 const FULL_TICK: Duration = Duration::from_millis(100);
+/// How often `tail --follow` looks for units that are missing.
+const REJOIN_INTERVAL: Duration = Duration::from_secs(10);
 /// Payload read at a time.
 const READ_BYTES: usize = 1 << 20;
 
@@ -231,8 +233,12 @@ pub(super) fn tail(context: &Context<'_>, arguments: &Tail) -> Result<u8, CliErr
     let mut backup = Reader::open(&way, region, arguments.clear, &context.options())?;
     remark_way(context, region, backup.provider());
     let mut out = BufWriter::with_capacity(READ_BYTES, std::io::stdout().lock());
-    let mut count = 0_u64;
+    let (mut count, mut joined) = (0_u64, Instant::now());
     while !context.interrupt.is_set() {
+        if arguments.follow && joined.elapsed() >= REJOIN_INTERVAL {
+            backup.rejoin()?;
+            joined = Instant::now();
+        }
         let records = backup.read_unread(READ_BYTES)?;
         let read = records.len() as u64;
         if read == 0 {

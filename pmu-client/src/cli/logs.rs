@@ -160,6 +160,14 @@ impl Reader {
         }
     }
 
+    /// Looks for units that are missing. How long that takes depends on what keeps them away.
+    pub(super) fn rejoin(&mut self) -> Result<()> {
+        match self {
+            Self::Spread(log) if log.missing().next().is_some() => log.rejoin().map(drop),
+            _ => Ok(()),
+        }
+    }
+
     /// Up to where there is more than too few units answer for; `None` if all is certain.
     pub(super) fn uncertain_to(&self) -> Option<LogPosition> {
         match self {

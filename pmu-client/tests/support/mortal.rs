@@ -57,6 +57,16 @@ struct Mortal {
     life: Life,
     dead: bool,
     lost: Vec<u64>,
+    units: Arc<RawUnits>,
+    index: usize,
+    /// Posted while the unit was frozen: never heard of again.
+    swallowed: usize,
+}
+
+impl Mortal {
+    fn is_frozen(&self) -> bool {
+        self.units.frozen.load(Ordering::SeqCst) >> self.index & 1 == 1
+    }
 }
 
 impl Connection for Mortal {
@@ -79,6 +89,10 @@ impl Connection for Mortal {
     fn post(&mut self, tag: u64, chain: &Chain) -> Result<(), FabricError> {
         if self.dead {
             return Err(FabricError::Dead(CompletionStatus::ConnectionLost));
+        }
+        if self.is_frozen() || self.swallowed > 0 {
+            self.swallowed += 1;
+            return Ok(());
         }
         let wanted = chain.ops().len();
         let through = self.life.spend(wanted as u64) as usize;
@@ -133,6 +147,9 @@ impl Connection for Mortal {
     fn wait(&mut self, timeout: Duration) -> Result<(), FabricError> {
         if self.dead {
             Ok(())
+        } else if self.swallowed > 0 {
+            std::thread::sleep(timeout);
+            Ok(())
         } else {
             self.inner.wait(timeout)
         }
@@ -149,7 +166,7 @@ impl Connection for Mortal {
             .or(self.inner.dead())
     }
     fn in_flight(&self) -> usize {
-        self.lost.len()
+        self.lost.len() + self.swallowed
     }
     fn counters(&self) -> Counters {
         self.inner.counters()
@@ -162,6 +179,8 @@ pub struct RawUnits {
     membership: Membership,
     /// Units that can't be reached now, as bits.
     pub away: AtomicU32,
+    /// Units that take everything and answer nothing from now on, as bits.
+    pub frozen: AtomicU32,
 }
 
 impl RawUnits {
@@ -185,6 +204,7 @@ impl RawUnits {
                 members: members.collect(),
             },
             away: AtomicU32::new(0),
+            frozen: AtomicU32::new(0),
         })
     }
 
@@ -265,18 +285,22 @@ impl ReachedUnit for RawUnit {
         _region: &str,
         _role: SessionRole,
         _mode: Mode,
-        _options: &OpenOptions,
+        options: &OpenOptions,
     ) -> Result<Parts> {
-        let life = self.life.clone();
-        let region = &self.units.regions[self.index];
-        Ok(region.parts(|inner| {
+        let (life, units, index) = (self.life.clone(), Arc::clone(&self.units), self.index);
+        let mut parts = self.units.regions[self.index].parts(|inner| {
             Box::new(Mortal {
                 inner,
                 life,
                 dead: false,
                 lost: Vec::new(),
+                units,
+                index,
+                swallowed: 0,
             })
-        }))
+        });
+        parts.timeouts = options.timeouts;
+        Ok(parts)
     }
 
     fn open_log_backup(&self, region: &str, _clear: bool, options: &OpenOptions) -> Result<Parts> {

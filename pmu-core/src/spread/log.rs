@@ -4,7 +4,7 @@
 //! log's own. A reader beside a live primary hands out only what no take-over can undo: [`Quorum::stable`]. And a primary takes room back
 //! only where every later reader sees that it was cleared: [`Quorum::freed`] against [`Quorum::cursor`].
 
-use pmu_format::{CursorPair, LogPosition};
+use pmu_format::{CursorPair, LogPosition, Term};
 
 use crate::spread::{Quorum, Stand, TooFewUnits};
 
@@ -35,35 +35,88 @@ impl Quorum {
         LogPosition(reached_by(said, self.units_to_decide()))
     }
 
-    /// Up to where the log was cleared, from the cursor pages of the members that answer.
+    /// Up to where the log was cleared, from the cursor pages of the members that answer, and from their term records: a member that is new
+    /// or was away has there what it missed. One without a vote says nothing.
     ///
     /// # Errors
     /// [`TooFewUnits`]: all that answer may have missed it.
     pub fn cursor<'a>(
         &self,
-        pairs: impl Iterator<Item = &'a CursorPair>,
+        members: impl Iterator<Item = (&'a Stand, &'a CursorPair)> + Clone,
     ) -> Result<LogPosition, TooFewUnits> {
-        let (mut answering, mut highest) = (0, LogPosition(0));
-        for cursor in pairs.filter_map(cursor_of) {
-            answering += 1;
-            highest = highest.max(cursor);
-        }
-        self.check_decide(answering)?;
-        Ok(highest)
+        let blank = members.clone().all(|(stand, _)| stand.term() == Term(0));
+        let voters = members.filter(|(stand, _)| stand.votes() || blank);
+        let said = voters.filter_map(|(stand, pair)| Some(cursor_of(pair)?.max(cleared(stand))));
+        self.check_decide(said.clone().count())?;
+        Ok(said.max().unwrap_or_default())
     }
 
-    /// Up to where a primary may overwrite: cleared, durably, on `units_min` members or more, one of which is among any that
+    /// Up to where a primary may overwrite: cleared, durably, as `units_min` members or more say, one of which is among any that
     /// [`Self::cursor`] asks.
     #[must_use]
-    pub fn freed<'a>(&self, pairs: impl Iterator<Item = &'a CursorPair> + Clone) -> LogPosition {
-        let agreed = pairs.filter_map(CursorPair::agreed);
-        LogPosition(reached_by(agreed.map(LogPosition::get), self.units_min()))
+    pub fn freed<'a>(
+        &self,
+        members: impl Iterator<Item = (&'a Stand, &'a CursorPair)> + Clone,
+    ) -> LogPosition {
+        let said = members.map(|(stand, pair)| {
+            let agreed = pair.agreed().unwrap_or_default();
+            agreed.max(cleared(stand)).get()
+        });
+        LogPosition(reached_by(said, self.units_min()))
     }
+}
+
+/// What a member's term record says was cleared.
+fn cleared(stand: &Stand) -> LogPosition {
+    LogPosition(stand.record.as_ref().map_or(0, |record| record.cleared))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use pmu_format::{PAGE_BYTES, SpreadId, TERM_WORD_OFFSET, TermRecord, TermStart};
+
+    fn member(cleared: Option<u64>) -> Stand {
+        let mut page = vec![0; PAGE_BYTES as usize];
+        if let Some(cleared) = cleared {
+            let record = TermRecord {
+                id: SpreadId([1; 16]),
+                generation: 1,
+                committed: 8000,
+                cleared,
+                starts: vec![TermStart {
+                    term: Term(3),
+                    behind: 0,
+                }],
+            };
+            page[1024..1024 + 576].copy_from_slice(&record.encode());
+            let at = TERM_WORD_OFFSET.get() as usize;
+            page[at..at + 8].copy_from_slice(&3_u64.to_le_bytes());
+        }
+        Stand::read(&page, SpreadId([1; 16])).unwrap()
+    }
+
+    #[test]
+    fn b04_a_member_that_is_new_or_was_away_says_of_the_cursor_what_its_term_record_does() {
+        let quorum = Quorum::new(4, 3, 3);
+        let (never, old, new) = (member(None), member(Some(0)), member(Some(640)));
+        let (low, high) = (pair(80, 80), pair(640, 640));
+        let cursor = |said: &[(&Stand, &CursorPair)]| quorum.cursor(said.iter().copied());
+        assert_eq!(cursor(&[(&old, &low), (&old, &high)]), Ok(LogPosition(640)));
+        assert!(cursor(&[(&never, &pair(0, 0)), (&old, &low)]).is_err());
+        let replaced = (&new, &pair(0, 0));
+        assert_eq!(cursor(&[replaced, (&old, &low)]), Ok(LogPosition(640)));
+        let freed = |said: &[(&Stand, &CursorPair)]| quorum.freed(said.iter().copied());
+        assert_eq!(
+            freed(&[replaced, (&old, &high), (&old, &low)]),
+            LogPosition(80)
+        );
+        assert_eq!(
+            freed(&[replaced, (&old, &high), (&new, &low)]),
+            LogPosition(640)
+        );
+    }
 
     fn pair(cursor: u64, inverse: u64) -> CursorPair {
         CursorPair {
@@ -84,10 +137,11 @@ mod tests {
                             _ => pair(80, 80),
                         })
                         .collect();
-                    let freed = quorum.freed(pairs.iter());
+                    let stand = member(Some(0));
+                    let freed = quorum.freed(pairs.iter().map(|pair| (&stand, pair)));
                     for asked in 0..1_u32 << members {
                         let seen = (0..members).filter(|index| asked >> index & 1 == 1);
-                        let seen = quorum.cursor(seen.map(|index| &pairs[index]));
+                        let seen = quorum.cursor(seen.map(|index| (&stand, &pairs[index])));
                         assert!(seen.is_err() || seen.unwrap() >= freed);
                     }
                 }
@@ -103,9 +157,11 @@ mod tests {
         assert_eq!(cursor_of(&pair(3, 5)), None);
         let quorum = Quorum::new(3, 2, 1);
         let pairs = [pair(64, 16), pair(64, 64), pair(64, 16)];
-        assert_eq!(quorum.freed(pairs.iter()), LogPosition(0));
-        assert_eq!(quorum.cursor(pairs.iter()), Ok(LogPosition(64)));
-        assert!(quorum.cursor(pairs[..1].iter()).is_err());
+        let stand = member(Some(0));
+        let said = pairs.iter().map(|pair| (&stand, pair));
+        assert_eq!(quorum.freed(said.clone()), LogPosition(0));
+        assert_eq!(quorum.cursor(said.clone()), Ok(LogPosition(64)));
+        assert!(quorum.cursor(said.take(1)).is_err());
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Stand {
     /// Whether it can say what is committed where others have a term. Without one of its own it can if it saw the first proposal: whoever
     /// proposed knew that nothing was committed, and this member can't have published since. A member that saw a later proposal only
     /// may be new in the place of another that knew more.
-    fn votes(&self) -> bool {
+    pub(super) fn votes(&self) -> bool {
         self.record.is_some() || self.witness
     }
 
@@ -165,6 +165,7 @@ impl Stand {
             id,
             generation,
             committed: newest.committed,
+            cleared: newest.cleared,
             starts: newest.starts.clone(),
         };
         let offset = TERM_RECORD_OFFSETS[self.free];
@@ -209,6 +210,8 @@ pub struct TermOpening {
 pub struct Newest {
     /// The number of the newest committed set, or the end of the log; 0 for none.
     pub committed: u64,
+    /// Of a log: up to where it is cleared, for the records of the members that take part; see [`Quorum::cursor`].
+    pub cleared: u64,
     /// The terms that are known, ascending; the last one is in force. None in a region that nobody has written.
     pub starts: Vec<TermStart>,
     /// The highest term that was proposed or established.
@@ -274,6 +277,7 @@ impl Newest {
         starts.drain(..excess);
         Some(Self {
             committed: self.committed,
+            cleared: self.cleared,
             starts,
             highest: term,
         })
@@ -312,6 +316,7 @@ impl Quorum {
         let record = in_force.into_iter().find_map(|stand| stand.record.as_ref());
         Ok(Newest {
             committed,
+            cleared: 0,
             starts: record.map_or_else(Vec::new, |record| record.starts.clone()),
             highest: highest.unwrap_or_default(),
         })

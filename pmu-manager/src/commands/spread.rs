@@ -80,7 +80,7 @@ pub async fn create(
     let mut requests = Vec::with_capacity(units.len());
     for index in 0..units.len() {
         let attributes = attributes_of(&membership, index)?;
-        let room = Some(room.clone());
+        let room = Some(room);
         requests.push(region::create_request(create, room, attributes));
     }
 

@@ -226,10 +226,12 @@ impl SpreadLogBackup {
         for index in 0..self.seats.len() {
             posted.push(self.with(index, LogSeat::post_look));
         }
-        for (index, posted) in posted.into_iter().enumerate() {
-            if let Some(posted) = posted {
-                self.with(index, |seat| seat.take_look(posted, id));
-            }
+        let quorum = self.spread.quorum;
+        let enough = quorum
+            .units_to_decide()
+            .max(self.spread.layout.data_shards());
+        for (index, posted) in self.wait_for(&posted, enough) {
+            self.with(index, |seat| seat.take_look(posted, id));
         }
         let (newest, cursor) = self.spread.judge(&mut self.seats)?;
         let stands = self.seats.iter().flatten().map(|seat| &seat.stand);
@@ -238,6 +240,38 @@ impl SpreadLogBackup {
         self.limit = self.limit.max(stable).max(cursor);
         self.newest = newest;
         Ok(cursor)
+    }
+
+    /// Waits for what was posted to each member. Once `enough` have answered, one that takes longer than the others and
+    /// [`crate::Timeouts::hedge`] is missing from then on. Who has answered, with what was posted.
+    fn wait_for(&mut self, posted: &[Option<u64>], enough: usize) -> Vec<(usize, u64)> {
+        let hedge = self.options.timeouts.hedge;
+        let (mut done, mut slow) = (Vec::with_capacity(posted.len()), Vec::new());
+        for (index, posted) in posted.iter().enumerate() {
+            let Some(posted) = *posted else { continue };
+            let answered = self.with(index, |seat| {
+                let link = &mut seat.region.link;
+                let waited = link.wait_at_most(posted, hedge);
+                waited.map_err(|error| seat.region.error(error))
+            });
+            match answered {
+                Some(true) => done.push((index, posted)),
+                Some(false) => slow.push((index, posted)),
+                None => {}
+            }
+        }
+        for (index, posted) in slow {
+            let late = done.len() >= enough;
+            let answered = self.with(index, |seat| match late {
+                true => Err(ClientError::TimedOut {
+                    what: "an answer from a unit that others can stand in for",
+                    waited_ms: hedge.as_millis() as u64,
+                }),
+                false => seat.wait(posted),
+            });
+            done.extend(answered.map(|()| (index, posted)));
+        }
+        done
     }
 
     /// Does something with a member that answers; one that fails is missing from then on.
@@ -304,12 +338,7 @@ impl SpreadLogBackup {
                 })
             }));
         }
-        let mut moved = 0;
-        for (index, posted) in posted.into_iter().enumerate() {
-            let done = posted.and_then(|posted| self.with(index, |seat| seat.wait(posted)));
-            moved += usize::from(done.is_some());
-        }
-        moved
+        self.wait_for(&posted, self.spread.quorum.units_min()).len()
     }
 
     /// Clears everything that this handle has handed out; the position up to which the log is cleared.

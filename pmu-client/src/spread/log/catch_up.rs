@@ -4,7 +4,7 @@ use pmu_core::WordWrite;
 use pmu_core::spread::{Newest, TermOpening};
 use pmu_format::{
     LOG_CURSOR_OFFSET, LOG_EPOCH_OFFSET, LOG_TAIL_OFFSET, LogPosition, PAGE_PAIR_BYTES,
-    RecordShare, RegionPiece,
+    RecordShare, RegionPiece, TermRecord,
 };
 use pmu_stripe::Code;
 
@@ -126,6 +126,8 @@ pub(super) fn bring_up(
     }
     let seat = own(seats, index)?;
     take_part(seat, &mut out, from, end, goal.opening)?;
+    seat.stand.record = TermRecord::decode(&goal.opening.record).ok();
+    seat.stand.published = end;
     seat.is_up(end);
     Ok(out)
 }

@@ -14,8 +14,8 @@ mod shards;
 pub use backup::SpreadLogBackup;
 pub use primary::{SpreadLogPrimary, SpreadLogTakeover};
 
-use pmu_core::spread::Newest;
-use pmu_format::LogPosition;
+use pmu_core::spread::{Newest, Stand};
+use pmu_format::{CursorPair, LogPosition};
 
 use std::time::Duration;
 
@@ -60,15 +60,20 @@ impl Spread {
         let stands = seats.iter().flatten().map(|seat| &seat.stand);
         let newest = self.quorum.newest(stands);
         let mut newest = newest.map_err(|what| self.too_few(what, &absent(seats)))?;
-        let cursor = self
-            .quorum
-            .cursor(seats.iter().flatten().map(|seat| &seat.cursor));
+        let cursor = self.quorum.cursor(said(seats));
         let cursor = cursor.map_err(|what| self.too_few(what, &absent(seats)))?;
         // All up to there was read and cleared by somebody, whatever became of the tails.
         newest.advance(cursor.get());
+        newest.cleared = cursor.get();
         for seat in seats.iter_mut().flatten() {
             seat.judge(&newest);
         }
         Ok((newest, cursor))
     }
+}
+
+/// What each member that was looked at says.
+fn said(seats: &[Seat]) -> impl Iterator<Item = (&Stand, &CursorPair)> + Clone {
+    let seats = seats.iter().flatten();
+    seats.map(|seat| (&seat.stand, &seat.cursor))
 }

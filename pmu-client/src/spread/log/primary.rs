@@ -1,37 +1,37 @@
 //! The primary of a log over several units.
 
+mod open;
+mod rejoin;
+
+pub use open::SpreadLogTakeover;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use pmu_core::WordWrite;
 use pmu_core::log::{
-    AppendError, Batch, CursorSeen, LogStart, LogWriter, Payload, PublishError, PublishId, Record,
-    RecordMark,
+    AppendError, Batch, CursorSeen, LogWriter, Payload, PublishError, PublishId, Record, RecordMark,
 };
-use pmu_core::spread::{Newest, TermOpening, TooFewUnits};
+use pmu_core::spread::{Newest, TooFewUnits};
 use pmu_fabric::Counters;
 use pmu_format::{
-    CursorPair, Epoch, LOG_TAIL_OFFSET, LogGeometry, LogPosition, Mode, Pieces, RECORD_SHARE_BYTES,
-    RecordShare, record_length_bytes, spread_record_checksum,
+    CursorPair, Epoch, LOG_TAIL_OFFSET, LogPosition, Pieces, RECORD_SHARE_BYTES, RecordShare,
+    record_length_bytes, spread_record_checksum,
 };
-use pmu_proto::v1::SessionRole;
-use pmu_stripe::Code;
 
-use super::catch_up::{Goal, Shards, bring_up};
+use super::catch_up::Shards;
 use super::out::{Out, Place};
 use super::seat::{LogSeat, Seat};
 use super::shards::{FoundRecord, ShardReader};
 use crate::error::{Attempt, ClientError, Result};
+use crate::log::Ticket;
 use crate::log::primary::{
-    FULL_PAUSE_MAX, FULL_PAUSE_MIN, GATHER_BYTES, PUBLISHES_IN_FLIGHT_EAGER,
-    PUBLISHES_IN_FLIGHT_MAX, SUBMITS_PER_LOOK,
+    FULL_PAUSE_MAX, FULL_PAUSE_MIN, GATHER_BYTES, PUBLISHES_IN_FLIGHT_EAGER, SUBMITS_PER_LOOK,
 };
-use crate::log::{LogRecord, RecoveredLog, Ticket};
 use crate::options::OpenOptions;
 use crate::receipt::{Receipt, Stored, UnitProof};
-use crate::spread::{MissingUnit, Spread, SpreadFence, missing};
+use crate::spread::{MissingUnit, Spread};
 
 const SHARE: u64 = RECORD_SHARE_BYTES as u64;
 
@@ -82,103 +82,6 @@ impl std::fmt::Debug for SpreadLogPrimary {
     }
 }
 
-/// What taking over a log came to.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct SpreadLogTakeover {
-    /// The new primary.
-    pub primary: SpreadLogPrimary,
-    /// What was recovered.
-    pub recovered: RecoveredLog,
-    /// What the fence did.
-    pub fence: SpreadFence,
-    /// From the beginning of the fence until all unread records were handed out.
-    pub recovered_after: Duration,
-    /// From the beginning of the fence until the new primary could append.
-    pub took: Duration,
-}
-
-/// What an opening found and decided.
-struct Opened {
-    newest: Newest,
-    cursor: LogPosition,
-}
-
-impl Spread {
-    /// Opens a log as its primary, on all units that answer. Units that missed records get those, and no others.
-    ///
-    /// # Errors
-    /// [`ClientError::WriterExists`] (fence it first, or use [`Self::take_over_log`]); [`ClientError::TooFewUnits`];
-    /// [`ClientError::WrongMode`]; as [`crate::Unit::open_log_primary`].
-    pub fn open_log_primary(self, options: &OpenOptions) -> Result<SpreadLogPrimary> {
-        SpreadLogPrimary::open(self, options).map(|(primary, _)| primary)
-    }
-
-    /// Takes a log over from a primary that has failed: fences it, becomes the primary, and hands every unread record to the visitor, to the
-    /// end of the committed log. Records that the old primary had prepared and not published are gone: nobody had a receipt for them.
-    ///
-    /// # Errors
-    /// As [`Self::fence`] and [`Self::open_log_primary`]; [`ClientError::Damaged`] where a record can't be put together; what the visitor
-    /// returns.
-    pub fn take_over_log(
-        self,
-        options: &OpenOptions,
-        mut visit: impl FnMut(LogRecord<'_>) -> Result<()>,
-    ) -> Result<SpreadLogTakeover> {
-        let begun = Instant::now();
-        let fence = self.fence()?;
-        // The primary first: once its term is established, nothing else of the old one is ever visible.
-        let (mut primary, opened) = SpreadLogPrimary::open(self, options)?;
-        let took = begun.elapsed();
-        let recovered = primary.hand_out(&opened, &mut visit)?;
-        Ok(SpreadLogTakeover {
-            primary,
-            recovered,
-            fence,
-            recovered_after: begun.elapsed(),
-            took,
-        })
-    }
-
-    fn open_seats(&self, options: &OpenOptions) -> Result<Vec<Seat>> {
-        let id = self.membership.id;
-        let opened = self.on_each_unit(|unit| {
-            let parts = unit.open(&self.name, SessionRole::Primary, Mode::Append, options)?;
-            LogSeat::open(parts, id)
-        });
-        let seats = opened.into_iter();
-        seats
-            .map(|opened| match opened {
-                Ok(seat) => Ok(Ok(seat)),
-                Err(failed) => Ok(Err(failed.or_grant()?)),
-            })
-            .collect()
-    }
-
-    /// Proposes a term on all members at the same time.
-    fn propose_log(&self, seats: &mut [Seat], newest: &Newest) -> Vec<Option<TermOpening>> {
-        let shared: Vec<_> = seats.iter_mut().map(Mutex::new).collect();
-        self.on_each(|member, index| {
-            let mut guard = shared[index].lock();
-            let seat = guard.as_mut().ok()?;
-            let opening = self.log_opening(seat, newest);
-            match seat.propose(&opening) {
-                Ok(()) => Some(opening),
-                Err(error) => {
-                    **guard = Err(missing(member, &error));
-                    None
-                }
-            }
-        })
-    }
-
-    fn log_opening(&self, seat: &LogSeat, newest: &Newest) -> TermOpening {
-        let membership = &self.membership;
-        seat.stand
-            .opening(membership.id, membership.generation, newest)
-    }
-}
-
 /// The record of a spread log as a reader gets it. Its epoch is the writer's term: the epochs of the members differ.
 pub(super) fn record_of(spread: &Spread, found: &FoundRecord, published: bool) -> Record {
     Record {
@@ -193,135 +96,6 @@ pub(super) fn record_of(spread: &Spread, found: &FoundRecord, published: bool) -
 }
 
 impl SpreadLogPrimary {
-    fn open(spread: Spread, options: &OpenOptions) -> Result<(Self, Opened)> {
-        spread.check_mode(Mode::Append)?;
-        let mut seats = spread.open_seats(options)?;
-        check_alive(&spread, &seats)?;
-        let (newest, cursor) = spread.judge(&mut seats)?;
-        let newest = newest
-            .next_term()
-            .ok_or_else(|| ClientError::Invalid("no term is left".into()))?;
-        let openings = spread.propose_log(&mut seats, &newest);
-        check_alive(&spread, &seats)?;
-        // Should this be the first term and its primary die at once: blank members have no vote.
-        let proposed = spread.quorum.check_decide(seats.iter().flatten().count());
-        let absent = seats.iter().filter_map(|seat| seat.as_ref().err());
-        proposed.map_err(|what| spread.too_few(what, absent))?;
-        let mut reader = spread.log_reader(options.timeouts.stall);
-        let mut shards = Shards::new(Code::new(spread.layout));
-        let mut outs = Vec::with_capacity(seats.len());
-        for (index, opening) in openings.iter().enumerate() {
-            let Some(opening) = opening.as_ref().filter(|_| seats[index].is_ok()) else {
-                outs.push(None);
-                continue;
-            };
-            let goal = Goal {
-                newest: &newest,
-                cursor,
-                opening,
-            };
-            let names = spread.names();
-            let up = bring_up(&mut seats, index, &names, &mut reader, &mut shards, &goal);
-            outs.push(match up {
-                Ok(out) => Some(out),
-                Err(error) => {
-                    names.give_up(&mut seats, index, &error);
-                    None
-                }
-            });
-        }
-        let opened = Opened { newest, cursor };
-        let primary = Self::start(spread, options, (seats, outs), (reader, shards), &opened)?;
-        Ok((primary, opened))
-    }
-
-    fn start(
-        spread: Spread,
-        options: &OpenOptions,
-        (seats, mut outs): (Vec<Seat>, Vec<Option<Out>>),
-        (reader, shards): (ShardReader, Shards),
-        opened: &Opened,
-    ) -> Result<Self> {
-        check_alive(&spread, &seats)?;
-        // A source of another member's records may have failed after its own turn.
-        for (out, seat) in outs.iter_mut().zip(&seats) {
-            out.take_if(|_| seat.is_err());
-        }
-        let geometry = LogGeometry::new(spread.share_capacity_bytes)
-            .map_err(|error| ClientError::Protocol(error.to_string()))?;
-        let tail = opened.newest.position();
-        let start = LogStart {
-            tail,
-            cursor: opened.cursor,
-        };
-        let term = Epoch(opened.newest.term().0);
-        let mut primary = Self {
-            writer: LogWriter::new(geometry, term, start, PUBLISHES_IN_FLIGHT_MAX),
-            newest: opened.newest.clone(),
-            spread,
-            options: *options,
-            seats,
-            outs,
-            reader,
-            shards,
-            groups: VecDeque::with_capacity(PUBLISHES_IN_FLIGHT_MAX),
-            submitted: tail,
-            flushed: tail,
-            bytes_since_flush: 0,
-            gathering_from: tail,
-            submitted_unseen: 0,
-            prepared: tail.get(),
-            tail_sent: tail.get(),
-            proofs: Arc::from([]),
-            fenced: None,
-            ended: false,
-        };
-        primary.collect_proofs();
-        Ok(primary)
-    }
-
-    /// Hands out everything that was not cleared.
-    fn hand_out(
-        &mut self,
-        opened: &Opened,
-        visit: &mut impl FnMut(LogRecord<'_>) -> Result<()>,
-    ) -> Result<RecoveredLog> {
-        let end = opened.newest.committed;
-        let mut position = opened.cursor.get();
-        let mut records = 0;
-        while position < end {
-            let names = self.spread.names();
-            let found = self
-                .reader
-                .read(&mut self.seats, &names, &opened.newest, position, end)?;
-            visit(LogRecord {
-                record: record_of(&self.spread, &found, true),
-                payload: &self.reader.record,
-            })?;
-            records += 1;
-            position = found.end;
-        }
-        for (out, seat) in self.outs.iter_mut().zip(&mut self.seats) {
-            out.take_if(|_| seat.is_err());
-            if let Ok(seat) = seat {
-                seat.is_up(end);
-            }
-        }
-        check_alive(&self.spread, &self.seats)?;
-        self.collect_proofs();
-        let tail = LogPosition(end);
-        Ok(RecoveredLog {
-            cursor: opened.cursor,
-            tail,
-            end: tail,
-            epoch: Epoch(self.newest.term().0),
-            records,
-            unacknowledged_records: 0,
-            cursor_disagreed: false,
-            damage: None,
-        })
-    }
-
     /// Appends one record, and returns when it is durable on each unit that the receipt names. Waits while the log is full.
     ///
     /// # Errors
@@ -558,8 +332,7 @@ impl SpreadLogPrimary {
                 })?;
             }
         }
-        let pairs = self.seats.iter().flatten().map(|seat| &seat.cursor);
-        let freed = self.spread.quorum.freed(pairs);
+        let freed = self.spread.quorum.freed(super::said(&self.seats));
         match self.writer.cursor_observed(CursorPair::new(freed)) {
             Ok(CursorSeen::Free { free_bytes }) => Ok(free_bytes),
             // A unit that knew better has been given up, or one that came back doesn't know yet.
@@ -835,78 +608,6 @@ impl SpreadLogPrimary {
 
     fn check_commit(&self) -> Result<()> {
         check_alive(&self.spread, &self.seats)
-    }
-
-    /// Connects again to units that were missing or given up, and gives each the records that it missed. They take part from the next record
-    /// on. Waits until everything submitted is durable first. Gives how many came back.
-    ///
-    /// # Errors
-    /// As [`Self::flush`]; [`ClientError::Ended`]. What keeps a unit from coming back is no error, but its reason in [`Self::missing`].
-    pub fn rejoin(&mut self) -> Result<usize> {
-        match self.poll_completions() {
-            // Too few are left, and nothing is under way: that is what this call is for.
-            Err(_) if !self.ended => {}
-            looked => drop(looked?),
-        }
-        self.wait_until(self.submitted)?;
-        let mut back = 0;
-        for index in 0..self.seats.len() {
-            if self.seats[index].is_ok() {
-                continue;
-            }
-            match self.join(index) {
-                Ok(out) => {
-                    self.outs[index] = Some(out);
-                    back += 1;
-                }
-                Err(missing) => self.seats[index] = Err(missing),
-            }
-        }
-        if self.seats.iter().all(Seat::is_ok) {
-            self.fenced = None;
-        }
-        // A member that was read from may have failed meanwhile.
-        for (out, seat) in self.outs.iter_mut().zip(&self.seats) {
-            out.take_if(|_| seat.is_err());
-        }
-        self.collect_proofs();
-        Ok(back)
-    }
-
-    fn join(&mut self, index: usize) -> std::result::Result<Out, MissingUnit> {
-        let member = &self.spread.membership.members[index];
-        let unit = self.spread.connect(member)?;
-        let (name, id) = (&self.spread.name, self.spread.membership.id);
-        let opened = unit
-            .open(name, SessionRole::Primary, Mode::Append, &self.options)
-            .and_then(|parts| LogSeat::open(parts, id))
-            .and_then(|mut seat| {
-                if seat.stand.highest > self.newest.term() {
-                    let text = "it knows of a later primary than this one";
-                    return Err(ClientError::Protocol(text.into()));
-                }
-                let opening = self.spread.log_opening(&seat, &self.newest);
-                seat.propose(&opening)?;
-                seat.judge(&self.newest);
-                Ok((seat, opening))
-            });
-        let (seat, opening) = opened.map_err(|error| missing(member, &error))?;
-        self.seats[index] = Ok(seat);
-        let end = self.newest.committed;
-        for (out, seat) in self.outs.iter().zip(&mut self.seats) {
-            if let (Some(_), Ok(seat)) = (out, seat) {
-                seat.is_up(end);
-            }
-        }
-        let goal = Goal {
-            newest: &self.newest,
-            cursor: self.writer.cursor(),
-            opening: &opening,
-        };
-        let names = self.spread.names();
-        let (reader, shards) = (&mut self.reader, &mut self.shards);
-        bring_up(&mut self.seats, index, &names, reader, shards, &goal)
-            .map_err(|error| missing(&self.spread.membership.members[index], &error))
     }
 
     fn collect_proofs(&mut self) {

@@ -25,6 +25,9 @@ pub(super) struct FoundRecord {
     pub(super) share: RecordShare,
 }
 
+/// The headers of a record on each member.
+type Heads = [Option<(RecordHeader, RecordShare)>; UNITS_MAX];
+
 /// How to compute data shards that are missing, from those that are there.
 struct Plan {
     present: ShardSet,
@@ -85,51 +88,23 @@ impl ShardReader {
             if !self.fetch(seats, names, chosen, position, HEADER + SHARE, limit) {
                 continue;
             }
-            let term = newest.term_of(position.saturating_add(1));
-            let heads = chosen.iter().map(|shard| {
-                let head = seats[shard.0].as_ref().ok();
-                head.map(|seat| head_of(seat, self.layout, shard.0, position, limit))
-            });
-            let mut found: [Option<(RecordHeader, RecordShare)>; UNITS_MAX] = [None; UNITS_MAX];
-            let mut bad = ShardSet::EMPTY;
-            for (shard, head) in chosen.iter().zip(heads) {
-                match head {
-                    Some(Ok(head)) if term.is_none_or(|term| term == head.1.term) => {
-                        found[shard.0] = Some(head);
-                    }
-                    Some(Ok(_)) => {
-                        bad = bad.with(shard);
-                        damage = Some("its share is of another term".to_owned());
-                    }
-                    Some(Err(error)) => {
-                        bad = bad.with(shard);
-                        damage = Some(error);
-                    }
-                    None => bad = bad.with(shard),
-                }
-            }
-            let newest_share = found
-                .iter()
-                .flatten()
-                .max_by_key(|(_, share)| (share.term, share.sequence));
-            let Some(&(header, share)) = newest_share else {
+            let (found, bad) = self.heads(seats, newest, chosen, position, limit, &mut damage);
+            let first = found.iter().flatten();
+            let first = first.max_by_key(|(_, share)| (share.term, share.sequence));
+            let Some(&(header, share)) = first else {
                 doubt(seats, bad, position, position + 8);
                 continue;
             };
-            for shard in chosen.iter() {
-                let together = |(other, own): &(RecordHeader, RecordShare)| {
-                    own.goes_with(&share)
-                        && other.payload_bytes == header.payload_bytes
-                        && other.continues == header.continues
-                };
-                if found[shard.0].as_ref().is_some_and(|head| !together(head)) {
-                    bad = bad.with(shard);
-                    damage = Some("its share belongs to another record".to_owned());
-                }
-            }
             let end = position + header.record_bytes();
-            if !bad.is_empty() {
-                doubt(seats, bad, position, end);
+            let others = strangers(&found, &header, &share);
+            if !bad.is_empty() || !others.is_empty() {
+                damage.get_or_insert_with(|| "its shares belong to several records".to_owned());
+                doubt(
+                    seats,
+                    others.iter().fold(bad, ShardSet::with),
+                    position,
+                    end,
+                );
                 continue;
             }
             if !self.fetch(seats, names, chosen, position, header.record_bytes(), limit) {
@@ -149,6 +124,38 @@ impl ShardReader {
                 share,
             });
         }
+    }
+
+    /// The headers at `position` of the chosen members, and who has none that can count there.
+    fn heads(
+        &self,
+        seats: &[Seat],
+        newest: &Newest,
+        chosen: ShardSet,
+        position: u64,
+        limit: u64,
+        damage: &mut Option<String>,
+    ) -> (Heads, ShardSet) {
+        let term = newest.term_of(position.saturating_add(1));
+        let mut found: Heads = [None; UNITS_MAX];
+        let mut bad = ShardSet::EMPTY;
+        for shard in chosen.iter() {
+            let Ok(seat) = &seats[shard.0] else {
+                bad = bad.with(shard);
+                continue;
+            };
+            match head_of(seat, self.layout, shard.0, position, limit) {
+                Ok(head) if term.is_none_or(|term| term == head.1.term) => {
+                    found[shard.0] = Some(head);
+                }
+                other => {
+                    bad = bad.with(shard);
+                    let text = "its share is of another term".to_owned();
+                    *damage = Some(other.err().unwrap_or(text));
+                }
+            }
+        }
+        (found, bad)
     }
 
     /// Whether a member has a record that was just read already, and as it should be.
@@ -407,6 +414,19 @@ impl Names<'_> {
     }
 }
 
+/// Those whose share does not go with the record that `header` and `share` begin.
+fn strangers(found: &Heads, header: &RecordHeader, share: &RecordShare) -> ShardSet {
+    let stranger = |(_, head): &(usize, &Option<(RecordHeader, RecordShare)>)| {
+        head.as_ref().is_some_and(|(other, own)| {
+            !own.goes_with(share)
+                || other.payload_bytes != header.payload_bytes
+                || other.continues != header.continues
+        })
+    };
+    let strangers = found.iter().enumerate().filter(stranger);
+    strangers.map(|(index, _)| ShardIndex(index)).collect()
+}
+
 /// The two headers of a member's record.
 fn head_of(
     seat: &LogSeat,
@@ -431,12 +451,7 @@ fn head_of(
 }
 
 /// Those whose payload is not what was written.
-fn damaged_payloads(
-    seats: &[Seat],
-    chosen: ShardSet,
-    position: u64,
-    heads: &[Option<(RecordHeader, RecordShare)>; UNITS_MAX],
-) -> ShardSet {
+fn damaged_payloads(seats: &[Seat], chosen: ShardSet, position: u64, heads: &Heads) -> ShardSet {
     let sound = |shard: &ShardIndex| {
         let (Ok(seat), Some((header, _))) = (&seats[shard.0], &heads[shard.0]) else {
             return false;
