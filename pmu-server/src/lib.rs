@@ -13,6 +13,7 @@ pub mod config;
 pub mod control;
 mod fencing;
 pub mod logging;
+mod members;
 pub mod metrics;
 pub mod notify;
 mod opening;
