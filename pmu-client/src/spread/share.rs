@@ -72,6 +72,37 @@ impl ShareReader {
         Ok(recovery.sets().to_vec())
     }
 
+    /// How many chunks the selected share has, its trailer included.
+    pub(super) fn chunk_count(&self) -> u32 {
+        let view = self.view.as_ref();
+        let set = view.map(SetView::set);
+        set.and_then(|set| pmu_format::chunk_count(set.payload_bytes))
+            .unwrap_or(0)
+    }
+
+    /// Reads one chunk of the selected share, checks it, and gives its length. Chunks are read in rising order.
+    pub(super) fn check_chunk(&mut self, index: u32, bytes: &mut Vec<u8>) -> Result<u64> {
+        let view = self.view.as_ref();
+        let Some((range, _)) = view.and_then(|view| view.chunk(index)) else {
+            return Err(self.damaged("its share is cut short".to_owned()));
+        };
+        let ahead = range.end..range.end.saturating_add(PIECE_BYTES_MAX);
+        let end = view
+            .map(|view| view.set().payload_bytes)
+            .unwrap_or(range.end);
+        let length = range.end - range.start;
+        bytes.resize(length as usize, 0);
+        if let Ready::NotFor(waited) = self.ready(range.clone(), self.region.timeouts.stall)? {
+            return Err(ClientError::TimedOut {
+                what: "reading a share",
+                waited_ms: waited.as_millis() as u64,
+            });
+        }
+        self.ask(ahead.start..ahead.end.min(end))?;
+        self.take(range.start, bytes)?;
+        Ok(length)
+    }
+
     /// The longest time without any progress.
     pub(super) fn stall(&self) -> Duration {
         self.region.timeouts.stall

@@ -265,6 +265,26 @@ impl Newest {
         })
     }
 
+    /// A proposal of the highest term that anybody has seen, if none but proposals know of it: a member that takes the place of another
+    /// keeps it, so that nobody draws it again.
+    #[must_use]
+    pub fn reservation(&self) -> Option<Self> {
+        if self.highest == self.term() {
+            return None;
+        }
+        let mut reserved = self.clone();
+        reserved.starts.push(TermStart {
+            term: self.highest,
+            behind: self.committed,
+        });
+        let excess = reserved
+            .starts
+            .len()
+            .saturating_sub(pmu_format::TERMS_KEPT_MAX);
+        reserved.starts.drain(..excess);
+        Some(reserved)
+    }
+
     /// The same when more was committed.
     pub fn advance(&mut self, committed: u64) {
         self.committed = self.committed.max(committed);
