@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{ClientError, Result};
+use crate::sets::SetPrimary;
 use crate::spread::{Spread, SpreadPrimary, generation};
 
 /// The members are changed one after the other: how often a primary looks until enough of them know of the change, and how long it
@@ -34,6 +35,9 @@ impl SpreadPrimary {
             Ok(true) => ClientError::MembersChanged {
                 region: self.spread.name.as_ref().into(),
             },
+            Ok(false) if error.is_fenced() && !self.is_taken_over() => {
+                self.check_commit().err().unwrap_or(error)
+            }
             Ok(false) => error,
             Err(other) => {
                 tracing::warn!(region = %self.spread.name, error = %other, "the members were changed, and the region can't be opened anew");
@@ -43,6 +47,23 @@ impl SpreadPrimary {
                 }
             }
         }
+    }
+
+    /// Whether so many members were fenced as a take-over fences: fewer were only taken away from this primary, to be worked on.
+    fn is_taken_over(&self) -> bool {
+        let members = self.members.iter();
+        let own: Vec<_> = members
+            .map(|member| member.as_ref().ok().map(SetPrimary::epoch))
+            .collect();
+        // Those that have not told yet are asked.
+        let spread = &self.spread;
+        let fenced = spread.on_each(|member, index| {
+            let now = own[index].and_then(|_| spread.describe(member).ok());
+            now.is_some_and(|(_, info)| Some(info.epoch) > own[index])
+        });
+        let known = self.fenced.count_ones() as usize;
+        let fenced = known + fenced.into_iter().filter(|fenced| *fenced).count();
+        self.spread.quorum.check_fence(fenced).is_ok()
     }
 
     /// Opens the region anew if its members were changed; false if they were not, or another primary has taken over.

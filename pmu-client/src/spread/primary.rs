@@ -39,7 +39,9 @@ pub struct SpreadPrimary {
     parity: Vec<Vec<u8>>,
     gathered: Vec<u8>,
     proofs: Arc<[UnitProof]>,
-    ended: bool,
+    pub(super) ended: bool,
+    /// The members that were given up because somebody fenced them, one bit for each.
+    pub(super) fenced: u32,
 }
 
 /// What a take-over did.
@@ -213,6 +215,7 @@ impl SpreadPrimary {
             attempt: 0,
             proofs: Arc::from([]),
             ended: false,
+            fenced: 0,
             spread,
             options,
             members,
@@ -487,6 +490,7 @@ impl SpreadPrimary {
     fn give_up(&mut self, index: usize, error: &ClientError) {
         let member = &self.spread.membership.members[index];
         tracing::warn!(unit = %member.unit, region = %self.spread.name, %error, "a unit is given up");
+        self.fenced |= u32::from(error.is_fenced()) << index;
         self.members[index] = Err(missing(member, error));
     }
 
@@ -509,7 +513,10 @@ impl SpreadPrimary {
                 let joined = self.join(unit.as_ref());
                 joined.map_err(|error| missing(member, &error))
             });
-            back += usize::from(opened.is_ok());
+            if opened.is_ok() {
+                back += 1;
+                self.fenced &= !(1 << index);
+            }
             self.members[index] = opened;
         }
         self.collect_proofs();
@@ -554,7 +561,7 @@ impl SpreadPrimary {
         }
     }
 
-    fn check_commit(&self) -> Result<()> {
+    pub(super) fn check_commit(&self) -> Result<()> {
         let alive = self.members.iter().flatten().count();
         self.spread
             .quorum

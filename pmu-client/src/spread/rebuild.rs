@@ -163,7 +163,14 @@ pub fn replace(
     let mut work = Work::new(info, reach, admin, options)?;
     let spread = work.look()?;
     let plan = Plan::of(&spread, replacement)?;
-    work.carry_out(&spread, &plan)
+    match work.carry_out(&spread, &plan) {
+        // Another manager's change ends all sessions: that is the reason then.
+        Err(error) if !matches!(error, ClientError::Interrupted | ClientError::Invalid(_)) => {
+            let changed = work.conflict(&spread, &plan);
+            Err(changed.unwrap_or(error))
+        }
+        done => done,
+    }
 }
 
 /// Brings members up to date that were away, or that don't know who the others are now: with what they lack, and no more. All, or only the
@@ -322,16 +329,20 @@ impl<'a, 'b> Work<'a, 'b> {
         let mut target = self.open_target(plan.member(), plan.index, &plan.next)?;
         let mut given = given(plan.member());
         if !plan.begun {
-            self.fill(spread, &mut target, &mut given)?;
+            let reader = spread.open_reader(&self.options.open)?;
+            self.fill(reader, &mut target, &mut given)?;
         }
         done.missing = self.switch(spread, plan)?;
         let changed = self.look()?;
-        let last = self.fill(&changed, &mut target, &mut given)?;
+        let mut reader = changed.open_reader(&self.options.open)?;
+        if let Some(old) = self.open_old(plan) {
+            reader.members[plan.index] = Ok(old);
+        }
+        let last = self.fill(reader, &mut target, &mut given)?;
         target
             .writer
             .take_part(plan.next.generation, &last.newest, last.held)?;
         drop(target);
-        given.newest_set = last.held.get();
         let own = plan.membership_of(plan.index);
         self.admin
             .set_membership(plan.member(), &self.name, BEING_FILLED, &own)?;
@@ -414,12 +425,10 @@ impl<'a, 'b> Work<'a, 'b> {
     /// Passes over the kept sets until there is nothing left that the target lacks, or a primary is as fast as this.
     fn fill(
         &mut self,
-        spread: &Spread,
+        mut reader: SpreadReader<'_>,
         target: &mut Target,
         given: &mut RebuiltUnit,
     ) -> Result<Pass> {
-        let open = self.options.open;
-        let mut reader = spread.open_reader(&open)?;
         let mut course = self.course();
         let mut last = Pass::default();
         for _ in 0..PASSES_MAX {
@@ -430,16 +439,30 @@ impl<'a, 'b> Work<'a, 'b> {
                 break;
             }
         }
+        given.newest_set = last.held.get();
         Ok(last)
     }
 
-    /// Who, beside the new one, has a place: the other members, and the one that leaves.
-    fn others<'c>(&self, plan: &'c Plan) -> Vec<(usize, &'c Member)> {
+    /// The member that leaves, if it answers: what was committed last may lie on so few units that it is needed.
+    fn open_old(&self, plan: &Plan) -> Option<ShareReader> {
+        let unit = self.reach.unit(plan.old.as_ref()?).ok()?;
+        let info = unit.describe(&self.name).ok()?;
+        info.membership
+            .filter(|found| found.id == plan.next.id && found.generation > BEING_FILLED)?;
+        let options = &self.options.open;
+        let parts = unit.open(&self.name, SessionRole::Backup, Mode::Overwrite, options);
+        ShareReader::open(parts.ok()?).ok()
+    }
+
+    /// Who, beside the new one, has a place: the one that leaves, and the other members. In this order they are told: what is committed
+    /// before all of them know lies on members that stay.
+    fn others<'c>(&self, plan: &'c Plan) -> Vec<(bool, usize, &'c Member)> {
+        let old = plan.old.iter().map(|old| (false, plan.index, old));
         let members = plan.next.members.iter().enumerate();
-        members
+        let staying = members
             .filter(|(index, _)| *index != plan.index)
-            .chain(plan.old.iter().map(|old| (plan.index, old)))
-            .collect()
+            .map(|(index, member)| (true, index, member));
+        old.chain(staying).collect()
     }
 
     fn known(&self, spread: &Spread, plan: &Plan, member: &Member) -> Result<Known> {
@@ -486,18 +509,28 @@ impl<'a, 'b> Work<'a, 'b> {
     /// Whether enough units answer that the members can be changed for good.
     fn check_reachable(&self, spread: &Spread, plan: &Plan) -> Result<()> {
         let mut count = Count::default();
-        for (index, member) in self.others(plan) {
+        for (stays, _, member) in self.others(plan) {
             let known = self.known(spread, plan, member)?;
-            count.add(index != plan.index, known);
+            count.add(stays, known);
         }
         count.check(spread, plan)
+    }
+
+    /// What tells that somebody else changes the members.
+    fn conflict(&self, spread: &Spread, plan: &Plan) -> Option<ClientError> {
+        let others = self.others(plan).into_iter();
+        let mut known = others.map(|(_, _, member)| self.known(spread, plan, member));
+        known.find_map(|known| match known {
+            Err(error @ ClientError::Invalid(_)) => Some(error),
+            _ => None,
+        })
     }
 
     /// Makes the new members known to all others that answer. Ends every writer of the old ones there.
     fn switch(&self, spread: &Spread, plan: &Plan) -> Result<Vec<MissingUnit>> {
         self.check_reachable(spread, plan)?;
         let mut count = Count::default();
-        for (index, member) in self.others(plan) {
+        for (stays, index, member) in self.others(plan) {
             let mut known = self.known(spread, plan, member)?;
             if let Known::Earlier(expected) = known {
                 let own = plan.membership_of(index);
@@ -510,7 +543,7 @@ impl<'a, 'b> Work<'a, 'b> {
                     Err(error) => Known::Missing(missing(member, &error)),
                 };
             }
-            count.add(index != plan.index, known);
+            count.add(stays, known);
         }
         count.check(spread, plan)?;
         Ok(count.missing)
@@ -590,21 +623,11 @@ impl<'a, 'b> Work<'a, 'b> {
             reason: "it is being rebuilt".to_owned(),
         });
         let mut given = given(member);
-        let mut course = self.course();
-        let mut last = Pass::default();
-        for _ in 0..PASSES_MAX {
-            last = pass(&mut reader, &mut target, &mut course)?;
-            given.sets += last.sets;
-            given.bytes += last.bytes;
-            if last.sets == 0 {
-                break;
-            }
-        }
+        let last = self.fill(reader, &mut target, &mut given)?;
         let generation = spread.membership.generation;
         target
             .writer
             .take_part(generation, &last.newest, last.held)?;
-        given.newest_set = last.held.get();
         Ok(Some(given))
     }
 

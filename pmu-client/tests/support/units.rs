@@ -99,19 +99,19 @@ impl Units {
         }
     }
 
-    fn admin<F: Future<Output = ()>>(
+    pub fn admin<F: Future>(
         &self,
         index: usize,
         work: impl FnOnce(AdminClient<tonic::transport::Channel>) -> F,
-    ) {
+    ) -> F::Output {
         let identity = self.identity("boss", Role::Manager);
         let address = self.addresses[index].parse().unwrap();
         self.runtime.block_on(async {
             let channel = pmu_auth::connect(&address, &identity, None, PATIENCE)
                 .await
                 .unwrap();
-            work(AdminClient::new(channel)).await;
-        });
+            work(AdminClient::new(channel)).await
+        })
     }
 
     pub fn identity(&self, who: &str, role: Role) -> Identity {
@@ -153,7 +153,7 @@ impl Units {
                 need: v1::Need::Durable.into(),
                 sets_kept: 2,
                 room: Some(Room::CapacityBytes(SHARE_TRAILER_BYTES as u64 + share)),
-                grants: vec![grant("app"), grant("backup")],
+                grants: vec![grant("app"), grant("backup"), grant("boss")],
                 attributes: membership.encode().unwrap(),
                 ..Default::default()
             };
