@@ -84,9 +84,9 @@ pub use sets::{
     FileSink, Put, RegisteredBuffer, RegisteredSlice, SET_CAPACITY_BYTES_MAX, SetCatalog,
     SetChoice, SetInfo, SetPrimary, SetRead, SetReader, SetSink, SetTakeover, StreamSink,
 };
-pub use spread::rebuild;
 pub use spread::{
     MissingUnit, Network, OnProgress, Reach, ReachedUnit, RebuildProgress, Spread, SpreadFence,
     SpreadPrimary, SpreadPut, SpreadRead, SpreadReader, SpreadSet, SpreadTakeover,
 };
+pub use spread::{rebuild, scrub};
 pub use unit::{FenceReport, UNIT_VARIABLE, Unit, UnitStatus, identity_directory};

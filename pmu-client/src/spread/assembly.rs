@@ -225,7 +225,7 @@ impl Assembly<'_, '_> {
     }
 
     /// A piece of one shard. The error names the unit that can't be used.
-    pub(super) fn take(&mut self, shard: &Shard, done: u64, bytes: &mut [u8]) -> Outcome {
+    fn take(&mut self, shard: &Shard, done: u64, bytes: &mut [u8]) -> Outcome {
         let UnitIndex(unit) = shard.unit;
         let spare = self.seats.iter().filter(|seat| seat.is_ok()).count()
             > self.placement.layout().data_shards();
@@ -312,8 +312,8 @@ impl Assembly<'_, '_> {
 }
 
 /// The unit that can't be used any more, and why.
-pub(super) type Failed = (UnitIndex, String);
-pub(super) type Outcome = std::result::Result<(), Failed>;
+type Failed = (UnitIndex, String);
+type Outcome = std::result::Result<(), Failed>;
 
 /// Reads a piece of a share; false if nothing came for the time of the hedge, where there is one.
 fn piece(

@@ -10,7 +10,7 @@ use pmu_stripe::{Code, Group, Placement, Shard, ShardSet};
 
 use crate::error::{ClientError, Result};
 use crate::sets::primary::fill::FilledMember;
-use crate::spread::assembly::{Assembly, Failed, Seat, Stop};
+use crate::spread::assembly::{Assembly, Seat, Stop};
 use crate::spread::reader::{Chosen, SpreadReader};
 use crate::spread::share::{PIECE_BYTES_MAX, ShareReader};
 use crate::spread::{Spread, TRAILER_BYTES};
@@ -53,7 +53,7 @@ impl Course<'_, '_> {
         }
     }
 
-    fn begin(&mut self, set: SetNumber) {
+    pub(super) fn begin(&mut self, set: SetNumber) {
         self.progress.set = set;
     }
 }
@@ -146,7 +146,11 @@ pub(super) fn pass(
 }
 
 /// A set that is not kept any more is no loss: a live primary went on meanwhile.
-fn gone_or(reader: &mut SpreadReader<'_>, number: SetNumber, error: ClientError) -> Result<()> {
+pub(super) fn gone_or(
+    reader: &mut SpreadReader<'_>,
+    number: SetNumber,
+    error: ClientError,
+) -> Result<()> {
     if !matches!(
         error,
         ClientError::TooFewUnits { .. } | ClientError::NoSuchSet { .. }
@@ -289,40 +293,33 @@ fn copy_group(
     let mut bytes = std::mem::take(&mut assembly.shards[own.shard.0]);
     let taken = take_own(assembly, &own, &mut bytes);
     assembly.shards[own.shard.0] = bytes;
-    if let Err(failed) = taken {
-        if assembly.seats[target.index].is_ok() {
-            assembly.do_without(failed);
+    if let Err(error) = taken {
+        // What is damaged here may be right further on; where it can't be read at all, it is not tried again.
+        let is_damage = error.is_damage();
+        let seat = std::mem::replace(&mut assembly.seats[target.index], Err(error.to_string()));
+        let computed = compute(assembly, group, &own);
+        if is_damage {
+            assembly.seats[target.index] = seat;
         }
-        compute(assembly, group, &own).map_err(Halt::Stop)?;
+        computed.map_err(Halt::Stop)?;
     }
     target.writer.feed(&assembly.shards[own.shard.0])?;
     course.advance(own.len)?;
     Ok(())
 }
 
-/// From the member that had this place before, if it can be read.
-fn take_own(
-    assembly: &mut Assembly<'_, '_>,
-    own: &Shard,
-    bytes: &mut Vec<u8>,
-) -> std::result::Result<(), Failed> {
-    let Ok(seat) = &mut assembly.seats[own.unit.0] else {
-        return Err((own.unit, "it is not read".to_owned()));
+/// From the member that had this place before, or from what the target has already, if it can be read.
+fn take_own(assembly: &mut Assembly<'_, '_>, own: &Shard, bytes: &mut Vec<u8>) -> Result<()> {
+    let seat = match &mut assembly.seats[own.unit.0] {
+        Ok(seat) => seat,
+        Err(reason) => return Err(ClientError::Protocol(reason.clone())),
     };
     // A share lies in one piece: what comes next is asked for already.
     let end = assembly.placement.unit_len(own.unit);
     let ahead = own.offset..(own.offset + 4 * PIECE_BYTES_MAX).min(end);
     // An error is met again where the bytes are needed.
     let _ = seat.ask(ahead);
-    bytes.resize(own.len as usize, 0);
-    let mut done = 0;
-    while done < own.len {
-        let now = (own.len - done).min(PIECE_BYTES_MAX);
-        let piece = &mut bytes[done as usize..(done + now) as usize];
-        assembly.take(own, done, piece)?;
-        done += now;
-    }
-    Ok(())
+    seat.read_all(own.offset, own.len, bytes)
 }
 
 /// From K of the others.

@@ -16,6 +16,7 @@ mod put;
 mod reach;
 mod reader;
 pub mod rebuild;
+pub mod scrub;
 mod share;
 mod source;
 mod term;

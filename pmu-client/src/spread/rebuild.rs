@@ -276,7 +276,7 @@ enum Known {
 }
 
 impl<'a, 'b> Work<'a, 'b> {
-    fn new(
+    pub(super) fn new(
         info: &'a RegionInfo,
         reach: Arc<dyn Reach>,
         admin: &'a dyn Administer,
@@ -298,11 +298,11 @@ impl<'a, 'b> Work<'a, 'b> {
         })
     }
 
-    fn look(&self) -> Result<Spread> {
+    pub(super) fn look(&self) -> Result<Spread> {
         Spread::over(self.info, Arc::clone(&self.reach))
     }
 
-    fn course(&mut self) -> Course<'_, 'b> {
+    pub(super) fn course(&mut self) -> Course<'_, 'b> {
         Course {
             spread_reach: self.reach.as_ref(),
             rate_bytes_per_s: self.options.rate_bytes_per_s,
@@ -570,7 +570,7 @@ impl<'a, 'b> Work<'a, 'b> {
             }
             match &spread.units[index] {
                 Err(missing) => done.missing.push(missing.clone()),
-                Ok(reached) => match self.repair(&spread, index, reached.as_ref()) {
+                Ok(reached) => match self.repair(&spread, index, reached.as_ref(), false) {
                     Ok(given) => done.units.extend(given),
                     Err(
                         error @ (ClientError::WriterExists { .. }
@@ -603,25 +603,23 @@ impl<'a, 'b> Work<'a, 'b> {
         Ok(())
     }
 
-    /// Gives a member what it lacks; none if it lacks nothing.
+    /// Gives a member what it lacks; none if it lacks nothing. Whether its chunks are right is looked at only if one is known to be damaged, or
+    /// something else is lacking.
     pub(super) fn repair(
         &mut self,
         spread: &Spread,
         index: usize,
         unit: &dyn ReachedUnit,
+        is_damaged: bool,
     ) -> Result<Option<RebuiltUnit>> {
         let member = &spread.membership.members[index];
         let open = self.options.open;
         let mut reader = spread.open_reader(&open)?;
-        if !lags(&mut reader, index)? {
+        if !is_damaged && !lags(&mut reader, index)? {
             return Ok(None);
         }
         self.take_away(spread, index, unit)?;
         let mut target = self.open_target(member, index, &spread.membership)?;
-        reader.members[index] = Err(MissingUnit {
-            unit: member.unit.as_str().into(),
-            reason: "it is being rebuilt".to_owned(),
-        });
         let mut given = given(member);
         let last = self.fill(reader, &mut target, &mut given)?;
         let generation = spread.membership.generation;
