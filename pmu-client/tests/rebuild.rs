@@ -639,3 +639,108 @@ fn d07_a_put_in_progress_is_to_be_written_again() {
     assert_eq!(put.finish().unwrap().set(), Some(SetNumber(1)));
     assert!(newest(&units).1 == bytes);
 }
+
+/// Turns over a bit of a unit's pool, where these bytes stand.
+fn damage(units: &mut Units, index: usize, needle: &[u8]) {
+    units.stop(index);
+    let mut pool = std::fs::read(units.pool(index)).unwrap();
+    let at = pool
+        .windows(64)
+        .position(|window| window == &needle[..64])
+        .unwrap();
+    pool[at + 9] ^= 4;
+    std::fs::write(units.pool(index), pool).unwrap();
+    units.start(index);
+}
+
+fn scrub(units: &Units, repair: bool) -> pmu_client::scrub::Scrubbed {
+    let boss = Boss::new(units);
+    let mut on_progress = |_: &_| ControlFlow::Continue(());
+    let options = RebuildOptions {
+        open: options(),
+        rate_bytes_per_s: None,
+        on_progress: &mut on_progress,
+    };
+    let info = boss.info(&[0, 1, 2, 3, 4]);
+    pmu_client::scrub::scrub(&info, boss.network(), &boss, repair, options).unwrap()
+}
+
+#[test]
+fn b07_scrub_finds_every_damaged_chunk_and_repairs_from_redundancy() {
+    let mut units = Units::new(4, 24 << 20);
+    units.spread("state", "parity:3+1", 3, 4 << 20);
+    let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
+    commit(&mut primary, &pattern(3_000_000, 1));
+    let bytes = pattern(3_000_000, 2);
+    commit(&mut primary, &bytes);
+    let clean = scrub(&units, true);
+    assert!(!clean.is_damaged() && clean.repaired.is_empty() && clean.missing.is_empty());
+    // 46 subsegments, so 16 groups of each set; every byte of every share was read.
+    assert_eq!(
+        (clean.sets, clean.groups, clean.groups_incomplete),
+        (2, 32, 0)
+    );
+    let read: u64 = clean.units.iter().map(|unit| unit.bytes).sum();
+    assert!(read >= 2 * 3_000_000 * 4 / 3, "{read}");
+    drop(primary);
+
+    // Two units, each in another chunk (of four groups): that is no more than the redundancy can bear.
+    let at = |subsegment: usize| &bytes[subsegment << 16..];
+    damage(&mut units, 1, at(1));
+    damage(&mut units, 2, at(14));
+    let found = scrub(&units, false);
+    let damaged: Vec<_> = found.units.iter().map(|unit| unit.damage.len()).collect();
+    assert_eq!(damaged, [0, 1, 1, 0], "{found:?}");
+    assert!(found.units[1].damage[0].contains("set 2, chunk"));
+    assert!(found.is_damaged() && !found.is_repaired(), "{found:?}");
+    assert_eq!(found.groups_incomplete, 8);
+    assert!(scrub(&units, false).is_damaged(), "nothing was touched");
+    let repaired = scrub(&units, true);
+    assert!(repaired.is_repaired(), "{repaired:?}");
+    let given: Vec<_> = repaired.repaired.iter().map(|unit| unit.sets).collect();
+    assert_eq!(given, [1, 1]);
+    assert!(!scrub(&units, false).is_damaged());
+    every_member_counts(&mut units, &[0, 1, 2, 3], &bytes);
+
+    // Two in the same group are more than that: nobody makes anything up.
+    damage(&mut units, 0, at(0));
+    damage(&mut units, 1, at(1));
+    let found = scrub(&units, true);
+    assert!(found.is_damaged() && !found.is_repaired(), "{found:?}");
+    let told: Vec<_> = found.missing.iter().map(|unit| &*unit.unit).collect();
+    assert_eq!(told, [&*unit(0), &*unit(1)]);
+    assert!(found.missing[0].reason.contains(&unit(1)), "{found:?}");
+    let error = units
+        .find("backup", "state")
+        .open_reader(&options())
+        .unwrap()
+        .read(SetChoice::Newest, &mut Vec::new())
+        .unwrap_err();
+    assert!(matches!(error, ClientError::TooFewUnits { .. }), "{error}");
+}
+
+#[test]
+fn b07_scrub_while_a_primary_writes_finds_no_damage() {
+    let units = Units::new(4, 48 << 20);
+    units.spread("state", "parity:3+1", 3, 2 << 20);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
+            let mut turn = 0;
+            while !stop.load(Ordering::SeqCst) || turn < 5 {
+                turn += 1;
+                commit(&mut primary, &pattern(1_500_000, turn));
+            }
+        });
+        for _ in 0..8 {
+            let found = scrub(&units, true);
+            assert!(
+                !found.is_damaged() && found.repaired.is_empty(),
+                "{found:?}"
+            );
+        }
+        stop.store(true, Ordering::SeqCst);
+        writer.join().unwrap();
+    });
+}
