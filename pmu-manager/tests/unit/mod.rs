@@ -264,7 +264,7 @@ impl Admin for FakeUnit {
         &self,
         request: Request<v1::SetMembershipRequest>,
     ) -> Result<Response<v1::SetMembershipResponse>, Status> {
-        self.admit(&request, false)?;
+        let _state = self.admit(&request, false)?;
         Err(reason::status(Reason::BadRequest, "not spread"))
     }
 
