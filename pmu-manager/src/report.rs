@@ -677,3 +677,44 @@ pub struct ScrubReport {
     #[serde(skip)]
     pub exit_code: u8,
 }
+
+/// `region verify` of a region that is spread over several units.
+#[derive(Clone, Debug, Serialize)]
+pub struct SpreadVerifyReport {
+    /// The region.
+    pub region: String,
+    /// The tables of each member's pool.
+    pub units: Vec<MemberVerifyReport>,
+    /// What the members hold, and whether their shares go together; `null`: not checked, see `contents_note`.
+    pub contents: Option<ScrubReport>,
+    /// Why the contents were not checked.
+    pub contents_note: Option<String>,
+    /// Something is damaged.
+    pub damaged: bool,
+    /// 0 if everything was checked and is good, 5 if something is damaged; else why not everything was checked.
+    #[serde(skip)]
+    pub exit_code: u8,
+}
+
+/// The tables of one member's pool.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemberVerifyReport {
+    /// The unit.
+    pub unit: String,
+    /// Structures of the pool that were checked.
+    pub structures_checked: u32,
+    /// What was found.
+    pub findings: Vec<FindingReport>,
+    /// Why they were not checked.
+    pub error: Option<String>,
+}
+
+/// `region verify`: of one unit, or of all members. No field of its own.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Verified {
+    /// Of one unit.
+    One(VerifyReport),
+    /// Of all members.
+    Spread(SpreadVerifyReport),
+}

@@ -196,12 +196,24 @@ fn b07_pmm_scrubs_and_verifies_all_members() {
     let (exit, found) = site.json("region scrub job --no-repair");
     assert_eq!((exit, &found["damaged"]), (5, &json!(true)), "{found}");
     assert_eq!(found["units"][1]["damage"].as_array().unwrap().len(), 1);
+    let (exit, verified) = site.json("region verify job");
+    assert_eq!(
+        (exit, &verified["damaged"]),
+        (5, &json!(true)),
+        "{verified}"
+    );
+    assert_eq!(verified["units"].as_array().unwrap().len(), 4);
+    assert_eq!(verified["contents"]["units"][1]["unit"], "unit-2");
     let repaired = site.ok("region scrub job");
     assert!(
         repaired.contains("unit-2: given 1 set") && repaired.contains("found and repaired"),
         "{repaired}"
     );
     assert_eq!(site.json("region scrub job").0, 0);
+    let verified = site.ok("region verify job");
+    assert!(
+        verified.contains("unit-4: 4 structures checked") && verified.contains("no damage found")
+    );
     nobody_else_has_rights(&site, &[1, 2, 3, 4]);
     site.kill(1);
     assert_eq!(newest(&site, &[2]), stored);

@@ -192,9 +192,9 @@ async fn run_region(
             report.exit_code
         }
         RegionCommand::Verify(verify) => {
-            let report = region::verify(&context, verify).await?;
+            let (report, exit_code) = rebuild::verify(&context, verify).await?;
             output.report(&report)?;
-            report.exit_code
+            exit_code
         }
     };
     Ok(exit_code)

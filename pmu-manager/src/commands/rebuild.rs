@@ -19,11 +19,14 @@ use tokio::runtime::Handle;
 
 use super::spread::{Sought, Spread};
 use super::{Context, region};
-use crate::cli::{RegionRebuildArguments, RegionScrubArguments};
+use crate::cli::{RegionArgument, RegionRebuildArguments, RegionScrubArguments};
 use crate::config::Unit;
 use crate::connect::Connection;
 use crate::error::{ManagerError, exit};
-use crate::report::{MissingReport, RebuildReport, ScrubReport};
+use crate::report::{
+    FindingReport, MemberVerifyReport, MissingReport, RebuildReport, ScrubReport,
+    SpreadVerifyReport, Verified,
+};
 
 /// `region rebuild`
 ///
@@ -140,6 +143,91 @@ pub async fn scrub(
         rights_left_on,
         ..scrub_report(arguments.name.as_str(), done?)
     })
+}
+
+/// `region verify`: of a region of one unit, or of all members of a spread one.
+///
+/// # Errors
+/// Those of [`super::spread::seek`] and [`region::verify`]. Damage is no error: it stands in the report.
+pub async fn verify(
+    context: &Context,
+    arguments: &RegionArgument,
+) -> Result<(Verified, u8), ManagerError> {
+    let unit = arguments.on.unit.as_ref();
+    let is_one = unit.is_some() || context.units.iter().count() == 1;
+    let spread = match is_one {
+        true => None,
+        false => match super::spread::seek(context, &arguments.name, None).await? {
+            Sought::Spread(spread) => Some(spread),
+            Sought::One { .. } => None,
+        },
+    };
+    let Some(spread) = spread else {
+        let report = region::verify(context, arguments).await?;
+        let exit_code = report.exit_code;
+        return Ok((Verified::One(report), exit_code));
+    };
+    let report = verify_spread(context, arguments, &spread).await?;
+    let exit_code = report.exit_code;
+    Ok((Verified::Spread(report), exit_code))
+}
+
+async fn verify_spread(
+    context: &Context,
+    arguments: &RegionArgument,
+    spread: &Spread,
+) -> Result<SpreadVerifyReport, ManagerError> {
+    let mut units = Vec::new();
+    for unit in spread.units() {
+        units.push(verify_tables(context, unit, arguments.name.as_str()).await);
+    }
+    let scrubbing = RegionScrubArguments {
+        name: arguments.name.clone(),
+        no_repair: true,
+        rate: None,
+    };
+    let (contents, contents_note, mut exit_code) = match scrub(context, &scrubbing).await {
+        Ok(report) => {
+            let exit_code = report.exit_code;
+            (Some(report), None, exit_code)
+        }
+        Err(error) => (None, Some(error.text()), error.exit_code()),
+    };
+    let is_damage = |finding: &FindingReport| finding.severity != "note";
+    let tables = units.iter().any(|unit| unit.findings.iter().any(is_damage));
+    let damaged = tables || contents.as_ref().is_some_and(|contents| contents.damaged);
+    if damaged {
+        exit_code = exit::DAMAGED;
+    } else if exit_code == exit::DONE && units.iter().any(|unit| unit.error.is_some()) {
+        exit_code = exit::UNAVAILABLE;
+    }
+    Ok(SpreadVerifyReport {
+        region: arguments.name.to_string(),
+        units,
+        contents,
+        contents_note,
+        damaged,
+        exit_code,
+    })
+}
+
+async fn verify_tables(context: &Context, unit: &Unit, name: &str) -> MemberVerifyReport {
+    let checked = async {
+        let identity = context.identity()?;
+        let connection = Connection::open(unit, &identity, context.timeout()).await?;
+        let shown = region::ask_show(&connection, context.timeout(), name).await?;
+        region::verify_pool(&connection, context, &shown.pool).await
+    };
+    let (structures_checked, findings, error) = match checked.await {
+        Ok((structures, findings)) => (structures, findings, None),
+        Err(error) => (0, Vec::new(), Some(error.text())),
+    };
+    MemberVerifyReport {
+        unit: unit.name.to_string(),
+        structures_checked,
+        findings,
+        error,
+    }
 }
 
 fn scrub_report(region: &str, found: Scrubbed) -> ScrubReport {

@@ -7,7 +7,8 @@ use serde::Serialize;
 use super::{Grid, NOTHING, Page, count, exact_size, facts, or_nothing, plain, section, size};
 use crate::report::{
     Changed, Created, DeleteReport, FenceReport, GrantChange, MissingReport, PlacementReport,
-    RebuildReport, ScrubReport, ShardReport, SpreadChange, SpreadReport,
+    RebuildReport, ScrubReport, ShardReport, SpreadChange, SpreadReport, SpreadVerifyReport,
+    Verified,
 };
 
 impl Page for Created {
@@ -226,6 +227,47 @@ impl Page for ScrubReport {
             "{}: {sets}, {groups} groups checked; {verdict}",
             self.region
         );
+        page
+    }
+}
+
+impl Page for Verified {
+    fn page(&self) -> String {
+        match self {
+            Self::One(report) => report.page(),
+            Self::Spread(report) => report.page(),
+        }
+    }
+}
+
+impl Page for SpreadVerifyReport {
+    fn page(&self) -> String {
+        let mut page = String::new();
+        for unit in &self.units {
+            let name = plain(&unit.unit);
+            let _ = match &unit.error {
+                Some(error) => writeln!(page, "{name}: tables not checked: {}", plain(error)),
+                None => writeln!(
+                    page,
+                    "{name}: {} checked",
+                    count(unit.structures_checked, "structure")
+                ),
+            };
+            if !unit.findings.is_empty() {
+                page.push_str(&super::findings(&unit.findings));
+            }
+        }
+        match (&self.contents, &self.contents_note) {
+            (Some(contents), _) => page.push_str(&contents.page()),
+            (None, note) => {
+                let why = note.as_deref().unwrap_or("no reason given");
+                let _ = writeln!(page, "{}: sets not checked: {}", self.region, plain(why));
+            }
+        }
+        page.push_str(match self.damaged {
+            true => "DAMAGE FOUND\n",
+            false => "no damage found in what was checked\n",
+        });
         page
     }
 }
