@@ -53,7 +53,7 @@ impl Site {
         ));
         let pool = self.path(&format!("pool-{name}"));
         let arguments = InitArguments {
-            pool: pool.clone(),
+            pool,
             medium: pmu_format::Medium::File,
             size: Some(ByteSize(pool_bytes)),
             table_size: ByteSize(64 << 10),
