@@ -11,7 +11,7 @@
 //! * A fence that reached as many leaves a writer without the members for one more commit.
 //!
 //! A writer that was fenced on some members can still publish on the others what it had prepared, without ever acknowledging it.
-//! Therefore each writer has a **term** ([`term`]), and what a member has published counts only if no member that answers knows of a
+//! Therefore each writer has a **term** (`term`), and what a member has published counts only if no member that answers knows of a
 //! later term.
 
 mod quorum;

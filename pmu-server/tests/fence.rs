@@ -314,10 +314,7 @@ async fn d07_members_change_once_and_end_every_session() {
         let reason = pmu_proto::reason::of(&refused.unwrap_err());
         assert_eq!(reason, Some(Reason::BadRequest));
     }
-    assert_eq!(
-        writer.write(0, &[1; 8]).unwrap(),
-        CompletionStatus::Success
-    );
+    assert_eq!(writer.write(0, &[1; 8]).unwrap(), CompletionStatus::Success);
 
     let changed = manager
         .admin

@@ -123,7 +123,7 @@ async fn delete_old(context: &Context, old: &Unit, name: &str) -> bool {
 /// `region scrub`
 ///
 /// # Errors
-/// As [`rebuild`]. Damage is no error: it stands in the report.
+/// As [`rebuild()`]. Damage is no error: it stands in the report.
 pub async fn scrub(
     context: &Context,
     arguments: &RegionScrubArguments,

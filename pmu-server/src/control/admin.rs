@@ -8,8 +8,9 @@ use pmu_proto::v1::{
     CreateRegionRequest, CreateRegionResponse, DeleteRegionRequest, DeleteRegionResponse,
     FenceRegionRequest, FenceRegionResponse, InitializeRequest, InitializeResponse,
     ListRegionsRequest, ListRegionsResponse, RevokeGrantRequest, RevokeGrantResponse,
-    SetGrantRequest, SetGrantResponse, SetMembershipRequest, SetMembershipResponse, ShowRegionRequest, ShowRegionResponse, StatusRequest,
-    StatusResponse, VerifyPoolRequest, VerifyPoolResponse,
+    SetGrantRequest, SetGrantResponse, SetMembershipRequest, SetMembershipResponse,
+    ShowRegionRequest, ShowRegionResponse, StatusRequest, StatusResponse, VerifyPoolRequest,
+    VerifyPoolResponse,
 };
 use tokio_stream::Iter;
 use tonic::{Request, Response, Status};
