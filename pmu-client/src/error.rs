@@ -194,6 +194,16 @@ pub enum ClientError {
         /// Which are missing, and why each.
         missing: String,
     },
+    /// The members of the spread region were changed while a set was under way. Nobody else took over: the primary goes on with the new
+    /// ones, and the set is to be written again (it may have been stored, too).
+    #[error("region {region}: its members were changed")]
+    MembersChanged {
+        /// The region.
+        region: String,
+    },
+    /// The caller ended it. What was done stays, and it can be gone on with.
+    #[error("interrupted")]
+    Interrupted,
     /// More bytes than the region can hold at all.
     #[error("region {region}: {bytes} bytes are more than the {limit_bytes} that fit")]
     TooLarge {
@@ -328,6 +338,8 @@ impl ClientError {
             Self::Ended { .. } => "open the region again",
             Self::Full { .. } => "let the backup clear what it has read, then try again",
             Self::TooFewUnits { .. } => "bring one of the missing units back, then try again",
+            Self::MembersChanged { .. } => "write the set again",
+            Self::Interrupted => "call it again: it goes on where it was",
             Self::TooLarge { .. } => "store less, or have a larger region made",
             Self::Damaged { .. } => {
                 "recover an older set, and verify the region (pmm region verify)"

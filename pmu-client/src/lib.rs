@@ -89,8 +89,9 @@ pub use sets::{
     SetChoice, SetInfo, SetPrimary, SetRead, SetReader, SetSink, SetTakeover, StreamSink,
 };
 pub use spread::{
-    MissingUnit, Network, Reach, ReachedUnit, Spread, SpreadFence, SpreadLogBackup,
-    SpreadLogPrimary, SpreadLogTakeover, SpreadPrimary, SpreadPut, SpreadRead, SpreadReader,
-    SpreadSet, SpreadTakeover,
+    MissingUnit, Network, OnProgress, Reach, ReachedUnit, RebuildProgress, Spread, SpreadFence,
+    SpreadLogBackup, SpreadLogPrimary, SpreadLogTakeover, SpreadPrimary, SpreadPut, SpreadRead,
+    SpreadReader, SpreadSet, SpreadTakeover,
 };
+pub use spread::{rebuild, scrub};
 pub use unit::{FenceReport, UNIT_VARIABLE, Unit, UnitStatus, identity_directory};

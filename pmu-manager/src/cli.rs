@@ -244,8 +244,20 @@ pub enum RegionCommand {
     Fence(RegionArgument),
     /// Delete a region and erase its bytes, on all its units if it is spread. Refused while a program has it open.
     Delete(RegionDeleteArguments),
-    /// Check a region's sets or records, and its pool's tables. Exits with 5 if something is damaged.
+    /// Check a region's sets or records, and its pool's tables; on all its units if it is spread, and whether their shares go together.
+    /// Exits with 5 if something is damaged.
     Verify(RegionArgument),
+    /// Bring the units of a spread region up to date that were away, or put a new unit in the place of one, while checkpoints go on.
+    ///
+    /// Whatever ends it, it can be called again, and goes on where it was. For the time of the work the manager gives itself the
+    /// rights to read and write the region, and takes them back afterwards; after being killed it leaves them until it is called again
+    /// or they are revoked (`pmm region revoke`).
+    Rebuild(RegionRebuildArguments),
+    /// Read all that the units of a spread region hold, check every checksum and all redundancy, and repair what is damaged.
+    ///
+    /// Exits with 5 if something was damaged and could not be repaired, or --no-repair is given. The manager gives itself rights for the
+    /// time of the work, as for rebuild.
+    Scrub(RegionScrubArguments),
 }
 
 /// Which unit.
@@ -395,6 +407,53 @@ pub struct RegionRevokeArguments {
     pub on: OnUnit,
 }
 
+/// Which unit comes in the place of which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplaceArgument {
+    /// The one that goes.
+    pub old: PrincipalName,
+    /// The one that comes.
+    pub new: PrincipalName,
+}
+
+/// Arguments of `region rebuild`.
+#[derive(Debug, Args)]
+pub struct RegionRebuildArguments {
+    /// The region.
+    #[arg(value_name = "NAME", value_parser = region_name)]
+    pub name: RegionName,
+    /// Put unit NEW, which must be in the list and have the room, in the place of unit OLD, dead or alive.
+    #[arg(long, value_name = "OLD=NEW", value_parser = replacement)]
+    pub replace: Option<ReplaceArgument>,
+    /// Bring only this unit up to date [default: all that were away].
+    #[arg(long, value_name = "NAME", value_parser = principal_name, conflicts_with = "replace")]
+    pub unit: Option<PrincipalName>,
+    /// OLD is destroyed and never answers anybody again. Needed only where so few units know of the change otherwise that OLD could be
+    /// believed for what it still holds.
+    #[arg(long, requires = "replace")]
+    pub lost: bool,
+    /// Delete the region on OLD afterwards, if OLD answers.
+    #[arg(long, requires = "replace")]
+    pub delete_old: bool,
+    /// Write no more than so many bytes in a second, as in 100MiB.
+    #[arg(long, value_name = "SIZE")]
+    pub rate: Option<ByteSize>,
+}
+
+/// Arguments of `region scrub`.
+#[derive(Debug, Args)]
+pub struct RegionScrubArguments {
+    /// The region.
+    #[arg(value_name = "NAME", value_parser = region_name)]
+    pub name: RegionName,
+    /// Only report what is damaged.
+    #[arg(long)]
+    pub no_repair: bool,
+    /// Read no more than so many bytes in a second, as in 100MiB.
+    #[arg(long, value_name = "SIZE")]
+    pub rate: Option<ByteSize>,
+}
+
 impl Arguments {
     /// Reads the command line and checks what no single argument shows.
     ///
@@ -536,6 +595,17 @@ fn check_grants(grants: &[GrantArgument]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn replacement(text: &str) -> Result<ReplaceArgument, String> {
+    let (old, new) = text
+        .split_once('=')
+        .ok_or("a replacement is OLD=NEW, two names of units")?;
+    let (old, new) = (principal_name(old)?, principal_name(new)?);
+    if old == new {
+        return Err(format!("{old} can't take its own place"));
+    }
+    Ok(ReplaceArgument { old, new })
 }
 
 fn principal_name(text: &str) -> Result<PrincipalName, String> {

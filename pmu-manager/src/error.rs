@@ -117,6 +117,12 @@ pub enum ManagerError {
         /// Why it failed.
         source: Box<ManagerError>,
     },
+    /// A rebuild or scrub failed.
+    #[error("{source} ({})", source.advice())]
+    Client {
+        /// Why.
+        source: Box<pmu_client::ClientError>,
+    },
     /// There are no random numbers.
     #[error("draw a random id")]
     Random {
@@ -186,6 +192,7 @@ impl ManagerError {
             Self::TimedOut { .. } => exit::UNAVAILABLE,
             Self::Auth(error) => auth_exit_code(error),
             Self::Refused { status, .. } => status_exit_code(status),
+            Self::Client { source } => client_exit_code(source),
             Self::NotCreated { source, .. } => source.exit_code(),
             Self::File { .. }
             | Self::Config { .. }
@@ -209,6 +216,17 @@ impl ManagerError {
             next = source.source();
         }
         text
+    }
+}
+
+fn client_exit_code(error: &pmu_client::ClientError) -> u8 {
+    use pmu_client::ClientError;
+    match error {
+        ClientError::NoGrant { .. } | ClientError::NotAuthenticated { .. } => exit::NOT_AUTHORISED,
+        ClientError::NoSuchRegion { .. } => exit::NOT_FOUND,
+        ClientError::Damaged { .. } => exit::DAMAGED,
+        error if error.is_unreachable() => exit::UNAVAILABLE,
+        _ => exit::FAILED,
     }
 }
 

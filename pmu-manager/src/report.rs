@@ -620,3 +620,103 @@ impl RegionReport {
         }
     }
 }
+
+/// What `region rebuild` did.
+#[derive(Clone, Debug, Serialize)]
+pub struct RebuildReport {
+    /// The region.
+    pub region: String,
+    /// The generation of the members now.
+    pub generation: u64,
+    /// The units that were given something.
+    pub units: Vec<pmu_client::rebuild::RebuiltUnit>,
+    /// Units that did not answer, or could not be brought up to date.
+    pub missing: Vec<MissingReport>,
+    /// Whether the region was deleted on the unit that was replaced; null if nobody asked for that.
+    pub old_deleted: Option<bool>,
+    /// Units on which the manager's rights could not be taken back.
+    pub rights_left_on: Vec<String>,
+    /// What the command exits with.
+    #[serde(skip)]
+    pub exit_code: u8,
+}
+
+/// A unit that can't be used, and why.
+#[derive(Clone, Debug, Serialize)]
+pub struct MissingReport {
+    /// The unit.
+    pub unit: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What `region scrub` found, and did.
+#[derive(Clone, Debug, Serialize)]
+pub struct ScrubReport {
+    /// The region.
+    pub region: String,
+    /// Sets that were read.
+    pub sets: u32,
+    /// Redundancy groups whose redundancy was held against their data.
+    pub groups: u64,
+    /// Groups of which it could not be.
+    pub groups_incomplete: u64,
+    /// What each unit holds.
+    pub units: Vec<pmu_client::scrub::ScrubbedUnit>,
+    /// Groups whose redundancy doesn't belong to their data.
+    pub mismatches: Vec<pmu_client::scrub::Mismatch>,
+    /// What units were given anew.
+    pub repaired: Vec<pmu_client::rebuild::RebuiltUnit>,
+    /// Units that could not be read, or be given anew what they lack.
+    pub missing: Vec<MissingReport>,
+    /// Whether something was not as it was written.
+    pub damaged: bool,
+    /// Whether all of that is right now.
+    pub is_repaired: bool,
+    /// Units on which the manager's rights could not be taken back.
+    pub rights_left_on: Vec<String>,
+    /// What the command exits with.
+    #[serde(skip)]
+    pub exit_code: u8,
+}
+
+/// `region verify` of a region that is spread over several units.
+#[derive(Clone, Debug, Serialize)]
+pub struct SpreadVerifyReport {
+    /// The region.
+    pub region: String,
+    /// The tables of each member's pool.
+    pub units: Vec<MemberVerifyReport>,
+    /// What the members hold, and whether their shares go together; `null`: not checked, see `contents_note`.
+    pub contents: Option<ScrubReport>,
+    /// Why the contents were not checked.
+    pub contents_note: Option<String>,
+    /// Something is damaged.
+    pub damaged: bool,
+    /// 0 if everything was checked and is good, 5 if something is damaged; else why not everything was checked.
+    #[serde(skip)]
+    pub exit_code: u8,
+}
+
+/// The tables of one member's pool.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemberVerifyReport {
+    /// The unit.
+    pub unit: String,
+    /// Structures of the pool that were checked.
+    pub structures_checked: u32,
+    /// What was found.
+    pub findings: Vec<FindingReport>,
+    /// Why they were not checked.
+    pub error: Option<String>,
+}
+
+/// `region verify`: of one unit, or of all members. No field of its own.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Verified {
+    /// Of one unit.
+    One(VerifyReport),
+    /// Of all members.
+    Spread(SpreadVerifyReport),
+}

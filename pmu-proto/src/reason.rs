@@ -54,7 +54,7 @@ pub fn code(reason: Reason) -> Code {
         Reason::TooSmall | Reason::BadName | Reason::BadRequest => Code::InvalidArgument,
         Reason::PoolFull | Reason::TableFull | Reason::TooManySessions => Code::ResourceExhausted,
         Reason::NameTaken => Code::AlreadyExists,
-        Reason::StaleEpoch => Code::Aborted,
+        Reason::StaleEpoch | Reason::WrongGeneration => Code::Aborted,
         Reason::NoPrincipal => Code::Unauthenticated,
         Reason::NotConnected => Code::DeadlineExceeded,
         Reason::NoProvider | Reason::Stopping => Code::Unavailable,
@@ -79,7 +79,7 @@ mod tests {
             assert_eq!(status.message(), "refused");
             known += 1;
         }
-        assert_eq!(known, 27);
+        assert_eq!(known, 28);
     }
 
     #[test]

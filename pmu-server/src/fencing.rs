@@ -50,7 +50,7 @@ impl UnitState {
         self.fence_held(&region, &mut desk, None, arrived)
     }
 
-    fn fence_held(
+    pub(crate) fn fence_held(
         &self,
         region: &Region,
         desk: &mut Desk,
@@ -123,7 +123,7 @@ impl UnitState {
 
     /// Ends the sessions of a region that `chosen` picks, all that can be ended; returns how many, and how many windows
     /// they had.
-    fn end_sessions(
+    pub(crate) fn end_sessions(
         &self,
         region: &Region,
         desk: &mut Desk,

@@ -14,6 +14,7 @@ pub mod control;
 pub mod distributor;
 mod fencing;
 pub mod logging;
+mod members;
 pub mod metrics;
 pub mod notify;
 mod opening;

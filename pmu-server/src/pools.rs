@@ -111,6 +111,12 @@ impl UnitPool {
             .map_err(|error| self.refusal(&error))
     }
 
+    pub(crate) fn set_attributes(&self, id: RegionId, attributes: Vec<u8>) -> Result<(), Refusal> {
+        self.pool
+            .set_attributes(id, attributes)
+            .map_err(|error| self.refusal(&error))
+    }
+
     /// Erases and frees a region on which nobody has a window, nor will get one.
     pub(crate) fn delete(&self, id: RegionId) -> Result<(), Refusal> {
         self.pool

@@ -241,3 +241,108 @@ async fn p10_epoch_and_virtual_addresses_survive_a_restart() {
     assert_eq!(next.read(border, 15).unwrap(), b"over the border");
     unit.stop().await;
 }
+
+fn membership(generation: u64, own_index: u8, units: &[&str]) -> Vec<u8> {
+    let members = units.iter().map(|unit| pmu_format::Member {
+        unit: pmu_format::PrincipalName::new(unit).unwrap(),
+        address: "127.0.0.1:1".into(),
+    });
+    let membership = pmu_format::Membership {
+        id: pmu_format::SpreadId([3; 16]),
+        generation,
+        layout: [1, 1, 1],
+        units_min: 1,
+        own_index,
+        subsegment_bytes: 4096,
+        members: members.collect(),
+    };
+    membership.encode().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d07_members_change_once_and_end_every_session() {
+    let site = Site::with_file_pool();
+    let (unit, mut manager) = site.unlocked(site.config()).await;
+    let request = v1::CreateRegionRequest {
+        name: "part".into(),
+        mode: v1::Mode::Overwrite.into(),
+        sets_kept: 2,
+        room: Some(v1::create_region_request::Room::SizeBytes(1 << 20)),
+        need: v1::Need::Durable.into(),
+        grants: vec![grant("alice", WRITE | READ), grant("bob", READ)],
+        attributes: membership(4, 0, &["a", "b"]),
+        ..Default::default()
+    };
+    manager.admin.create_region(request).await.unwrap();
+    let (mut alice, mut bob) = (
+        site.client(&unit, "alice").await,
+        site.client(&unit, "bob").await,
+    );
+    let mut writer = alice.attach(primary("part")).await.unwrap();
+    let mut reader = bob.attach(reader("part")).await.unwrap();
+    let change = |expected_generation, attributes| v1::SetMembershipRequest {
+        region: "part".into(),
+        expected_generation,
+        attributes,
+    };
+    // Another generation, the same one, an earlier one, another region, no membership: nothing changes, nobody is disturbed.
+    let later = membership(5, 0, &["a", "c"]);
+    let refused = manager
+        .admin
+        .set_membership(change(3, later.clone()))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        pmu_proto::reason::of(&refused),
+        Some(Reason::WrongGeneration)
+    );
+    let text = refused.message();
+    assert!(
+        text.contains("generation 4 now (a, b)") && text.contains("generation 3 was expected"),
+        "{text}"
+    );
+    let mut other = pmu_format::Membership::decode(&later).unwrap();
+    other.id.0[0] ^= 1;
+    let wrong = [
+        membership(4, 0, &["a", "c"]),
+        membership(3, 0, &["a", "c"]),
+        other.encode().unwrap(),
+        b"nothing".to_vec(),
+    ];
+    for attributes in wrong {
+        let refused = manager.admin.set_membership(change(4, attributes)).await;
+        let reason = pmu_proto::reason::of(&refused.unwrap_err());
+        assert_eq!(reason, Some(Reason::BadRequest));
+    }
+    assert_eq!(writer.write(0, &[1; 8]).unwrap(), CompletionStatus::Success);
+
+    let changed = manager
+        .admin
+        .set_membership(change(4, later.clone()))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(changed.sessions_closed, 2);
+    assert!(changed.epoch > writer.epoch);
+    assert!(!matches!(
+        writer.write(0, &[2; 8]),
+        Ok(CompletionStatus::Success)
+    ));
+    assert!(reader.read(0, 8).is_err());
+    // The second manager's expectation is of yesterday.
+    let second = manager
+        .admin
+        .set_membership(change(4, membership(5, 0, &["a", "d"])))
+        .await
+        .unwrap_err();
+    assert!(second.message().contains("(a, c)"), "{second}");
+
+    // It outlives the unit.
+    unit.stop().await;
+    let (_unit, mut manager) = site.unlocked(site.config()).await;
+    let request = v1::ShowRegionRequest {
+        region: "part".into(),
+    };
+    let shown = manager.admin.show_region(request).await.unwrap();
+    assert_eq!(shown.into_inner().region.unwrap().attributes, later);
+}

@@ -1,5 +1,6 @@
 //! Writing sets: one after the other, each committed with one chain behind its payload.
 
+pub(crate) mod fill;
 pub(crate) mod member;
 
 use std::io::IoSlice;

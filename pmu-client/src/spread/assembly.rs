@@ -87,14 +87,14 @@ impl Assembly<'_, '_> {
         }
     }
 
-    fn do_without(&mut self, failed: Failed) {
+    pub(super) fn do_without(&mut self, failed: Failed) {
         let (UnitIndex(unit), reason) = failed;
         tracing::warn!(unit, reason, "a share is not used any more");
         self.seats[unit] = Err(reason);
     }
 
     /// The shards to read: data where its unit can be used, else redundancy. A shard without bytes is there anyhow.
-    fn choose(&self, group: &Group) -> std::result::Result<ShardSet, Stop> {
+    pub(super) fn choose(&self, group: &Group) -> std::result::Result<ShardSet, Stop> {
         let needed = self.placement.layout().data_shards();
         let mut chosen = ShardSet::EMPTY;
         let mut usable = 0;
@@ -110,7 +110,7 @@ impl Assembly<'_, '_> {
         Ok(chosen)
     }
 
-    fn ask_ahead(&mut self, from: u64) {
+    pub(super) fn ask_ahead(&mut self, from: u64) {
         let to = from.saturating_add(GROUPS_AHEAD_MAX);
         let mut full = vec![false; self.seats.len()];
         for index in from..to.min(self.placement.group_count()) {
@@ -207,7 +207,7 @@ impl Assembly<'_, '_> {
     }
 
     /// Reads the chosen shards of a group.
-    fn gather(&mut self, group: &Group, chosen: ShardSet) -> Outcome {
+    pub(super) fn gather(&mut self, group: &Group, chosen: ShardSet) -> Outcome {
         let shards: Vec<Shard> = self.placement.shards(group).collect();
         for shard in shards {
             let ShardIndex(index) = shard.shard;
@@ -252,14 +252,28 @@ impl Assembly<'_, '_> {
 
     /// Computes the data shards that were not read.
     fn fill_in(&mut self, group: &Group, present: ShardSet) -> std::result::Result<(), Stop> {
-        let failed = |error: String| Stop::Sink(io::Error::other(error));
         let data_shards = self.placement.layout().data_shards();
         let wanted = ShardSet::first(data_shards).without(present);
+        self.reconstruct(group, present, wanted)
+    }
+
+    /// Computes shards from those that were read.
+    pub(super) fn reconstruct(
+        &mut self,
+        group: &Group,
+        present: ShardSet,
+        wanted: ShardSet,
+    ) -> std::result::Result<(), Stop> {
+        let failed = |error: String| Stop::Sink(io::Error::other(error));
         if wanted.is_empty() {
             return Ok(());
         }
         self.reconstructed = true;
-        let known = self.plans.iter().find(|(of, _)| *of == present);
+        let of = |plan: &Reconstruct| plan.targets() == wanted;
+        let known = self.plans.iter();
+        let known = known
+            .clone()
+            .find(|(from, plan)| *from == present && of(plan));
         let plan = match known {
             Some((_, plan)) => *plan,
             None => {

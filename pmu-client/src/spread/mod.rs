@@ -9,11 +9,15 @@
 //! [`SpreadPrimary::rejoin`] (or a new opening), and is never believed for what it missed.
 
 mod assembly;
+mod change;
+mod copy;
 mod log;
 mod primary;
 mod put;
 mod reach;
 mod reader;
+pub mod rebuild;
+pub mod scrub;
 mod share;
 mod source;
 mod term;
@@ -26,6 +30,7 @@ use pmu_core::spread::{Quorum, TooFewUnits};
 use pmu_format::{LogGeometry, Member, Membership, Mode, SHARE_TRAILER_BYTES};
 use pmu_stripe::{Layout, Placement};
 
+pub use copy::{OnProgress, RebuildProgress};
 pub use log::{SpreadLogBackup, SpreadLogPrimary, SpreadLogTakeover};
 pub use primary::{SpreadPrimary, SpreadTakeover};
 pub use put::SpreadPut;
@@ -35,11 +40,22 @@ pub(crate) use term::TermDesk;
 
 use crate::error::{ClientError, Result};
 use crate::options::ConnectOptions;
-use crate::region::RegionInfo;
+use crate::region::{Parts, RegionInfo};
 use crate::unit::{FenceReport, Unit};
 
 /// The length of what stands behind a share.
 pub(crate) const TRAILER_BYTES: u64 = SHARE_TRAILER_BYTES as u64;
+
+/// How often a change of members is followed, at most.
+const GENERATIONS_MAX: u32 = 16;
+
+/// The generation of a member that is being filled: nobody counts it before it is given that of the others.
+pub(crate) const BEING_FILLED: u64 = 0;
+
+fn generation(info: &RegionInfo) -> u64 {
+    let membership = info.membership.as_ref();
+    membership.map_or(BEING_FILLED, |membership| membership.generation)
+}
 
 /// A unit that can't be used now, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +85,8 @@ pub struct Spread {
     mode: Mode,
     /// Overwrite mode: the longest payload of a member's set. Append mode: the length of a member.
     share_capacity_bytes: u64,
+    /// Sets that each member keeps.
+    sets_kept: u32,
     reach: Arc<dyn Reach>,
     units: Vec<std::result::Result<Box<dyn ReachedUnit>, MissingUnit>>,
 }
@@ -116,11 +134,32 @@ impl Spread {
         Self::over(info, Arc::new(Network::new(identity, options)))
     }
 
-    /// The same on any way to the units.
+    /// The same on any way to the units. The members are those of the highest generation that any of them knows; one of an older
+    /// generation is missing until it learns of the change.
     ///
     /// # Errors
-    /// As [`Self::of`].
+    /// As [`Self::of`]; [`ClientError::TooFewUnits`] if only a unit answers that is being filled and no member yet.
     pub fn over(info: &RegionInfo, reach: Arc<dyn Reach>) -> Result<Self> {
+        let mut info = info.clone();
+        for _ in 0..GENERATIONS_MAX {
+            let mut spread = Self::unconnected(&info, Arc::clone(&reach))?;
+            match spread.connect_all() {
+                Some(later) => info = later,
+                None if spread.membership.generation == BEING_FILLED => {
+                    let enough = spread.quorum.check_decide(0);
+                    return Err(enough.map_or_else(
+                        |what| spread.too_few(what, spread.missing()),
+                        |()| ClientError::Protocol("a region without members".into()),
+                    ));
+                }
+                None => return Ok(spread),
+            }
+        }
+        let what = format!("region {}: its members change all the time", info.name);
+        Err(ClientError::Protocol(what))
+    }
+
+    fn unconnected(info: &RegionInfo, reach: Arc<dyn Reach>) -> Result<Self> {
         let wrong =
             |what: &str| ClientError::Protocol(format!("spread region {}: {what}", info.name));
         let membership = info.membership.clone().ok_or_else(|| {
@@ -142,29 +181,63 @@ impl Spread {
             layout.units(),
             membership.units_min.into(),
             layout.data_shards(),
-        )
-        .of_generation(membership.generation);
-        let mut spread = Self {
+        );
+        Ok(Self {
             name: Arc::clone(&info.name),
             layout,
             quorum,
             mode: info.mode,
             share_capacity_bytes,
+            sets_kept: info.sets_kept,
             reach,
             units: Vec::new(),
             membership,
-        };
-        spread.units = spread.on_each(|member, _| spread.connect(member));
-        Ok(spread)
+        })
     }
 
-    fn connect(&self, member: &Member) -> std::result::Result<Box<dyn ReachedUnit>, MissingUnit> {
-        let known = self.reach.unit(member).and_then(|unit| {
-            let info = unit.describe(&self.name)?;
+    /// Connects to all members. Gives what one says that knows of a later generation.
+    fn connect_all(&mut self) -> Option<RegionInfo> {
+        let described = self.on_each(|member, _| self.describe(member));
+        let later = described.iter().flatten().map(|(_, info)| info);
+        let later = later
+            .filter(|info| self.is_earlier_than(info))
+            .max_by_key(|info| generation(info));
+        if let Some(later) = later {
+            return Some(later.clone());
+        }
+        let members = self.membership.members.iter().zip(described);
+        self.units = members
+            .map(|(member, described)| self.checked(member, described))
+            .collect();
+        None
+    }
+
+    fn is_earlier_than(&self, info: &RegionInfo) -> bool {
+        info.membership.as_ref().is_some_and(|found| {
+            found.id == self.membership.id && found.generation > self.membership.generation
+        })
+    }
+
+    fn describe(&self, member: &Member) -> Result<(Box<dyn ReachedUnit>, RegionInfo)> {
+        let unit = self.reach.unit(member)?;
+        let info = unit.describe(&self.name)?;
+        Ok((unit, info))
+    }
+
+    fn checked(
+        &self,
+        member: &Member,
+        described: Result<(Box<dyn ReachedUnit>, RegionInfo)>,
+    ) -> std::result::Result<Box<dyn ReachedUnit>, MissingUnit> {
+        let known = described.and_then(|(unit, info)| {
             self.check_member(member, &info)?;
             Ok(unit)
         });
         known.map_err(|error| missing(member, &error))
+    }
+
+    fn connect(&self, member: &Member) -> std::result::Result<Box<dyn ReachedUnit>, MissingUnit> {
+        self.checked(member, self.describe(member))
     }
 
     /// Whether a unit's region is the member that it should be.
@@ -177,8 +250,14 @@ impl Spread {
         if found.id != self.membership.id {
             return wrong("its region of this name is a part of another spread region");
         }
+        if found.generation == BEING_FILLED {
+            return wrong("it is being filled, and is no member yet");
+        }
         if found.generation != self.membership.generation {
-            return wrong("it knows the members of another time");
+            return Err(ClientError::Protocol(format!(
+                "it knows the members of generation {}, not of {}",
+                found.generation, self.membership.generation
+            )));
         }
         if own.get(usize::from(found.own_index)) != Some(member) || found.members != *own {
             return wrong("it knows other members");
@@ -190,6 +269,18 @@ impl Spread {
             return wrong("its region is of another size");
         }
         Ok(())
+    }
+
+    /// Whether what was opened is still a member of this generation: the members may have changed since it was described.
+    fn check_opened(&self, parts: &Parts) -> Result<()> {
+        let member = self
+            .membership
+            .members
+            .iter()
+            .find(|member| member.unit.as_str() == &*parts.unit);
+        let member = member
+            .ok_or_else(|| ClientError::Protocol(format!("unit {} is not a member", parts.unit)))?;
+        self.check_member(member, &parts.info)
     }
 
     /// Does something with every member, at the same time where that helps.
@@ -321,6 +412,18 @@ struct Failed {
 }
 
 impl Failed {
+    /// The same, but that somebody else writes this member is kept in `held`: whoever has enough of the others goes on without it, as
+    /// who writes here has too few then.
+    fn or_held(mut self, held: &mut Option<ClientError>) -> Result<MissingUnit> {
+        if matches!(
+            self.error.as_deref(),
+            Some(ClientError::WriterExists { .. })
+        ) {
+            *held = self.error.take().map(|error| *error);
+        }
+        self.or_grant()
+    }
+
     /// What no other unit can make good is an error for all.
     fn or_grant(self) -> Result<MissingUnit> {
         match self.error {

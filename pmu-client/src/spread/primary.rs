@@ -27,19 +27,21 @@ use crate::spread::{
 /// [`crate::Timeouts::stall`] is given up.
 #[derive(Debug)]
 pub struct SpreadPrimary {
-    spread: Spread,
-    options: OpenOptions,
-    members: Vec<std::result::Result<SetPrimary, MissingUnit>>,
+    pub(super) spread: Spread,
+    pub(super) options: OpenOptions,
+    pub(super) members: Vec<std::result::Result<SetPrimary, MissingUnit>>,
     code: Code,
     /// What is committed, and the term of this primary.
-    newest: Newest,
+    pub(super) newest: Newest,
     writer: [u8; 16],
     /// Counts the tries to commit a set.
     attempt: u64,
     parity: Vec<Vec<u8>>,
     gathered: Vec<u8>,
     proofs: Arc<[UnitProof]>,
-    ended: bool,
+    pub(super) ended: bool,
+    /// The members that were given up because somebody fenced them, one bit for each.
+    pub(super) fenced: u32,
 }
 
 /// What a take-over did.
@@ -62,21 +64,49 @@ impl Spread {
     /// [`crate::Unit::open_sets_primary`].
     pub fn open_primary(self, options: &OpenOptions) -> Result<SpreadPrimary> {
         self.check_mode(Mode::Overwrite)?;
+        let name = Arc::clone(&self.name);
+        let opened = self.open_behind(options, None)?;
+        opened.ok_or_else(|| ClientError::Protocol(format!("region {name} has no term")))
+    }
+
+    /// Opens the region anew for the primary of a term; none if a later one is known.
+    pub(super) fn open_again(
+        self,
+        options: &OpenOptions,
+        own: Term,
+    ) -> Result<Option<SpreadPrimary>> {
+        self.open_behind(options, Some(own))
+    }
+
+    fn open_behind(
+        self,
+        options: &OpenOptions,
+        own: Option<Term>,
+    ) -> Result<Option<SpreadPrimary>> {
         let id = self.membership.id;
         let opened = self.on_each_unit(|unit| {
             let parts = unit.open(&self.name, SessionRole::Primary, Mode::Overwrite, options)?;
+            self.check_opened(&parts)?;
             OpenedMember::look(parts, id)
         });
         let mut members = Vec::with_capacity(opened.len());
+        let mut held = None;
         for opened in opened {
             members.push(match opened {
                 Ok(opened) => Ok(opened),
-                Err(failed) => Err(failed.or_grant()?),
+                Err(failed) => Err(failed.or_held(&mut held)?),
             });
         }
-        let newest = self.next_term(&members)?;
+        let newest = self.next_term(&members).map_err(|error| match error {
+            ClientError::TooFewUnits { .. } => held.unwrap_or(error),
+            error => error,
+        })?;
+        let highest = members.iter().flatten().map(|opened| opened.stand.highest);
+        if own.is_some_and(|own| highest.max() > Some(own)) {
+            return Ok(None);
+        }
         let members = self.take_term(members, &newest)?;
-        SpreadPrimary::new(self, *options, members, newest)
+        SpreadPrimary::new(self, *options, members, newest).map(Some)
     }
 
     /// What is committed, and a term of our own behind it.
@@ -189,6 +219,7 @@ impl SpreadPrimary {
             attempt: 0,
             proofs: Arc::from([]),
             ended: false,
+            fenced: 0,
             spread,
             options,
             members,
@@ -205,7 +236,16 @@ impl SpreadPrimary {
     /// # Errors
     /// [`ClientError::TooLarge`]: nothing was written. [`ClientError::TooFewUnits`]: the set was not stored, the earlier ones are there.
     /// [`ClientError::Fenced`]: another primary took over. [`ClientError::UnknownOutcome`]: it may have been stored; recover.
+    ///
+    /// If the members are changed meanwhile, the set is written again, once; the number of the receipt is that of the second time.
     pub fn commit(&mut self, payload: &[IoSlice<'_>], label: Label) -> Result<Receipt> {
+        match self.commit_once(payload, label) {
+            Err(ClientError::MembersChanged { .. }) => self.commit_once(payload, label),
+            result => result,
+        }
+    }
+
+    fn commit_once(&mut self, payload: &[IoSlice<'_>], label: Label) -> Result<Receipt> {
         let bytes = payload.iter().map(|slice| slice.len() as u64).sum();
         let placement = self.start_set(Some(bytes), label)?;
         let mut source = Source::new(payload);
@@ -248,6 +288,9 @@ impl SpreadPrimary {
             });
         }
         let placement = self.placement(bytes.unwrap_or(capacity))?;
+        if let Err(error) = self.check_commit() {
+            return Err(self.give_set_up(error));
+        }
         self.attempt += 1;
         for index in 0..self.members.len() {
             let share = bytes.map(|_| {
@@ -300,6 +343,7 @@ impl SpreadPrimary {
         for member in self.members.iter_mut().flatten() {
             member.drop_share();
         }
+        let error = self.or_changed(error);
         self.ended |= error.is_fenced();
         error
     }
@@ -390,6 +434,10 @@ impl SpreadPrimary {
             }
         }
         if let Err(cause) = self.check_commit() {
+            let cause = self.or_changed(cause);
+            if matches!(cause, ClientError::MembersChanged { .. }) {
+                return Err(cause);
+            }
             self.ended = true;
             return Err(ClientError::UnknownOutcome {
                 region: self.spread.name.as_ref().into(),
@@ -453,6 +501,7 @@ impl SpreadPrimary {
     fn give_up(&mut self, index: usize, error: &ClientError) {
         let member = &self.spread.membership.members[index];
         tracing::warn!(unit = %member.unit, region = %self.spread.name, %error, "a unit is given up");
+        self.fenced |= u32::from(error.is_fenced()) << index;
         self.members[index] = Err(missing(member, error));
     }
 
@@ -463,6 +512,9 @@ impl SpreadPrimary {
     /// None but those that no unit can make good: [`ClientError::NoGrant`], [`ClientError::WriterExists`] (another primary took over).
     pub fn rejoin(&mut self) -> Result<usize> {
         let mut back = 0;
+        if self.check_commit().is_err() && !self.ended {
+            self.follow_change()?;
+        }
         for index in 0..self.members.len() {
             if self.members[index].is_ok() {
                 continue;
@@ -472,7 +524,10 @@ impl SpreadPrimary {
                 let joined = self.join(unit.as_ref());
                 joined.map_err(|error| missing(member, &error))
             });
-            back += usize::from(opened.is_ok());
+            if opened.is_ok() {
+                back += 1;
+                self.fenced &= !(1 << index);
+            }
             self.members[index] = opened;
         }
         self.collect_proofs();
@@ -482,6 +537,7 @@ impl SpreadPrimary {
     fn join(&self, unit: &dyn ReachedUnit) -> Result<SetPrimary> {
         let name = &self.spread.name;
         let parts = unit.open(name, SessionRole::Primary, Mode::Overwrite, &self.options)?;
+        self.spread.check_opened(&parts)?;
         let mut opened = OpenedMember::look(parts, self.spread.membership.id)?;
         if opened.stand.highest > self.newest.term() {
             return Err(ClientError::Protocol(
@@ -516,7 +572,7 @@ impl SpreadPrimary {
         }
     }
 
-    fn check_commit(&self) -> Result<()> {
+    pub(super) fn check_commit(&self) -> Result<()> {
         let alive = self.members.iter().flatten().count();
         self.spread
             .quorum

@@ -20,6 +20,11 @@ pub trait Reach: Send + Sync {
     /// Calls `work` with 0 to `count` - 1, all at one time where that helps, and returns when each has ended.
     fn at_once(&self, count: usize, work: &(dyn Fn(usize) + Sync));
 
+    /// Lets some time pass.
+    fn pause(&self, time: std::time::Duration) {
+        std::thread::sleep(time);
+    }
+
     /// 16 random bytes that nobody else has.
     ///
     /// # Errors

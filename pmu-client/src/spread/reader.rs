@@ -3,7 +3,7 @@
 use parking_lot::Mutex;
 use pmu_core::commit::{FoundSet, SetState};
 use pmu_core::spread::{Newest, Stand};
-use pmu_format::{Mode, SetNumber, ShareTrailer};
+use pmu_format::{Mode, SetNumber, ShareTrailer, Term};
 use pmu_proto::v1::SessionRole;
 use pmu_stripe::{Code, Placement};
 
@@ -53,9 +53,9 @@ fn as_number<S: serde::Serializer>(number: &SetNumber, serializer: S) -> Result<
 ///
 /// A healthy read takes data alone, and no redundancy. Memory: the staging memory of each member, and one redundancy group.
 pub struct SpreadReader<'a> {
-    spread: &'a Spread,
-    options: OpenOptions,
-    members: Vec<std::result::Result<ShareReader, MissingUnit>>,
+    pub(super) spread: &'a Spread,
+    pub(super) options: OpenOptions,
+    pub(super) members: Vec<std::result::Result<ShareReader, MissingUnit>>,
 }
 
 impl std::fmt::Debug for SpreadReader<'_> {
@@ -76,6 +76,7 @@ impl Spread {
         self.check_mode(Mode::Overwrite)?;
         let opened = self.on_each_unit(|unit| {
             let parts = unit.open(&self.name, SessionRole::Backup, Mode::Overwrite, options)?;
+            self.check_opened(&parts)?;
             ShareReader::open(parts)
         });
         let mut members = Vec::with_capacity(opened.len());
@@ -94,7 +95,16 @@ impl Spread {
 }
 
 /// What one member says of one set: that it doesn't hold it, or what stands behind its share.
-type Held = Option<(ShareTrailer, FoundSet)>;
+pub(super) type Held = Option<(ShareTrailer, FoundSet)>;
+
+/// A set that counts, and who can be read for it.
+pub(super) struct Chosen {
+    pub(super) trailer: ShareTrailer,
+    /// What each member says of it.
+    pub(super) held: Vec<std::result::Result<Held, String>>,
+    /// Why a member can't be read for it.
+    pub(super) seats: Vec<std::result::Result<usize, String>>,
+}
 
 impl SpreadReader<'_> {
     /// Reads a set into a sink. Where units are missing, damaged or slow, their bytes are computed from the others.
@@ -137,6 +147,16 @@ impl SpreadReader<'_> {
                 },
             });
         };
+        let Chosen {
+            trailer,
+            held,
+            seats,
+        } = self.choose(number, term)?;
+        self.assemble(&trailer, &held, seats, sink)
+    }
+
+    /// Which set of this number and term is the one that counts, and who can be read for it.
+    pub(super) fn choose(&mut self, number: SetNumber, term: Term) -> Result<Chosen> {
         let held = self.select(number);
         let ours = |trailer: &ShareTrailer, index: usize| {
             let membership = &self.spread.membership;
@@ -165,11 +185,15 @@ impl SpreadReader<'_> {
             let absent = self.absent(&reasons(&seats));
             return Err(self.or_gone(number, what, &absent));
         };
-        self.assemble(&trailer, &held, seats, sink)
+        Ok(Chosen {
+            trailer,
+            held,
+            seats,
+        })
     }
 
     /// What is committed.
-    fn newest(&mut self) -> Result<Newest> {
+    pub(super) fn newest(&mut self) -> Result<Newest> {
         let id = self.spread.membership.id;
         let stands: Vec<Stand> = self
             .each(|reader| reader.stand(id))
@@ -342,7 +366,7 @@ impl SpreadReader<'_> {
     }
 
     /// The units that can't be read at all, and those that can't for this set.
-    fn absent(&self, reasons: &[Option<String>]) -> Vec<MissingUnit> {
+    pub(super) fn absent(&self, reasons: &[Option<String>]) -> Vec<MissingUnit> {
         let members = self.spread.membership.members.iter();
         members
             .zip(&self.members)

@@ -72,6 +72,73 @@ impl ShareReader {
         Ok(recovery.sets().to_vec())
     }
 
+    /// How many chunks the selected share has, its trailer included.
+    pub(super) fn chunk_count(&self) -> u32 {
+        let view = self.view.as_ref();
+        let set = view.map(SetView::set);
+        set.and_then(|set| pmu_format::chunk_count(set.payload_bytes))
+            .unwrap_or(0)
+    }
+
+    /// Reads a shard of the selected share, and waits for it as long as there is progress.
+    pub(super) fn read_all(&mut self, offset: u64, length: u64, bytes: &mut Vec<u8>) -> Result<()> {
+        bytes.resize(length as usize, 0);
+        let mut done = 0;
+        while done < length {
+            let now = (length - done).min(PIECE_BYTES_MAX);
+            let range = offset + done..offset + done + now;
+            self.wait_ready(range)?;
+            self.take(
+                offset + done,
+                &mut bytes[done as usize..(done + now) as usize],
+            )?;
+            done += now;
+        }
+        Ok(())
+    }
+
+    /// What is wrong with the chunks of a range, one after the other.
+    pub(super) fn damaged_chunks(&mut self, offset: u64, length: u64) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let mut bytes = Vec::new();
+        for index in Self::chunks_of(&(offset..offset + length)) {
+            match self.check_chunk(index, &mut bytes) {
+                Ok(_) => {}
+                Err(ClientError::Damaged { what, .. }) => found.push(what),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    fn wait_ready(&mut self, range: Range<u64>) -> Result<()> {
+        match self.ready(range, self.region.timeouts.stall)? {
+            Ready::Yes => Ok(()),
+            Ready::NotFor(waited) => Err(ClientError::TimedOut {
+                what: "reading a share",
+                waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+            }),
+        }
+    }
+
+    /// Reads one chunk of the selected share, checks it, and gives its length. Chunks are read in rising order.
+    pub(super) fn check_chunk(&mut self, index: u32, bytes: &mut Vec<u8>) -> Result<u64> {
+        let view = self.view.as_ref();
+        let Some((range, _)) = view.and_then(|view| view.chunk(index)) else {
+            return Err(self.damaged("its share is cut short".to_owned()));
+        };
+        let ahead = range.end..range.end.saturating_add(PIECE_BYTES_MAX);
+        let end = view
+            .map(|view| view.set().payload_bytes)
+            .unwrap_or(range.end);
+        let length = range.end - range.start;
+        bytes.resize(length as usize, 0);
+        self.wait_ready(range.clone())?;
+        self.ask(ahead.start..ahead.end.min(end))?;
+        self.take(range.start, bytes)?;
+        Ok(length)
+    }
+
     /// The longest time without any progress.
     pub(super) fn stall(&self) -> Duration {
         self.region.timeouts.stall

@@ -72,6 +72,13 @@ impl TermDesk {
         self.carry_out(region)
     }
 
+    /// Writes one word, durably.
+    pub(crate) fn write_word(&mut self, region: &mut Region, word: &WordWrite) -> Result<()> {
+        self.chain.clear();
+        self.add_word(region, word);
+        self.carry_out(region)
+    }
+
     fn add_word(&mut self, region: &Region, word: &WordWrite) {
         self.chain
             .atomic_write(region.address(word.offset.get()), word.value);

@@ -173,19 +173,19 @@ impl Units {
         }
     }
 
-    fn admin<F: Future<Output = ()>>(
+    pub fn admin<F: Future>(
         &self,
         index: usize,
         work: impl FnOnce(AdminClient<tonic::transport::Channel>) -> F,
-    ) {
+    ) -> F::Output {
         let identity = self.identity("boss", Role::Manager);
         let address = self.addresses[index].parse().unwrap();
         self.runtime.block_on(async {
             let channel = pmu_auth::connect(&address, &identity, None, PATIENCE)
                 .await
                 .unwrap();
-            work(AdminClient::new(channel)).await;
-        });
+            work(AdminClient::new(channel)).await
+        })
     }
 
     pub fn identity(&self, who: &str, role: Role) -> Identity {
@@ -254,7 +254,12 @@ impl Units {
             };
             let request = v1::CreateRegionRequest {
                 need: v1::Need::Durable.into(),
-                grants: vec![grant("app"), grant("backup"), grant("distributor")],
+                grants: vec![
+                    grant("app"),
+                    grant("backup"),
+                    grant("distributor"),
+                    grant("boss"),
+                ],
                 attributes: membership.encode().unwrap(),
                 ..request.clone()
             };

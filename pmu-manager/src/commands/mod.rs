@@ -1,6 +1,7 @@
 //! One function for each command: from arguments to a report.
 
 pub mod ca;
+pub mod rebuild;
 pub mod region;
 pub mod spread;
 pub mod status;
@@ -180,10 +181,20 @@ async fn run_region(
         RegionCommand::Delete(delete) => {
             report_change(output, &region::delete(&context, delete, ask).await?)?
         }
-        RegionCommand::Verify(verify) => {
-            let report = region::verify(&context, verify).await?;
+        RegionCommand::Rebuild(arguments) => {
+            let report = rebuild::rebuild(&context, arguments).await?;
             output.report(&report)?;
             report.exit_code
+        }
+        RegionCommand::Scrub(arguments) => {
+            let report = rebuild::scrub(&context, arguments).await?;
+            output.report(&report)?;
+            report.exit_code
+        }
+        RegionCommand::Verify(verify) => {
+            let (report, exit_code) = rebuild::verify(&context, verify).await?;
+            output.report(&report)?;
+            exit_code
         }
     };
     Ok(exit_code)

@@ -447,7 +447,7 @@ pub async fn verify(
 }
 
 /// How many structures were checked, and what was found.
-async fn verify_pool(
+pub(super) async fn verify_pool(
     connection: &Connection,
     context: &Context,
     pool: &str,

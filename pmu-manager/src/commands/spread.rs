@@ -446,6 +446,11 @@ impl Spread {
             })
     }
 
+    /// The members' units.
+    pub fn units(&self) -> impl Iterator<Item = &Unit> {
+        self.seats.iter().map(|seat| &seat.unit)
+    }
+
     /// The members that have their part.
     fn parts(&self) -> impl Iterator<Item = (&str, &v1::ShowRegionResponse)> {
         let seats = self.seats.iter().enumerate();

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::{Grid, NOTHING, Page, count, exact_size, facts, or_nothing, plain, section, size};
 use crate::report::{
-    Changed, Created, DeleteReport, FenceReport, GrantChange, PlacementReport, ShardReport,
-    SpreadChange, SpreadReport,
+    Changed, Created, DeleteReport, FenceReport, GrantChange, MissingReport, PlacementReport,
+    RebuildReport, ScrubReport, ShardReport, SpreadChange, SpreadReport, SpreadVerifyReport,
+    Verified,
 };
 
 impl Page for Created {
@@ -144,6 +145,138 @@ impl<T: Line + Serialize> Page for SpreadChange<T> {
                 format!(", {needed} needed; effective: {effective}\n")
             }
             _ => "\n".to_owned(),
+        });
+        page
+    }
+}
+
+fn given_lines(page: &mut String, given: &[pmu_client::rebuild::RebuiltUnit]) {
+    for unit in given {
+        let (sets, bytes) = (count(unit.sets, "set"), exact_size(unit.bytes));
+        let _ = writeln!(
+            page,
+            "{}: given {sets}, {bytes}; it holds set {} now",
+            plain(&unit.unit),
+            unit.newest_set
+        );
+    }
+}
+
+fn missing_lines(page: &mut String, missing: &[MissingReport], rights_left_on: &[String]) {
+    for missing in missing {
+        let _ = writeln!(page, "{}: {}", plain(&missing.unit), plain(&missing.reason));
+    }
+    for unit in rights_left_on {
+        let unit = plain(unit);
+        let _ = writeln!(
+            page,
+            "{unit}: the manager's own rights could not be taken back"
+        );
+    }
+}
+
+impl Page for RebuildReport {
+    fn page(&self) -> String {
+        let mut page = String::new();
+        given_lines(&mut page, &self.units);
+        missing_lines(&mut page, &self.missing, &self.rights_left_on);
+        match self.old_deleted {
+            Some(true) => page.push_str("the region is deleted on the unit that was replaced\n"),
+            Some(false) => {
+                page.push_str("the region could not be deleted on the unit that was replaced\n");
+            }
+            None => {}
+        }
+        let what = if self.units.is_empty() {
+            "nothing was lacking"
+        } else {
+            "done"
+        };
+        let _ = writeln!(
+            page,
+            "{}: {what}, generation {}",
+            self.region, self.generation
+        );
+        page
+    }
+}
+
+impl Page for ScrubReport {
+    fn page(&self) -> String {
+        let mut grid = Grid::new(&["UNIT", "CHUNKS", "READ", "DAMAGED", "LACKING"]);
+        for unit in &self.units {
+            grid.row([
+                unit.unit.clone(),
+                unit.chunks.to_string(),
+                size(unit.bytes),
+                unit.damage.len().to_string(),
+                unit.lacking.len().to_string(),
+            ]);
+        }
+        let mut page = grid.right(&[1, 2, 3, 4]).page();
+        for unit in &self.units {
+            for damage in &unit.damage {
+                let _ = writeln!(page, "{}: {}", plain(&unit.unit), plain(damage));
+            }
+        }
+        for mismatch in &self.mismatches {
+            let (set, group) = (mismatch.set, mismatch.group);
+            let what = plain(&mismatch.what);
+            let _ = writeln!(page, "set {set}, group {group}: {what}");
+        }
+        given_lines(&mut page, &self.repaired);
+        missing_lines(&mut page, &self.missing, &self.rights_left_on);
+        let verdict = match (self.damaged, self.is_repaired) {
+            (false, _) => "no damage found",
+            (true, true) => "damage found and repaired",
+            (true, false) => "DAMAGE FOUND",
+        };
+        let (sets, groups) = (count(self.sets, "set"), self.groups);
+        let _ = writeln!(
+            page,
+            "{}: {sets}, {groups} groups checked; {verdict}",
+            self.region
+        );
+        page
+    }
+}
+
+impl Page for Verified {
+    fn page(&self) -> String {
+        match self {
+            Self::One(report) => report.page(),
+            Self::Spread(report) => report.page(),
+        }
+    }
+}
+
+impl Page for SpreadVerifyReport {
+    fn page(&self) -> String {
+        let mut page = String::new();
+        for unit in &self.units {
+            let name = plain(&unit.unit);
+            let _ = match &unit.error {
+                Some(error) => writeln!(page, "{name}: tables not checked: {}", plain(error)),
+                None => writeln!(
+                    page,
+                    "{name}: {} checked",
+                    count(unit.structures_checked, "structure")
+                ),
+            };
+            if !unit.findings.is_empty() {
+                page.push_str(&super::findings(&unit.findings));
+            }
+        }
+        match (&self.contents, &self.contents_note) {
+            (Some(contents), _) => page.push_str(&contents.page()),
+            (None, note) => {
+                let why = note.as_deref().unwrap_or("no reason given");
+                let _ = writeln!(page, "{}: sets not checked: {}", self.region, plain(why));
+            }
+        }
+        page.push_str(match self.damaged {
+            true => "DAMAGE FOUND\n",
+            false => "no damage found in what was checked\n",
         });
         page
     }

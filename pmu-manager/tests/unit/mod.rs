@@ -260,6 +260,14 @@ impl Admin for FakeUnit {
         }))
     }
 
+    async fn set_membership(
+        &self,
+        request: Request<v1::SetMembershipRequest>,
+    ) -> Result<Response<v1::SetMembershipResponse>, Status> {
+        let _state = self.admit(&request, false)?;
+        Err(reason::status(Reason::BadRequest, "not spread"))
+    }
+
     async fn delete_region(
         &self,
         request: Request<v1::DeleteRegionRequest>,

@@ -8,8 +8,9 @@ use pmu_proto::v1::{
     CreateRegionRequest, CreateRegionResponse, DeleteRegionRequest, DeleteRegionResponse,
     FenceRegionRequest, FenceRegionResponse, InitializeRequest, InitializeResponse,
     ListRegionsRequest, ListRegionsResponse, RevokeGrantRequest, RevokeGrantResponse,
-    SetGrantRequest, SetGrantResponse, ShowRegionRequest, ShowRegionResponse, StatusRequest,
-    StatusResponse, VerifyPoolRequest, VerifyPoolResponse,
+    SetGrantRequest, SetGrantResponse, SetMembershipRequest, SetMembershipResponse,
+    ShowRegionRequest, ShowRegionResponse, StatusRequest, StatusResponse, VerifyPoolRequest,
+    VerifyPoolResponse,
 };
 use tokio_stream::Iter;
 use tonic::{Request, Response, Status};
@@ -122,6 +123,21 @@ impl Admin for Control {
         let span = info_span!("fence", principal = %caller.name, %region);
         self.run(span, move |state| state.fence(&region, arrived))
             .await
+    }
+
+    async fn set_membership(
+        &self,
+        request: Request<SetMembershipRequest>,
+    ) -> Result<Response<SetMembershipResponse>, Status> {
+        let arrived = Instant::now();
+        let caller = self.manager(&request)?;
+        let region = RegionName::new(&request.get_ref().region).map_err(Refusal::from)?;
+        let span = info_span!("set_membership", principal = %caller.name, %region);
+        let request = request.into_inner();
+        self.run(span, move |state| {
+            state.set_membership(&region, &request, arrived)
+        })
+        .await
     }
 
     async fn delete_region(

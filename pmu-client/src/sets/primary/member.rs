@@ -14,9 +14,9 @@ use crate::spread::TermDesk;
 
 /// A member that was opened for writing, and was looked at.
 pub(crate) struct OpenedMember {
-    region: Region,
-    geometry: SetGeometry,
-    desk: TermDesk,
+    pub(super) region: Region,
+    pub(super) geometry: SetGeometry,
+    pub(super) desk: TermDesk,
     /// What it knows.
     pub(crate) stand: Stand,
 }
@@ -77,6 +77,11 @@ impl SetPrimary {
 
     /// Posts what is left, table, header and flush. Nothing is published.
     pub(crate) fn prepare_share(&mut self) -> Result<PreparedShare> {
+        self.prepare_share_of(self.region.date_ns())
+    }
+
+    /// The same for a set that was committed at another time.
+    pub(super) fn prepare_share_of(&mut self, committed_ns: u64) -> Result<PreparedShare> {
         if self.set.open_ended {
             self.settle_length()?;
         }
@@ -88,7 +93,7 @@ impl SetPrimary {
         let flushed = flushed_range(&plan, self.set.flushed);
         let commit = self
             .writer
-            .finish(self.region.date_ns())
+            .finish(committed_ns)
             .map_err(|error| ClientError::Invalid(error.to_string()))?;
         self.metadata.put(0, &commit.header)?;
         let at = pmu_format::PAGE_BYTES as usize;

@@ -44,6 +44,7 @@ impl Spread {
             layout: self.layout,
             quorum: self.quorum,
             mode: self.mode,
+            sets_kept: self.sets_kept,
             share_capacity_bytes: self.share_capacity_bytes,
             reach: std::sync::Arc::clone(&self.reach),
             units: Vec::new(),

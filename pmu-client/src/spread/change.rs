@@ -1,0 +1,103 @@
+//! What a primary does when the members of its region are changed: it looks again, and goes on with the new ones if nobody took over.
+
+use std::time::Duration;
+
+use crate::error::{ClientError, Result};
+use crate::sets::SetPrimary;
+use crate::spread::{Spread, SpreadPrimary, generation};
+
+/// The members are changed one after the other: how often a primary looks until enough of them know of the change, and how long it
+/// waits in between.
+const LOOKS_MAX: u32 = 40;
+const PAUSE: Duration = Duration::from_millis(50);
+
+impl Spread {
+    /// What the members that answer now say of a generation later than this one; none if there is none.
+    pub(super) fn look_for_later(&self) -> Option<Self> {
+        let described = self.on_each(|member, _| self.describe(member));
+        let later = described.into_iter().flatten().map(|(_, info)| info);
+        let later = later
+            .filter(|info| self.is_earlier_than(info))
+            .max_by_key(generation)?;
+        Self::over(&later, std::sync::Arc::clone(&self.reach)).ok()
+    }
+}
+
+impl SpreadPrimary {
+    /// What became of an error: if the members were changed and no other primary is there, this one goes on with the new ones, and the
+    /// set that was under way is to be written again.
+    pub(super) fn or_changed(&mut self, error: ClientError) -> ClientError {
+        let may_be_a_change = error.is_fenced() || matches!(error, ClientError::TooFewUnits { .. });
+        if !may_be_a_change {
+            return error;
+        }
+        match self.follow_change() {
+            Ok(true) => ClientError::MembersChanged {
+                region: self.spread.name.as_ref().into(),
+            },
+            Ok(false) if error.is_fenced() && !self.is_taken_over() => {
+                self.check_commit().err().unwrap_or(error)
+            }
+            Ok(false) => error,
+            Err(other) => {
+                tracing::warn!(region = %self.spread.name, error = %other, "the members were changed, and the region can't be opened anew");
+                match other {
+                    ClientError::TooFewUnits { .. } => other,
+                    _ => error,
+                }
+            }
+        }
+    }
+
+    /// Whether so many members were fenced as a take-over fences: fewer were only taken away from this primary, to be worked on.
+    fn is_taken_over(&self) -> bool {
+        let members = self.members.iter();
+        let own: Vec<_> = members
+            .map(|member| member.as_ref().ok().map(SetPrimary::epoch))
+            .collect();
+        // Those that have not told yet are asked.
+        let spread = &self.spread;
+        let fenced = spread.on_each(|member, index| {
+            let now = own[index].and_then(|_| spread.describe(member).ok());
+            now.is_some_and(|(_, info)| Some(info.epoch) > own[index])
+        });
+        let known = self.fenced.count_ones() as usize;
+        let fenced = known + fenced.into_iter().filter(|fenced| *fenced).count();
+        self.spread.quorum.check_fence(fenced).is_ok()
+    }
+
+    /// Opens the region anew if its members were changed; false if they were not, or another primary has taken over.
+    pub(super) fn follow_change(&mut self) -> Result<bool> {
+        let mut last = None;
+        for look in 0..LOOKS_MAX {
+            if look > 0 {
+                self.spread.reach.pause(PAUSE);
+            }
+            let Some(later) = self.spread.look_for_later() else {
+                // It is this generation's end that is looked for: without a later one there is nothing to follow.
+                return last.map_or(Ok(false), Err);
+            };
+            // The members hold sessions of this primary, which are in its own way.
+            let reason = "its members were changed";
+            for (member, slot) in self.spread.membership.members.iter().zip(&mut self.members) {
+                if slot.is_ok() {
+                    *slot = Err(super::MissingUnit {
+                        unit: member.unit.as_str().into(),
+                        reason: reason.to_owned(),
+                    });
+                }
+            }
+            match later.open_again(&self.options, self.newest.term()) {
+                Ok(Some(primary)) => {
+                    tracing::info!(region = %primary.spread.name, generation = primary.spread.membership.generation, "went on with other members");
+                    *self = primary;
+                    return Ok(true);
+                }
+                Ok(None) => return Ok(false),
+                Err(error @ ClientError::TooFewUnits { .. }) => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        last.map_or(Ok(false), Err)
+    }
+}

@@ -1,0 +1,342 @@
+//! Gives one member the shares of committed sets that it lacks: its own share computed from those of the others, or taken from the member
+//! that it replaces. Each byte that is read of a survivor is read once.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use pmu_core::spread::Newest;
+use pmu_format::{SetNumber, ShareTrailer};
+use pmu_stripe::{Code, Group, Placement, Shard, ShardSet};
+
+use crate::error::{ClientError, Result};
+use crate::sets::primary::fill::FilledMember;
+use crate::spread::assembly::{Assembly, Seat, Stop};
+use crate::spread::reader::{Chosen, SpreadReader};
+use crate::spread::share::{PIECE_BYTES_MAX, ShareReader};
+use crate::spread::{Spread, TRAILER_BYTES};
+
+/// How far a rebuild or scrub is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RebuildProgress {
+    /// The set that is worked on.
+    pub set: SetNumber,
+    /// Bytes done since it began.
+    pub bytes_done: u64,
+    /// Bytes that are to be done, as far as is known now: a live primary goes on committing.
+    pub bytes_total: u64,
+}
+
+/// Who is told of progress; [`ControlFlow::Break`] ends the work with [`ClientError::Interrupted`], and what is done stays.
+pub type OnProgress<'a> = dyn FnMut(&RebuildProgress) -> ControlFlow<()> + 'a;
+
+/// What a rebuild or scrub is bound by, and what it reports.
+pub(super) struct Course<'a, 'b> {
+    pub(super) spread_reach: &'a dyn crate::spread::Reach,
+    pub(super) rate_bytes_per_s: Option<u64>,
+    pub(super) report: &'a mut OnProgress<'b>,
+    pub(super) progress: RebuildProgress,
+}
+
+impl Course<'_, '_> {
+    /// So many bytes more are done.
+    pub(super) fn advance(&mut self, bytes: u64) -> Result<()> {
+        self.progress.bytes_done += bytes;
+        self.progress.bytes_total = self.progress.bytes_total.max(self.progress.bytes_done);
+        if let Some(rate) = self.rate_bytes_per_s.filter(|rate| *rate > 0) {
+            let seconds = bytes as f64 / rate as f64;
+            self.spread_reach.pause(Duration::from_secs_f64(seconds));
+        }
+        match (self.report)(&self.progress) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(ClientError::Interrupted),
+        }
+    }
+
+    pub(super) fn begin(&mut self, set: SetNumber) {
+        self.progress.set = set;
+    }
+}
+
+/// The member that is filled, and a second session that reads what it has.
+pub(super) struct Target {
+    pub(super) index: usize,
+    pub(super) writer: FilledMember,
+    pub(super) checker: ShareReader,
+}
+
+/// What one pass over the kept sets came to.
+#[derive(Debug, Default)]
+pub(super) struct Pass {
+    /// What was committed when it began.
+    pub(super) newest: Newest,
+    /// Sets that were written, and their bytes.
+    pub(super) sets: u32,
+    pub(super) bytes: u64,
+    /// The newest set that the target holds now.
+    pub(super) held: SetNumber,
+}
+
+/// The numbers of the sets that are kept.
+pub(super) fn kept(newest: &Newest, sets_kept: u32) -> std::ops::RangeInclusive<u64> {
+    let first = (newest.committed + 1).saturating_sub(u64::from(sets_kept));
+    first.max(1)..=newest.committed
+}
+
+fn share_bytes(trailer: &ShareTrailer, spread: &Spread, index: usize) -> Result<u64> {
+    let placement = placement(trailer, spread)?;
+    Ok(placement.unit_len(pmu_stripe::UnitIndex(index)) + TRAILER_BYTES)
+}
+
+pub(super) fn placement(trailer: &ShareTrailer, spread: &Spread) -> Result<Placement> {
+    Placement::new(
+        spread.layout,
+        trailer.segment_bytes,
+        trailer.subsegment_bytes,
+    )
+    .map_err(|error| ClientError::Protocol(error.to_string()))
+}
+
+/// Gives the target what it lacks of the sets that are kept now.
+///
+/// # Errors
+/// [`ClientError::TooFewUnits`]: a kept set can't be computed, and which units are missing. [`ClientError::Interrupted`].
+pub(super) fn pass(
+    reader: &mut SpreadReader<'_>,
+    target: &mut Target,
+    course: &mut Course<'_, '_>,
+) -> Result<Pass> {
+    let newest = reader.newest()?;
+    let mut pass = Pass {
+        newest: newest.clone(),
+        ..Pass::default()
+    };
+    let mut lacking = Vec::new();
+    for number in kept(&newest, reader.spread.sets_kept) {
+        let number = SetNumber(number);
+        match lacks(reader, target, number, &newest) {
+            Ok(Some(bytes)) => lacking.push((number, bytes)),
+            Ok(None) => pass.held = number,
+            Err(error) => gone_or(reader, number, error)?,
+        }
+    }
+    let bytes: u64 = lacking.iter().map(|(_, bytes)| bytes).sum();
+    course.progress.bytes_total = course.progress.bytes_done + bytes;
+    for (number, bytes) in lacking {
+        course.begin(number);
+        let Some(term) = newest.term_of(number.get()) else {
+            continue;
+        };
+        let copied = reader
+            .choose(number, term)
+            .and_then(|chosen| copy_share(reader, &chosen, target, course));
+        match copied {
+            Ok(()) => {
+                pass.sets += 1;
+                pass.bytes += bytes;
+                pass.held = pass.held.max(number);
+            }
+            Err(error) => {
+                target.writer.give_up();
+                gone_or(reader, number, error)?;
+            }
+        }
+    }
+    Ok(pass)
+}
+
+/// A set that is not kept any more is no loss: a live primary went on meanwhile.
+pub(super) fn gone_or(
+    reader: &mut SpreadReader<'_>,
+    number: SetNumber,
+    error: ClientError,
+) -> Result<()> {
+    if !matches!(
+        error,
+        ClientError::TooFewUnits { .. } | ClientError::NoSuchSet { .. }
+    ) {
+        return Err(error);
+    }
+    let now = reader.newest()?;
+    if kept(&now, reader.spread.sets_kept).contains(&number.get()) {
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// How many bytes the target's share of a set has if it lacks it; none if it is there and every chunk is right.
+fn lacks(
+    reader: &mut SpreadReader<'_>,
+    target: &mut Target,
+    number: SetNumber,
+    newest: &Newest,
+) -> Result<Option<u64>> {
+    let Some(term) = newest.term_of(number.get()) else {
+        return Ok(None);
+    };
+    let chosen = reader.choose(number, term)?;
+    let bytes = share_bytes(&chosen.trailer, reader.spread, target.index)?;
+    let found = match target.checker.select(number) {
+        Ok(found) => found,
+        Err(ClientError::Damaged { .. }) => return Ok(Some(bytes)),
+        Err(error) => return Err(error),
+    };
+    let fits = found.is_some_and(|(trailer, set)| {
+        trailer.goes_with(&chosen.trailer)
+            && usize::from(trailer.own_index) == target.index
+            && set.payload_bytes == bytes
+    });
+    if !fits {
+        return Ok(Some(bytes));
+    }
+    let mut chunk = Vec::new();
+    for index in 0..target.checker.chunk_count() {
+        match target.checker.check_chunk(index, &mut chunk) {
+            Ok(_) => {}
+            Err(ClientError::Damaged { .. }) => return Ok(Some(bytes)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Writes the target's share of a set.
+pub(super) fn copy_share(
+    reader: &mut SpreadReader<'_>,
+    chosen: &Chosen,
+    target: &mut Target,
+    course: &mut Course<'_, '_>,
+) -> Result<()> {
+    let spread = reader.spread;
+    let trailer = &chosen.trailer;
+    let placement = placement(trailer, spread)?;
+    let set = chosen.held.iter().flatten().flatten().next();
+    let (committed_ns, label) = set.map_or_else(Default::default, |(_, set)| {
+        (set.committed_nanoseconds, set.label)
+    });
+    let bytes = share_bytes(trailer, spread, target.index)?;
+    target.writer.begin(trailer.number, bytes, label)?;
+    let hedge = reader.options.timeouts.hedge;
+    let mut seats: Vec<Seat<'_>> = Vec::with_capacity(chosen.seats.len());
+    for (member, seat) in reader.members.iter_mut().zip(&chosen.seats) {
+        seats.push(match (member, seat) {
+            (Ok(member), Ok(_)) => Ok(member),
+            (Err(missing), _) => Err(missing.reason.clone()),
+            (_, Err(reason)) => Err(reason.clone()),
+        });
+    }
+    let mut assembly = Assembly {
+        quorum: spread.quorum,
+        placement,
+        code: Code::new(spread.layout),
+        hedge,
+        seats: &mut seats,
+        plans: Vec::new(),
+        shards: vec![Vec::new(); spread.layout.units()],
+        reconstructed: false,
+    };
+    let mut written = Ok(());
+    for group in placement.groups() {
+        written = copy_group(&mut assembly, &group, target, course);
+        if written.is_err() {
+            break;
+        }
+    }
+    if let Err(stop) = written {
+        let reasons: Vec<_> = seats
+            .iter()
+            .map(|seat| seat.as_ref().err().cloned())
+            .collect();
+        return Err(match stop {
+            Halt::Stop(Stop::TooFew(what)) => spread.too_few(what, &reader.absent(&reasons)),
+            Halt::Stop(Stop::Sink(source)) => ClientError::Io {
+                action: "compute a share",
+                source,
+            },
+            Halt::Other(error) => error,
+        });
+    }
+    let own = ShareTrailer {
+        epoch: target.writer.epoch(),
+        own_index: u8::try_from(target.index).unwrap_or(u8::MAX),
+        ..*trailer
+    };
+    target.writer.feed(&own.encode())?;
+    target.writer.end(committed_ns)?;
+    course.advance(TRAILER_BYTES)
+}
+
+/// Why copying ended.
+enum Halt {
+    Stop(Stop),
+    Other(ClientError),
+}
+
+impl From<ClientError> for Halt {
+    fn from(error: ClientError) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// The target's shard of one group.
+fn copy_group(
+    assembly: &mut Assembly<'_, '_>,
+    group: &Group,
+    target: &mut Target,
+    course: &mut Course<'_, '_>,
+) -> std::result::Result<(), Halt> {
+    let mut shards = assembly.placement.shards(group);
+    let own = shards.find(|shard| shard.unit.0 == target.index);
+    let Some(own) = own.filter(|shard| shard.len > 0) else {
+        return Ok(());
+    };
+    let mut bytes = std::mem::take(&mut assembly.shards[own.shard.0]);
+    let taken = take_own(assembly, &own, &mut bytes);
+    assembly.shards[own.shard.0] = bytes;
+    if let Err(error) = taken {
+        // What is damaged here may be right further on; where it can't be read at all, it is not tried again.
+        let is_damage = error.is_damage();
+        let seat = std::mem::replace(&mut assembly.seats[target.index], Err(error.to_string()));
+        let computed = compute(assembly, group, &own);
+        if is_damage {
+            assembly.seats[target.index] = seat;
+        }
+        computed.map_err(Halt::Stop)?;
+    }
+    target.writer.feed(&assembly.shards[own.shard.0])?;
+    course.advance(own.len)?;
+    Ok(())
+}
+
+/// From the member that had this place before, or from what the target has already, if it can be read.
+fn take_own(assembly: &mut Assembly<'_, '_>, own: &Shard, bytes: &mut Vec<u8>) -> Result<()> {
+    let seat = match &mut assembly.seats[own.unit.0] {
+        Ok(seat) => seat,
+        Err(reason) => return Err(ClientError::Protocol(reason.clone())),
+    };
+    // A share lies in one piece: what comes next is asked for already.
+    let end = assembly.placement.unit_len(own.unit);
+    let ahead = own.offset..(own.offset + 4 * PIECE_BYTES_MAX).min(end);
+    // An error is met again where the bytes are needed.
+    let _ = seat.ask(ahead);
+    seat.read_all(own.offset, own.len, bytes)
+}
+
+/// From K of the others.
+fn compute(
+    assembly: &mut Assembly<'_, '_>,
+    group: &Group,
+    own: &Shard,
+) -> std::result::Result<(), Stop> {
+    loop {
+        let chosen = assembly.choose(group)?;
+        assembly.ask_ahead(group.group.0);
+        match assembly.gather(group, chosen) {
+            Err(failed) => assembly.do_without(failed),
+            Ok(()) => {
+                let wanted = ShardSet::EMPTY.with(own.shard);
+                return assembly.reconstruct(group, chosen, wanted);
+            }
+        }
+    }
+}
