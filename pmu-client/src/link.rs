@@ -288,10 +288,7 @@ impl Link {
         }
         self.check()?;
         match self.connection.dead() {
-            Some(status) => Err(LinkError::Failed {
-                serial: self.posted,
-                status,
-            }),
+            Some(status) => Err(LinkError::Failed { status }),
             None => Ok(()),
         }
     }

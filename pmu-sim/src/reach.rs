@@ -82,14 +82,24 @@ impl ReachedUnit for SimUnit {
         options: &OpenOptions,
     ) -> Result<Parts, ClientError> {
         let clears = role == SessionRole::Backup && mode == Mode::Append;
-        let staging_bytes = options.staging_bytes;
-        self.context.open(
-            self.unit,
-            Wish {
-                role,
-                clears,
-                staging_bytes,
-            },
-        )
+        self.context.open(self.unit, wish(role, clears, options))
+    }
+
+    fn open_log_backup(
+        &self,
+        _region: &str,
+        clear: bool,
+        options: &OpenOptions,
+    ) -> Result<Parts, ClientError> {
+        let wish = wish(SessionRole::Backup, clear, options);
+        self.context.open(self.unit, wish)
+    }
+}
+
+const fn wish(role: SessionRole, clears: bool, options: &OpenOptions) -> Wish {
+    Wish {
+        role,
+        clears,
+        staging_bytes: options.staging_bytes,
     }
 }
