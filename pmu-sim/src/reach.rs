@@ -47,7 +47,7 @@ impl Reach for SimReach {
     }
 
     fn random(&self) -> Result<[u8; 16], ClientError> {
-        let (first, second) = self.0.draw(|random| (random.next(), random.next()));
+        let (first, second) = self.0.draw(|random| (random.bits(), random.bits()));
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&first.to_le_bytes());
         bytes[8..].copy_from_slice(&second.to_le_bytes());

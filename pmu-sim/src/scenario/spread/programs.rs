@@ -196,12 +196,9 @@ fn commit_one(
     context.note(|| format!("commits set {number}, {length} bytes, as attempt {id}"));
     context.doing("commit");
     let result = store(context, primary, &bytes, id);
-    let result = match result.transpose() {
-        Some(result) => result,
-        None => {
-            site.check(context, |model| model.end(id, Ending::Refused, 0));
-            return Ok(());
-        }
+    let Some(result) = result.transpose() else {
+        site.check(context, |model| model.end(id, Ending::Refused, 0));
+        return Ok(());
     };
     match &result {
         Ok(receipt) => {
