@@ -25,6 +25,8 @@ pub struct Stand {
     pub record: Option<TermRecord>,
     /// The highest term that it has seen proposed or established.
     pub highest: Term,
+    /// It has no term, and has seen the proposal of the first one.
+    witness: bool,
     /// Which of the two records a new proposal may overwrite.
     free: usize,
 }
@@ -95,10 +97,13 @@ impl Stand {
             if published != 0 {
                 return Err(StandError::NoTerm { published });
             }
+            let mut proposals = found.iter().flatten().peekable();
             return Ok(Self {
                 published,
                 record: None,
                 highest,
+                witness: proposals.peek().is_some()
+                    && proposals.all(|proposal| proposal.committed == 0),
                 free: 0,
             });
         }
@@ -128,8 +133,16 @@ impl Stand {
             published,
             record: record.ok(),
             highest,
+            witness: false,
             free: 1 - at,
         })
+    }
+
+    /// Whether it can say what is committed where others have a term. Without one of its own it can if it saw the first proposal: whoever
+    /// proposed knew that nothing was committed, and this member can't have published since. A member that saw a later proposal only
+    /// may be new in the place of another that knew more.
+    fn votes(&self) -> bool {
+        self.record.is_some() || self.witness
     }
 
     /// The established term; 0 for none.
@@ -273,8 +286,7 @@ impl Newest {
 }
 
 impl Quorum {
-    /// What is committed, from what each member that answers says. A member that never took part has no vote where others did. One that has
-    /// seen a proposal has: whoever proposed knew what was committed until then, and without the term it can't have published since.
+    /// What is committed, from what each member that answers says. A member that never took part has no vote where others did.
     ///
     /// # Errors
     /// [`TooFewUnits`]: all that answer may have missed it.
@@ -289,7 +301,7 @@ impl Quorum {
         };
         let voters = stands
             .clone()
-            .filter(|stand| term == Term(0) || stand.highest > Term(0));
+            .filter(|stand| (term == Term(0) && self.blank_votes()) || stand.votes());
         self.check_decide(voters.count())?;
         #[cfg(feature = "planted-bugs")]
         let any = pmu_format::planted::is_planted(pmu_format::planted::Bug::SkipEpochCheck);
@@ -452,6 +464,22 @@ mod tests {
         assert_eq!((found.committed, found.term()), (1, Term(1)));
         // The proposal alone doesn't decide.
         assert!(newest(quorum, &[&b]).is_err());
+    }
+
+    #[test]
+    fn b04_a_new_member_has_no_vote_before_it_knows_what_the_old_one_knew() {
+        let (quorum, [a, _, c, _]) = begun();
+        let blank = Member::new();
+        // Together with another that never took part it says nothing of a region that others have written.
+        let later = quorum.of_generation(2);
+        assert!(newest(later, &[&blank, &blank]).is_err());
+        // A proposal is no knowledge, only the term is.
+        let mut new = Member::new();
+        let now = newest(quorum, &[&a, &c]).unwrap();
+        let opening = new.propose(&now);
+        assert!(newest(later, &[&new, &c]).is_err());
+        new.establish(&opening);
+        assert_eq!(newest(later, &[&new, &c]).unwrap().committed, 5);
     }
 
     #[test]
