@@ -19,7 +19,7 @@ fn nap(context: &Context) {
 }
 
 /// Errors of the network, of units that are away, and of fences.
-fn may_happen(error: &ClientError) -> bool {
+pub(in crate::scenario) fn may_happen(error: &ClientError) -> bool {
     match error {
         ClientError::UnknownOutcome { cause, .. } => may_happen(cause),
         ClientError::TooFewUnits { .. } => true,
