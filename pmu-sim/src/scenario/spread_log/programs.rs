@@ -368,10 +368,11 @@ impl Follower {
             }
         }
         let whole = backup.missing().next().is_none();
-        if count == 0 && whole && backup.position().get() < acknowledged {
+        // What too few units tell is known, and not handed out yet.
+        if count == 0 && whole && backup.published().get() < acknowledged {
             context.violate(format!(
-                "a backup has read all up to {}, and records were acknowledged up to {acknowledged}",
-                backup.position()
+                "a backup knows of records up to {}, and they were acknowledged up to {acknowledged}",
+                backup.published()
             ));
         }
         site.check(context, |model| model.settle_all(&handed));
