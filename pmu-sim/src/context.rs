@@ -49,7 +49,7 @@ impl Context {
     pub(crate) fn spawn(&self, name: &str, body: impl FnOnce(&Self) + Send + 'static) -> usize {
         let (world, threads) = (Arc::clone(&self.world), self.threads.clone());
         self.world.start(&self.threads, name, move |me| {
-            body(&Self { world, me, threads })
+            body(&Self { world, me, threads });
         })
     }
 
@@ -157,22 +157,22 @@ impl Context {
             role: wish.role,
             clears: wish.clears,
         };
-        let (session, wire, epoch) = match self.ask(unit, call, "open the region")? {
-            Reply::Opened {
-                session,
-                wire,
-                epoch,
-            } => (session, wire, epoch),
-            _ => return Err(unexpected()),
+        let Reply::Opened {
+            session,
+            wire,
+            epoch,
+        } = self.ask(unit, call, "open the region")?
+        else {
+            return Err(unexpected());
         };
         let limits = self.draw(|random| Limits {
             chains_in_flight_max: random.pick(&[2, 4, 16, 64]),
             ops_per_chain_max: random.pick(&[3, 4, 8, 64]),
         });
         let connection = SimConnection::new(Arc::clone(&self.world), self.me, wire, limits);
-        let (windows, info) = match self.ask(unit, Call::Activate { session }, "open the region")? {
-            Reply::Active { windows, info } => (windows, info),
-            _ => return Err(unexpected()),
+        let activate = Call::Activate { session };
+        let Reply::Active { windows, info } = self.ask(unit, activate, "open the region")? else {
+            return Err(unexpected());
         };
         let epoch = if wish.role == SessionRole::Primary {
             epoch

@@ -72,6 +72,9 @@ impl State {
         if posted.ops.iter().all(|op| op.phase == Phase::Done) {
             posted.status = Some(CompletionStatus::Success);
         }
+        if matches!(kind, Kind::AtomicWrite(_)) {
+            self.strike_behind_publishing(unit);
+        }
     }
 
     fn carry_out(&mut self, wire: usize, chain: usize, index: usize, offset: u64) -> Phase {

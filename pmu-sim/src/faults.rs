@@ -69,6 +69,10 @@ impl Faults {
         }
     }
 
+    const fn cuts_power(&self) -> bool {
+        self.rates[0] > 0
+    }
+
     /// From now on nothing goes wrong any more.
     pub(crate) const fn stop(&mut self) {
         self.left = 0;
@@ -101,6 +105,16 @@ impl State {
                 Fault::ClockJump => self.jump_some_clock(),
                 Fault::Timeout => self.time_out_some(),
             }
+        }
+    }
+
+    /// Something was published and is not flushed: the moment at which a wrong order shows.
+    pub(crate) fn strike_behind_publishing(&mut self, unit: usize) {
+        if self.faults.left > 0 && self.faults.cuts_power() && self.random.chance(1, 50) {
+            self.faults.left -= 1;
+            self.reach_crash_point(Fault::PowerCut, None, Some(unit));
+            let away = self.random.pick(&[20, 100, 400]);
+            self.cut_power(unit, Some(away));
         }
     }
 

@@ -24,8 +24,8 @@ impl Words {
     pub(crate) fn draw(random: &mut Random, range: &Range<u64>) -> Self {
         let (first, last) = (range.start / WORD_BYTES, range.end.div_ceil(WORD_BYTES));
         match random.below(3) {
-            0 => Self::Some(random.next()),
-            1 => Self::Lines(random.next()),
+            0 => Self::Some(random.bits()),
+            1 => Self::Lines(random.bits()),
             _ => Self::Before(random.between(first, last)),
         }
     }

@@ -47,7 +47,7 @@ impl Reach for SimReach {
     }
 
     fn random(&self) -> Result<[u8; 16], ClientError> {
-        let (first, second) = self.0.draw(|random| (random.next(), random.next()));
+        let (first, second) = self.0.draw(|random| (random.bits(), random.bits()));
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&first.to_le_bytes());
         bytes[8..].copy_from_slice(&second.to_le_bytes());
@@ -78,10 +78,11 @@ impl ReachedUnit for SimUnit {
         &self,
         _region: &str,
         role: SessionRole,
-        _mode: Mode,
+        mode: Mode,
         options: &OpenOptions,
     ) -> Result<Parts, ClientError> {
-        self.open_as(role, false, options)
+        let clears = role == SessionRole::Backup && mode == Mode::Append;
+        self.context.open(self.unit, wish(role, clears, options))
     }
 
     fn open_log_backup(
@@ -90,25 +91,15 @@ impl ReachedUnit for SimUnit {
         clear: bool,
         options: &OpenOptions,
     ) -> Result<Parts, ClientError> {
-        self.open_as(SessionRole::Backup, clear, options)
+        let wish = wish(SessionRole::Backup, clear, options);
+        self.context.open(self.unit, wish)
     }
 }
 
-impl SimUnit {
-    fn open_as(
-        &self,
-        role: SessionRole,
-        clears: bool,
-        options: &OpenOptions,
-    ) -> Result<Parts, ClientError> {
-        let staging_bytes = options.staging_bytes;
-        self.context.open(
-            self.unit,
-            Wish {
-                role,
-                clears,
-                staging_bytes,
-            },
-        )
+const fn wish(role: SessionRole, clears: bool, options: &OpenOptions) -> Wish {
+    Wish {
+        role,
+        clears,
+        staging_bytes: options.staging_bytes,
     }
 }

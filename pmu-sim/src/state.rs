@@ -338,7 +338,7 @@ impl State {
             let unit = &self.units[request.unit];
             match request.stage {
                 RequestStage::Sent if unit.work.is_none() => {
-                    events.push((Event::Arrive(*index), 4))
+                    events.push((Event::Arrive(*index), 4));
                 }
                 RequestStage::Answered(_) => events.push((Event::Answer(*index), 4)),
                 _ => {}

@@ -1,6 +1,6 @@
 //! One unit in append mode: primaries append, others take over, backups read and clear.
 
-mod model;
+pub(super) mod model;
 mod programs;
 
 use std::sync::Arc;

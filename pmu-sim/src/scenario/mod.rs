@@ -4,6 +4,7 @@ mod content;
 mod log;
 mod sets;
 mod spread;
+mod spread_log;
 
 use crate::context::Context;
 use crate::random::mix;
@@ -38,6 +39,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "spread",
         about: "sets over two to four units in every layout: units die and return, primaries are fenced on a part of them",
         run: spread::run,
+    },
+    Scenario {
+        name: "spread-log",
+        about: "a log over two to four units: the same, with backups that read and clear",
+        run: spread_log::run,
     },
 ];
 

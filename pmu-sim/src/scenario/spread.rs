@@ -1,7 +1,7 @@
 //! Several units in overwrite mode: every layout, units that die and return, fences on a part of them.
 
 mod model;
-mod programs;
+pub(super) mod programs;
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::unit::Unit;
 const ADDRESS: VirtualAddress = VirtualAddress(0x7000_0000_0000);
 const SPREAD_ID: SpreadId = SpreadId([3; 16]);
 const STAGING_BYTES: usize = 64 << 10;
-const UNIT_NAMES: [&str; 4] = ["unit-a", "unit-b", "unit-c", "unit-d"];
+pub(super) const UNIT_NAMES: [&str; 4] = ["unit-a", "unit-b", "unit-c", "unit-d"];
 
 /// What the programs share.
 #[derive(Clone)]
@@ -73,7 +73,7 @@ pub(crate) fn run(context: &Context) {
     }
 }
 
-fn draw_layout(random: &mut Random) -> Option<Layout> {
+pub(super) fn draw_layout(random: &mut Random) -> Option<Layout> {
     match random.below(7) {
         0 => Layout::mirror(2),
         1 => Layout::mirror(3),
@@ -137,7 +137,7 @@ fn draw_region(random: &mut Random) -> Option<(Vec<RegionInfo>, Site)> {
     Some((infos.collect(), site))
 }
 
-fn options() -> OpenOptions {
+pub(super) fn options() -> OpenOptions {
     OpenOptions::new()
         .staging_bytes(STAGING_BYTES)
         .timeouts(timeouts())

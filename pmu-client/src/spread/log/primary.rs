@@ -212,8 +212,10 @@ impl SpreadLogPrimary {
 
     fn receipt(&mut self, stored: Stored, bytes: u64) -> Result<Receipt> {
         self.collect_proofs();
-        let first = self.seats.iter().flatten().next();
-        let first = first.ok_or_else(|| ClientError::Protocol("no unit is left".into()))?;
+        let Some(first) = self.seats.iter().flatten().next() else {
+            self.check_commit()?;
+            return Err(ClientError::Protocol("no unit is left".into()));
+        };
         Ok(Receipt {
             region: Arc::clone(&self.spread.name),
             stored,

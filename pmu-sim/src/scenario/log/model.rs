@@ -105,6 +105,33 @@ impl LogModel {
         position + record_length_bytes(attempt.length as u32)
     }
 
+    /// Its writer knows where it stands, and nothing of where it ends.
+    pub(crate) fn placed_at(&mut self, id: u64, position: u64) {
+        self.attempts[id as usize - 1].position = Some(position);
+    }
+
+    /// A batch is acknowledged, which stands from a position to another.
+    pub(crate) fn acknowledged_batch(
+        &mut self,
+        ids: &[u64],
+        from: u64,
+        to: u64,
+    ) -> Result<(), String> {
+        for id in ids {
+            self.attempts[*id as usize - 1].ending = Ending::Acknowledged;
+        }
+        self.acknowledged = self.acknowledged.max(to);
+        self.floor = self.floor.max(to);
+        let Some(first) = ids.first().copied() else {
+            return Ok(());
+        };
+        self.settle(from, first, 0)?;
+        match self.attempt(first) {
+            Some(attempt) => self.check_epoch(&attempt, from),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn end(&mut self, id: u64, ending: Ending) -> Result<(), String> {
         let Some(attempt) = self.attempt(id) else {
             return Err(format!("there is no attempt {id}"));
@@ -209,6 +236,15 @@ impl LogModel {
         if at != end || end < floor {
             return Err(format!(
                 "a recovery ended at {at} (it says {end}), and records stood up to {floor}"
+            ));
+        }
+        let torn = handed
+            .windows(2)
+            .find(|two| two[0].continues && two[1].id != two[0].id + 1);
+        if let Some(two) = torn {
+            return Err(format!(
+                "a recovery went on from record {} with record {}",
+                two[0].id, two[1].id
             ));
         }
         if handed.last().is_some_and(|last| last.continues) {

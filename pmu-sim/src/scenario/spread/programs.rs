@@ -19,7 +19,7 @@ fn nap(context: &Context) {
 }
 
 /// Errors of the network, of units that are away, and of fences.
-fn may_happen(error: &ClientError) -> bool {
+pub(in crate::scenario) fn may_happen(error: &ClientError) -> bool {
     match error {
         ClientError::UnknownOutcome { cause, .. } => may_happen(cause),
         ClientError::TooFewUnits { .. } => true,
@@ -196,12 +196,9 @@ fn commit_one(
     context.note(|| format!("commits set {number}, {length} bytes, as attempt {id}"));
     context.doing("commit");
     let result = store(context, primary, &bytes, id);
-    let result = match result.transpose() {
-        Some(result) => result,
-        None => {
-            site.check(context, |model| model.end(id, Ending::Refused, 0));
-            return Ok(());
-        }
+    let Some(result) = result.transpose() else {
+        site.check(context, |model| model.end(id, Ending::Refused, 0));
+        return Ok(());
     };
     match &result {
         Ok(receipt) => {

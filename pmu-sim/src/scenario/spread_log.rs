@@ -1,0 +1,168 @@
+//! Several units in append mode: records are committed in two steps, and read back from what is left of the units.
+
+mod programs;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pmu_client::{ClientError, RegionInfo, Spread};
+use pmu_format::{
+    Member, Membership, Mode, PAGE_BYTES, PrincipalName, RegionId, SpreadId, VirtualAddress,
+};
+
+use crate::context::Context;
+use crate::random::Random;
+use crate::reach::SimReach;
+use crate::scenario::log::model::LogModel;
+use crate::scenario::sets::{persist, sorted};
+use crate::scenario::spread::{UNIT_NAMES, draw_layout};
+use crate::unit::Unit;
+
+const ADDRESS: VirtualAddress = VirtualAddress(0x7800_0000_0000);
+
+/// What the programs share.
+#[derive(Clone)]
+struct Site {
+    model: Arc<Mutex<LogModel>>,
+    units: usize,
+}
+
+/// See the module.
+pub(crate) fn run(context: &Context) {
+    let Some(site) = context.with(|state| {
+        let infos = draw_region(&mut state.random)?;
+        let units = infos.len();
+        for (info, name) in infos.into_iter().zip(UNIT_NAMES) {
+            let extents = (0..state.random.below(2))
+                .map(|_| state.random.below(info.length_bytes / 4096) * 4096)
+                .collect();
+            let weight = state.random.pick(&[1, 1, 1, 8]);
+            state
+                .units
+                .push(Unit::new(name, info, sorted(extents), weight));
+        }
+        Some(Site {
+            model: Arc::default(),
+            units,
+        })
+    }) else {
+        return context.violate("the scenario can't lay its region out".into());
+    };
+    let (heirs, backups) = context.draw(|random| (random.below(3), random.below(3)));
+    let mut started = Vec::new();
+    let first = site.clone();
+    started.push(context.spawn("primary", move |context| programs::primary(context, &first)));
+    for _ in 0..heirs {
+        let site = site.clone();
+        started.push(context.spawn("heir", move |context| programs::heir(context, &site)));
+    }
+    for _ in 0..backups {
+        let site = site.clone();
+        started.push(context.spawn("backup", move |context| programs::backup(context, &site)));
+    }
+    for program in started {
+        context.join(program);
+    }
+    if !context.is_violated() {
+        finish(context, &site);
+    }
+}
+
+/// The regions of the members.
+fn draw_region(random: &mut Random) -> Option<Vec<RegionInfo>> {
+    let layout = draw_layout(random)?;
+    let (units, data_shards) = (layout.units(), layout.data_shards());
+    let units_min = random.between(data_shards as u64, units as u64) as usize;
+    let ring_bytes = random.pick(&[4096, 8192, 20_480]);
+    let members: Option<Vec<Member>> = UNIT_NAMES[..units]
+        .iter()
+        .map(|name| {
+            let unit = PrincipalName::new(name).ok()?;
+            Some(Member {
+                unit,
+                address: format!("{name}:7710"),
+            })
+        })
+        .collect();
+    let membership = Membership {
+        id: SpreadId([4; 16]),
+        generation: 1,
+        layout: layout.to_bytes(),
+        units_min: units_min as u8,
+        own_index: 0,
+        subsegment_bytes: 4096,
+        members: members?,
+    };
+    let infos = (0..units).map(|index| {
+        let id = RegionId([index as u8 + 21; 16]);
+        let mut info = RegionInfo::new(
+            "sim",
+            id,
+            Mode::Append,
+            ADDRESS,
+            2 * PAGE_BYTES + ring_bytes,
+        );
+        let own_index = index as u8;
+        info.membership = Some(Arc::new(Membership {
+            own_index,
+            ..membership.clone()
+        }));
+        info
+    });
+    Some(infos.collect())
+}
+
+impl Site {
+    /// Finds the log through any unit that answers.
+    fn find(&self, context: &Context) -> Result<Spread, ClientError> {
+        let first = context.draw(|random| random.below(self.units as u64)) as usize;
+        let mut last = ClientError::Invalid("no unit".into());
+        for index in 0..self.units {
+            match context.describe((first + index) % self.units) {
+                Ok(info) => return Spread::over(&info, SimReach::of(context)),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Tells the model, and reports what it finds wrong.
+    fn check<T>(
+        &self,
+        context: &Context,
+        work: impl FnOnce(&mut LogModel) -> Result<T, String>,
+    ) -> Option<T> {
+        match work(&mut self.model.lock()) {
+            Ok(done) => Some(done),
+            Err(what) => {
+                if !context.is_killed() {
+                    context.violate(what);
+                }
+                None
+            }
+        }
+    }
+}
+
+/// Everything works again: nothing acknowledged is lost, and the log goes on, also after all units lost their power.
+fn finish(context: &Context, site: &Site) {
+    context.with(|state| {
+        state.faults.stop();
+        (0..state.units.len()).for_each(|unit| state.start_unit(unit));
+    });
+    for _ in 0..2 {
+        let done = persist(context, || programs::last_round(context, site));
+        if let Err(what) = done {
+            context.violate(what);
+        }
+        if context.is_violated() {
+            return;
+        }
+        context.with(|state| {
+            for unit in 0..state.units.len() {
+                state.cut_power(unit, None);
+                state.start_unit(unit);
+            }
+        });
+    }
+}
