@@ -77,6 +77,7 @@ pub use pmu_core::spread::Quorum;
 pub use pmu_fabric::{Counters, PersistenceMethod, Provider};
 pub use pmu_format::{Epoch, Label, LogPosition, Mode, Need, RegionId, Rights, SetNumber};
 pub use pmu_pmem::LocalMemory;
+pub use pmu_proto::v1::SessionRole;
 pub use pmu_stripe::Layout;
 pub use receipt::{Receipt, Stored, UnitProof};
 pub use region::{Parts, RegionInfo, SessionControl};

@@ -4,10 +4,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use pmu_fabric::{AttachedMemory, LocalSlice};
+use pmu_format::Digest;
 use pmu_pmem::{LocalMemory, LocalOptions};
 
 use crate::error::{ClientError, Result};
 use crate::link::Link;
+
+/// How much is copied and digested at a time.
+const DIGEST_PIECE_BYTES: usize = 16 << 10;
 
 /// Registered memory that one connection reads from or writes to.
 #[derive(Debug)]
@@ -43,6 +47,23 @@ impl Registered {
     /// Copies bytes in. The caller's arithmetic keeps the range inside.
     pub(crate) fn put(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.memory.write_at(offset as u64, bytes).map_err(outside)
+    }
+
+    /// Copies bytes out, and gives their CRC-64/NVME: computed piece by piece while they are in the cache, which a place in main memory
+    /// is not.
+    pub(crate) fn get_digested(&self, offset: usize, bytes: &mut [u8]) -> Result<u64> {
+        let mut scratch = [0; DIGEST_PIECE_BYTES];
+        let mut digest = Digest::new();
+        let (length, mut done) = (bytes.len() as u64, 0);
+        let look = |piece: &[u8]| {
+            digest.update(piece);
+            bytes[done..done + piece.len()].copy_from_slice(piece);
+            done += piece.len();
+        };
+        self.memory
+            .for_each_piece(offset as u64, length, &mut scratch, look)
+            .map_err(outside)?;
+        Ok(digest.finish())
     }
 
     /// Copies bytes out.

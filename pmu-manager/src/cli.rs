@@ -19,7 +19,7 @@ use crate::values::{ByteSize, GrantArgument, duration};
 /// How many sets a region keeps unless told otherwise: the newest, and one to fall back to.
 const SETS_KEPT_DEFAULT: u32 = 2;
 /// How many bytes of a spread region's set lie together on one unit unless told otherwise.
-const SUBSEGMENT_DEFAULT: ByteSize = ByteSize(64 << 10);
+const SUBSEGMENT_DEFAULT: ByteSize = ByteSize(256 << 10);
 /// Groups that `region show --placement` shows unless told otherwise.
 const GROUPS_DEFAULT: &str = "16";
 /// How long a certificate is valid unless told otherwise.
@@ -293,7 +293,7 @@ pub struct RegionCreateArguments {
     /// The units of a spread region in their order, with commas between: as many as the layout has.
     #[arg(long, value_name = "NAME,NAME...", value_parser = principal_name, value_delimiter = ',', requires = "layout", conflicts_with = "unit")]
     pub units: Vec<PrincipalName>,
-    /// How many bytes of a set lie together on one unit [default: 64KiB].
+    /// How many bytes of a set lie together on one unit [default: 256KiB].
     #[arg(long, value_name = "SIZE", requires = "layout")]
     pub subsegment: Option<ByteSize>,
     /// With fewer units than this nothing is committed [default: more than half, and as many as are needed to read; all

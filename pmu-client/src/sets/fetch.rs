@@ -173,11 +173,11 @@ impl Fetcher {
         done.map_err(|error| region.error(error))
     }
 
-    /// Copies out what has come, and frees its place and that of all before it.
-    pub(crate) fn take_out(&mut self, read: Posted, bytes: &mut [u8]) -> Result<()> {
-        self.ring.registered().get(read.offset, bytes)?;
+    /// Copies out what has come, and frees its place and that of all before it; gives the CRC-64/NVME of the bytes.
+    pub(crate) fn take_out(&mut self, read: Posted, bytes: &mut [u8]) -> Result<u64> {
+        let computed = self.ring.registered().get_digested(read.offset, bytes)?;
         self.ring.release(read.serial);
-        Ok(())
+        Ok(computed)
     }
 
     /// Frees the place of what has come, and that of all before it.
@@ -251,8 +251,8 @@ impl Fetcher {
                 let registered = self.ring.registered();
                 let direct = match sink.place(offset, length) {
                     Some(place) => {
-                        registered.get(read.offset, place)?;
-                        expected(recovery.verify_chunk(chunk, place))?;
+                        let computed = registered.get_digested(read.offset, place)?;
+                        expected(recovery.verify_checksum(chunk, computed))?;
                         true
                     }
                     None => false,
@@ -261,8 +261,8 @@ impl Fetcher {
                     return Ok(());
                 }
                 let bytes = &mut self.scratch[..length];
-                registered.get(read.offset, bytes)?;
-                let outcome = expected(recovery.verify_chunk(chunk, bytes))?;
+                let computed = registered.get_digested(read.offset, bytes)?;
+                let outcome = expected(recovery.verify_checksum(chunk, computed))?;
                 if matches!(outcome, Some(ChunkOutcome::Taken | ChunkOutcome::Whole)) {
                     sink.chunk(offset, bytes)
                         .map_err(ClientError::io("hand out the set"))?;

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use pmu_core::commit::SetState;
-use pmu_format::{Label, SetNumber, ShareTrailer};
+use pmu_format::{CHUNK_BYTES, Label, SetNumber, ShareTrailer};
 use pmu_stripe::{
     Code, Group, GroupIndex, Placement, Reconstruct, Shard, ShardIndex, ShardSet, UnitIndex,
 };
@@ -71,7 +71,14 @@ impl Assembly<'_, '_> {
 
     fn group(&mut self, group: &Group, sink: &mut impl SetSink) -> std::result::Result<(), Stop> {
         let chosen = self.choose(group)?;
-        self.ask_ahead(group.group.0);
+        // Small shards lie many in a chunk: no need to look for the next chunk with each of them.
+        if group
+            .group
+            .0
+            .is_multiple_of((CHUNK_BYTES / group.shard_len).max(1))
+        {
+            self.ask_ahead(group.group.0);
+        }
         let data = ShardSet::first(self.placement.layout().data_shards());
         if chosen == data {
             self.hand_through(group, sink)

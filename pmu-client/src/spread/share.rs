@@ -213,8 +213,8 @@ impl ShareReader {
             let place =
                 &mut bytes[(wanted.start - offset) as usize..(wanted.end - offset) as usize];
             if self.kept != Some(index) && wanted == chunk {
-                self.fetch(index, place)?;
-                self.check(index, place)?;
+                let computed = self.fetch(index, place)?;
+                self.check(index, computed)?;
                 continue;
             }
             if self.kept != Some(index) {
@@ -222,9 +222,8 @@ impl ShareReader {
                 held.resize((chunk.end - chunk.start) as usize, 0);
                 let fetched = self.fetch(index, &mut held);
                 self.chunk = held;
-                fetched?;
                 self.kept = None;
-                self.check(index, &self.chunk)?;
+                self.check(index, fetched?)?;
                 self.kept = Some(index);
             }
             let inside = (wanted.start - begin) as usize..(wanted.end - begin) as usize;
@@ -233,18 +232,18 @@ impl ShareReader {
         Ok(())
     }
 
-    fn check(&self, index: u32, bytes: &[u8]) -> Result<()> {
+    fn check(&self, index: u32, computed: u64) -> Result<()> {
         let Some(view) = &self.view else {
             return Err(self.damaged("no share was chosen".to_owned()));
         };
-        view.verify(index, bytes).map_err(|error: FormatError| {
+        view.verify(index, computed).map_err(|error: FormatError| {
             let number = view.set().number;
             self.damaged(format!("set {number}, chunk {index} of its share: {error}"))
         })
     }
 
-    /// The bytes of one chunk; those before it are given up.
-    fn fetch(&mut self, index: u32, bytes: &mut [u8]) -> Result<()> {
+    /// The bytes of one chunk, and their checksum; chunks before it are given up.
+    fn fetch(&mut self, index: u32, bytes: &mut [u8]) -> Result<u64> {
         if !self.asked.iter().any(|asked| asked.index == index) {
             let begin = u64::from(index) * CHUNK_BYTES;
             self.ask(begin..begin + bytes.len() as u64)?;

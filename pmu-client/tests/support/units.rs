@@ -84,12 +84,26 @@ impl Units {
             self.pool(index),
         );
         let config = Config::parse(&text).unwrap();
-        let server = self.runtime.block_on(Server::start(config)).unwrap();
+        let server = self.serve(&config);
         self.addresses[index] = server.control_address().to_string();
         self.servers[index] = Some(server);
         self.admin(index, |mut admin| async move {
             admin.initialize(v1::InitializeRequest {}).await.unwrap();
         });
+    }
+
+    /// A unit's port may have been taken by somebody else's connection while it was down: that is over soon.
+    fn serve(&self, config: &Config) -> UnitHandle {
+        for _ in 0..100 {
+            match self.runtime.block_on(Server::start(config.clone())) {
+                Ok(server) => return server,
+                Err(error) if format!("{error:?}").contains("AddrInUse") => {
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        panic!("the port stays taken");
     }
 
     /// Every connection of the unit ends.

@@ -611,12 +611,11 @@ impl SetView {
         Some((range, request))
     }
 
-    /// Whether these are the bytes of a chunk.
+    /// Whether bytes with this CRC-64/NVME are those of a chunk.
     ///
     /// # Errors
     /// [`FormatError::Checksum`].
-    pub fn verify(&self, index: u32, bytes: &[u8]) -> Result<(), FormatError> {
-        let computed = crc64_nvme(bytes);
+    pub fn verify(&self, index: u32, computed: u64) -> Result<(), FormatError> {
         let stored = chunk_checksum_at(&self.table, index).unwrap_or(!computed);
         if computed == stored {
             return Ok(());
