@@ -86,7 +86,8 @@ pub use sets::{
     SetChoice, SetInfo, SetPrimary, SetRead, SetReader, SetSink, SetTakeover, StreamSink,
 };
 pub use spread::{
-    MissingUnit, Network, Reach, ReachedUnit, Spread, SpreadFence, SpreadPrimary, SpreadPut,
-    SpreadRead, SpreadReader, SpreadSet, SpreadTakeover,
+    MissingUnit, Network, Reach, ReachedUnit, Spread, SpreadFence, SpreadLogBackup,
+    SpreadLogPrimary, SpreadLogTakeover, SpreadPrimary, SpreadPut, SpreadRead, SpreadReader,
+    SpreadSet, SpreadTakeover,
 };
 pub use unit::{FenceReport, UNIT_VARIABLE, Unit, UnitStatus, identity_directory};

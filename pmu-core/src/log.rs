@@ -43,21 +43,24 @@ pub struct ClearPlan {
     pub flush_inverse: RegionPiece,
 }
 
-/// The plan that moves the cursor to `position`.
-fn clear_plan(position: LogPosition) -> ClearPlan {
-    let pair = CursorPair::new(position);
-    let cursor = WordWrite {
-        offset: LOG_CURSOR_OFFSET,
-        value: pair.cursor,
-    };
-    let inverse = WordWrite {
-        offset: LOG_CURSOR_INVERSE_OFFSET,
-        value: pair.inverse,
-    };
-    ClearPlan {
-        cursor,
-        flush_cursor: cursor.flush_range(),
-        inverse,
-        flush_inverse: inverse.flush_range(),
+impl ClearPlan {
+    /// The plan that moves the cursor to `position`, which is the end of a record or of the log.
+    #[must_use]
+    pub const fn to(position: LogPosition) -> Self {
+        let pair = CursorPair::new(position);
+        let cursor = WordWrite {
+            offset: LOG_CURSOR_OFFSET,
+            value: pair.cursor,
+        };
+        let inverse = WordWrite {
+            offset: LOG_CURSOR_INVERSE_OFFSET,
+            value: pair.inverse,
+        };
+        Self {
+            cursor,
+            flush_cursor: cursor.flush_range(),
+            inverse,
+            flush_inverse: inverse.flush_range(),
+        }
     }
 }

@@ -14,8 +14,10 @@
 //! Therefore each writer has a **term** ([`term`]), and what a member has published counts only if no member that answers knows of a
 //! later term.
 
+mod log;
 mod quorum;
 mod term;
 
+pub use log::cursor_of;
 pub use quorum::{Quorum, TooFewUnits};
 pub use term::{Newest, Stand, StandError, TermOpening};

@@ -38,6 +38,8 @@ pub enum Structure {
     TermRecord,
     /// The header of a member's share of a set.
     ShareTrailer,
+    /// What stands before a member's shard of a log record.
+    RecordShare,
 }
 
 impl fmt::Display for Structure {
@@ -58,6 +60,7 @@ impl fmt::Display for Structure {
             Self::Membership => "membership",
             Self::TermRecord => "term record",
             Self::ShareTrailer => "share trailer",
+            Self::RecordShare => "record share",
         })
     }
 }

@@ -29,6 +29,7 @@ pub mod fuzz_entry;
 mod log;
 mod names;
 mod set;
+mod share;
 mod spread;
 mod superblock;
 mod table;
@@ -53,6 +54,7 @@ pub use set::{
     SETS_KEPT_MAX, SetGeometry, SetHeader, SlotIndex, chunk_checksum_at, chunk_count,
     put_chunk_checksum,
 };
+pub use share::{RECORD_SHARE_BYTES, RECORD_SHARE_MAGIC, RecordShare, spread_record_checksum};
 pub use spread::{
     ADDRESS_BYTES_MAX, MEMBERS_MAX, MEMBERSHIP_MAGIC, Member, Membership, SHARE_MAGIC,
     SHARE_TRAILER_BYTES, ShareTrailer, SpreadId,

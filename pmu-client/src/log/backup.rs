@@ -54,10 +54,20 @@ impl<'a> Iterator for Records<'a> {
 
 impl ExactSizeIterator for Records<'_> {}
 
+/// One record of [`Records`], and where its payload lies among the bytes.
 #[derive(Debug, Clone)]
-struct Entry {
-    record: Record,
-    payload: Range<usize>,
+pub(crate) struct Entry {
+    pub(crate) record: Record,
+    pub(crate) payload: Range<usize>,
+}
+
+impl<'a> Records<'a> {
+    pub(crate) fn new(entries: &'a [Entry], payloads: &'a [u8]) -> Self {
+        Self {
+            entries: entries.iter(),
+            payloads,
+        }
+    }
 }
 
 /// The reader of a log, and the one who clears it.

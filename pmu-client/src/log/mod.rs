@@ -2,8 +2,9 @@
 
 mod backup;
 mod drive;
-mod primary;
+pub(crate) mod primary;
 
+pub(crate) use backup::Entry;
 pub use backup::{Flow, LogBackup, Records};
 pub use drive::{LogRecord, RecoveredLog};
 pub use pmu_core::log::{Record, RecordMark};
@@ -14,7 +15,7 @@ use crate::error::{ClientError, Result};
 use crate::region::RegionInfo;
 
 /// The division of a region, as its unit describes it.
-fn geometry_of(info: &RegionInfo) -> Result<LogGeometry> {
+pub(crate) fn geometry_of(info: &RegionInfo) -> Result<LogGeometry> {
     LogGeometry::new(info.length_bytes)
         .map_err(|error| ClientError::Protocol(format!("region {}: {error}", info.name)))
 }

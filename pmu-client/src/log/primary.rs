@@ -28,16 +28,16 @@ use crate::staging::Registered;
 use crate::unit::{FenceReport, Purpose, Unit};
 
 /// Chains in flight at most.
-const PUBLISHES_IN_FLIGHT_MAX: usize = 16;
+pub(crate) const PUBLISHES_IN_FLIGHT_MAX: usize = 16;
 /// With fewer in flight a submitted record goes out at once; with more it waits for company.
-const PUBLISHES_IN_FLIGHT_EAGER: usize = 2;
+pub(crate) const PUBLISHES_IN_FLIGHT_EAGER: usize = 2;
 /// So many bytes of company are enough, and go out together.
-const GATHER_BYTES: u64 = 64 << 10;
+pub(crate) const GATHER_BYTES: u64 = 64 << 10;
 /// So many records are taken between two looks for completions, while enough is in flight.
-const SUBMITS_PER_LOOK: u32 = 16;
+pub(crate) const SUBMITS_PER_LOOK: u32 = 16;
 /// Pauses between looks at the cursor while the log is full: the first, and the longest.
-const FULL_PAUSE_MIN: Duration = Duration::from_micros(50);
-const FULL_PAUSE_MAX: Duration = Duration::from_millis(5);
+pub(crate) const FULL_PAUSE_MIN: Duration = Duration::from_micros(50);
+pub(crate) const FULL_PAUSE_MAX: Duration = Duration::from_millis(5);
 
 /// Names a submitted record until it is acknowledged. Plain numbers: it may be kept, copied or dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,14 @@ pub struct Ticket {
 }
 
 impl Ticket {
+    pub(crate) const fn new(from: LogPosition, to: LogPosition, bytes: u64) -> Self {
+        Self { from, to, bytes }
+    }
+
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Where the record stands.
     #[must_use]
     pub const fn position(&self) -> LogPosition {

@@ -9,6 +9,7 @@
 //! [`SpreadPrimary::rejoin`] (or a new opening), and is never believed for what it missed.
 
 mod assembly;
+mod log;
 mod primary;
 mod put;
 mod reach;
@@ -22,9 +23,10 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use pmu_auth::Identity;
 use pmu_core::spread::{Quorum, TooFewUnits};
-use pmu_format::{Member, Membership, SHARE_TRAILER_BYTES};
+use pmu_format::{LogGeometry, Member, Membership, Mode, SHARE_TRAILER_BYTES};
 use pmu_stripe::{Layout, Placement};
 
+pub use log::{SpreadLogBackup, SpreadLogPrimary, SpreadLogTakeover};
 pub use primary::{SpreadPrimary, SpreadTakeover};
 pub use put::SpreadPut;
 pub use reach::{Network, Reach, ReachedUnit};
@@ -64,7 +66,8 @@ pub struct Spread {
     membership: Arc<Membership>,
     layout: Layout,
     quorum: Quorum,
-    /// The longest payload of a member's set.
+    mode: Mode,
+    /// Overwrite mode: the longest payload of a member's set. Append mode: the length of a member.
     share_capacity_bytes: u64,
     reach: Arc<dyn Reach>,
     units: Vec<std::result::Result<Box<dyn ReachedUnit>, MissingUnit>>,
@@ -131,10 +134,8 @@ impl Spread {
         if layout.units() != membership.members.len() {
             return Err(wrong("its layout is for another number of units"));
         }
-        let share_capacity_bytes = info
-            .capacity_bytes
-            .checked_sub(TRAILER_BYTES)
-            .ok_or_else(|| wrong("its members are too small"))?;
+        let share_capacity_bytes =
+            member_room(info).ok_or_else(|| wrong("its members are too small"))?;
         Placement::new(layout, 0, membership.subsegment_bytes)
             .map_err(|error| wrong(&error.to_string()))?;
         let quorum = Quorum::new(
@@ -146,6 +147,7 @@ impl Spread {
             name: Arc::clone(&info.name),
             layout,
             quorum,
+            mode: info.mode,
             share_capacity_bytes,
             reach,
             units: Vec::new(),
@@ -180,7 +182,10 @@ impl Spread {
         if own.get(usize::from(found.own_index)) != Some(member) || found.members != *own {
             return wrong("it knows other members");
         }
-        if info.capacity_bytes != self.share_capacity_bytes + TRAILER_BYTES {
+        if info.mode != self.mode {
+            return wrong("its region is of the other mode");
+        }
+        if member_room(info) != Some(self.share_capacity_bytes) {
             return wrong("its region is of another size");
         }
         Ok(())
@@ -232,9 +237,29 @@ impl Spread {
         &self.membership
     }
 
-    /// The longest payload of a set.
+    /// Whether sets or records are kept in it.
+    #[must_use]
+    pub const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    fn check_mode(&self, expected: Mode) -> Result<()> {
+        if self.mode == expected {
+            return Ok(());
+        }
+        Err(ClientError::WrongMode {
+            region: self.name.as_ref().into(),
+            expected,
+            found: self.mode,
+        })
+    }
+
+    /// Overwrite mode: the longest payload of a set. 0 in append mode.
     #[must_use]
     pub fn capacity_bytes(&self) -> u64 {
+        if self.mode == Mode::Append {
+            return 0;
+        }
         let subsegment_bytes = self.membership.subsegment_bytes;
         Placement::segment_len_max(self.layout, self.share_capacity_bytes, subsegment_bytes)
             .unwrap_or(0)
@@ -275,6 +300,16 @@ impl Spread {
         missing: impl IntoIterator<Item = &'a MissingUnit>,
     ) -> ClientError {
         too_few(&self.name, what, missing)
+    }
+}
+
+/// What a member's region has room for, as [`Spread::share_capacity_bytes`] says it; `None` if for nothing.
+fn member_room(info: &RegionInfo) -> Option<u64> {
+    match info.mode {
+        Mode::Overwrite => info.capacity_bytes.checked_sub(TRAILER_BYTES),
+        Mode::Append => LogGeometry::new(info.length_bytes)
+            .ok()
+            .map(|_| info.length_bytes),
     }
 }
 

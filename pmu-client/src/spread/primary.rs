@@ -61,6 +61,7 @@ impl Spread {
     /// [`ClientError::WriterExists`] (fence it first, or use [`Self::take_over`]); [`ClientError::TooFewUnits`]; as
     /// [`crate::Unit::open_sets_primary`].
     pub fn open_primary(self, options: &OpenOptions) -> Result<SpreadPrimary> {
+        self.check_mode(Mode::Overwrite)?;
         let id = self.membership.id;
         let opened = self.on_each_unit(|unit| {
             let parts = unit.open(&self.name, SessionRole::Primary, Mode::Overwrite, options)?;

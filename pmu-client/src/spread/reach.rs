@@ -55,6 +55,12 @@ pub trait ReachedUnit: Send + Sync {
         mode: Mode,
         options: &OpenOptions,
     ) -> Result<Parts>;
+
+    /// Opens its member of a log for reading, with or without the right to clear it: one backup at a time has that.
+    ///
+    /// # Errors
+    /// As [`Unit::open_log_backup`].
+    fn open_log_backup(&self, region: &str, clear: bool, options: &OpenOptions) -> Result<Parts>;
 }
 
 /// Units on the network.
@@ -124,6 +130,16 @@ impl ReachedUnit for Unit {
             role,
             clear: role == SessionRole::Backup && mode == Mode::Append,
             mode,
+            member: true,
+        };
+        self.open_parts(region, purpose, options)
+    }
+
+    fn open_log_backup(&self, region: &str, clear: bool, options: &OpenOptions) -> Result<Parts> {
+        let purpose = Purpose {
+            role: SessionRole::Backup,
+            clear,
+            mode: Mode::Append,
             member: true,
         };
         self.open_parts(region, purpose, options)

@@ -73,6 +73,7 @@ impl Spread {
     /// # Errors
     /// [`ClientError::NoGrant`]. Units that don't answer are no error before something is read.
     pub fn open_reader(&self, options: &OpenOptions) -> Result<SpreadReader<'_>> {
+        self.check_mode(Mode::Overwrite)?;
         let opened = self.on_each_unit(|unit| {
             let parts = unit.open(&self.name, SessionRole::Backup, Mode::Overwrite, options)?;
             ShareReader::open(parts)

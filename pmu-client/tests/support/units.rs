@@ -1,5 +1,10 @@
 //! Several real units in this process, on file pools, with one authority; and regions that are spread over them.
-#![allow(missing_docs, unreachable_pub, reason = "a part of a test")]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "shared by tests, each of which uses a part"
+)]
 
 use std::path::PathBuf;
 
@@ -16,7 +21,7 @@ use pmu_server::unit::{Unit as Server, UnitHandle};
 use pmu_stripe::Placement;
 use tokio::runtime::Runtime;
 
-use crate::support::{PATIENCE, READ, WRITE, name};
+use crate::support::{APPEND, CLEAR, PATIENCE, READ, WRITE, name};
 
 pub struct Units {
     pub directory: tempfile::TempDir,
@@ -141,6 +146,37 @@ impl Units {
         let share = Placement::new(layout, capacity_bytes, subsegment_bytes)
             .unwrap()
             .unit_len_max();
+        let room = Room::CapacityBytes(SHARE_TRAILER_BYTES as u64 + share);
+        let request = v1::CreateRegionRequest {
+            name: region.into(),
+            mode: v1::Mode::Overwrite.into(),
+            sets_kept: 2,
+            room: Some(room),
+            ..Default::default()
+        };
+        self.create(layout, units_min, subsegment_bytes, READ | WRITE, &request);
+    }
+
+    /// A log over the first units, with members of this length.
+    pub fn spread_log(&self, region: &str, layout: &str, units_min: u8, size_bytes: u64) {
+        let request = v1::CreateRegionRequest {
+            name: region.into(),
+            mode: v1::Mode::Append.into(),
+            room: Some(Room::SizeBytes(size_bytes)),
+            ..Default::default()
+        };
+        let layout = layout.parse().unwrap();
+        self.create(layout, units_min, 64 << 10, READ | APPEND | CLEAR, &request);
+    }
+
+    fn create(
+        &self,
+        layout: Layout,
+        units_min: u8,
+        subsegment_bytes: u64,
+        rights: u32,
+        request: &v1::CreateRegionRequest,
+    ) {
         let members: Vec<_> = (0..layout.units())
             .map(|index| Member {
                 unit: name(&unit(index)),
@@ -159,17 +195,13 @@ impl Units {
             };
             let grant = |principal: &str| v1::Grant {
                 principal: principal.into(),
-                rights: READ | WRITE,
+                rights,
             };
             let request = v1::CreateRegionRequest {
-                name: region.into(),
-                mode: v1::Mode::Overwrite.into(),
                 need: v1::Need::Durable.into(),
-                sets_kept: 2,
-                room: Some(Room::CapacityBytes(SHARE_TRAILER_BYTES as u64 + share)),
                 grants: vec![grant("app"), grant("backup")],
                 attributes: membership.encode().unwrap(),
-                ..Default::default()
+                ..request.clone()
             };
             self.admin(index, |mut admin| async move {
                 admin.create_region(request).await.unwrap();

@@ -9,7 +9,7 @@ use pmu_format::{
 use crate::log::step::{ClearError, LogError, LogMode, LogStep, Record, RecordMark};
 use crate::log::walk::{Differing, Walk};
 use crate::log::window::Window;
-use crate::log::{ClearPlan, LogRecovered, clear_plan};
+use crate::log::{ClearPlan, LogRecovered};
 use crate::{FeedError, ReadRequest};
 
 /// The smallest window of a reader.
@@ -237,7 +237,7 @@ impl LogReader {
             });
         }
         self.cursor = mark.end;
-        Ok(clear_plan(mark.end))
+        Ok(ClearPlan::to(mark.end))
     }
 
     /// What the recovery found: `None` in live mode and before its end, and where not even the

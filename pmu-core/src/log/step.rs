@@ -1,6 +1,6 @@
 //! What a reader hands out, and why it stops.
 
-use pmu_format::{Epoch, FormatError, LogPosition, RegionId};
+use pmu_format::{Epoch, FormatError, LogPosition, RegionId, SpreadId};
 
 use crate::ReadRequest;
 
@@ -99,6 +99,21 @@ pub struct RecordMark {
 }
 
 impl RecordMark {
+    /// The mark of a record of a log that is spread over several units.
+    #[must_use]
+    pub const fn of_spread(id: SpreadId, end: LogPosition) -> Self {
+        Self {
+            region: RegionId(id.0),
+            end,
+        }
+    }
+
+    /// Whether it was made by [`Self::of_spread`] for this log.
+    #[must_use]
+    pub fn is_of_spread(&self, id: SpreadId) -> bool {
+        self.region == RegionId(id.0)
+    }
+
     /// The position behind the record.
     #[must_use]
     pub const fn position(&self) -> LogPosition {

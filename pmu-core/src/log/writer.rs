@@ -437,6 +437,12 @@ impl LogWriter {
         self.geometry.ring_bytes() - (self.reserved.get() - self.cursor.get())
     }
 
+    /// Up to where the backup has cleared, as far as it was observed.
+    #[must_use]
+    pub const fn cursor(&self) -> LogPosition {
+        self.cursor
+    }
+
     /// The position behind the last acknowledged record.
     #[must_use]
     pub const fn acknowledged(&self) -> LogPosition {

@@ -139,7 +139,8 @@ impl Stand {
     }
 
     /// What it says is committed, in its own term.
-    fn committed(&self) -> u64 {
+    #[must_use]
+    pub fn committed(&self) -> u64 {
         let recorded = self.record.as_ref().map_or(0, |record| record.committed);
         self.published.max(recorded)
     }

@@ -1,0 +1,434 @@
+//! Reading a log over several units beside its live primary, clearing what was read, and fetching the unread rest after the primary's end.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use pmu_core::log::{ClearPlan, RecordMark};
+use pmu_core::spread::Newest;
+use pmu_fabric::Counters;
+use pmu_format::{Epoch, LogPosition, Mode};
+
+use super::out::{add_flush, add_word};
+use super::primary::{record_of, sum_counters};
+use super::seat::{LogSeat, Seat};
+use super::shards::ShardReader;
+use crate::error::{Attempt, ClientError, Result};
+use crate::log::{Entry, Flow, LogRecord, Records, RecoveredLog};
+use crate::options::OpenOptions;
+use crate::spread::{MissingUnit, Spread, missing};
+
+/// The reader of a log over several units, and the one who clears it.
+///
+/// It reads data shards alone while all units answer; what missing, damaged or slow units held is computed from the others. Beside a live
+/// primary it hands out only records that no take-over can undo. Each record is handed out once by a handle; what was not cleared is handed
+/// out again by the next one. A record's epoch is its writer's term.
+///
+/// One thread uses it at a time (`&mut`); it may move between threads. Calls block as those of [`crate::LogBackup`]; a unit that sends nothing for
+/// [`crate::Timeouts::hedge`] is done without where the others suffice. Memory: a window over the log for each unit, and the longest record.
+pub struct SpreadLogBackup {
+    spread: Spread,
+    options: OpenOptions,
+    may_clear: bool,
+    seats: Vec<Seat>,
+    reader: ShardReader,
+    newest: Newest,
+    /// Up to here records may be handed out.
+    limit: LogPosition,
+    /// The next record to be handed out.
+    position: LogPosition,
+    /// Up to here the log is known to be cleared.
+    cleared: LogPosition,
+    handed_out: Option<RecordMark>,
+    entries: Vec<Entry>,
+    payloads: Vec<u8>,
+}
+
+impl std::fmt::Debug for SpreadLogBackup {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("SpreadLogBackup")
+            .field("spread", &self.spread)
+            .field("position", &self.position)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Spread {
+    /// Opens a log as its backup, on all units that answer: takes the right to read, and with `clear` that to clear.
+    ///
+    /// # Errors
+    /// [`ClientError::TooFewUnits`]: it can't be told where the log begins and ends; [`ClientError::WrongMode`]; as
+    /// [`crate::Unit::open_log_backup`].
+    pub fn open_log_backup(&self, clear: bool, options: &OpenOptions) -> Result<SpreadLogBackup> {
+        self.check_mode(Mode::Append)?;
+        let id = self.membership.id;
+        let opened = self.on_each_unit(|unit| {
+            let parts = unit.open_log_backup(&self.name, clear, options)?;
+            LogSeat::open(parts, id)
+        });
+        let mut seats = Vec::with_capacity(opened.len());
+        for opened in opened {
+            seats.push(match opened {
+                Ok(seat) => Ok(seat),
+                Err(failed) => Err(failed.or_grant()?),
+            });
+        }
+        let (newest, cursor) = self.judge(&mut seats)?;
+        let stands = seats.iter().flatten().map(|seat| &seat.stand);
+        let limit = self.quorum.stable(stands).max(cursor);
+        Ok(SpreadLogBackup {
+            reader: self.log_reader(options.timeouts.hedge),
+            spread: self.apart(),
+            options: *options,
+            may_clear: clear,
+            seats,
+            newest,
+            limit,
+            position: cursor,
+            cleared: cursor,
+            handed_out: None,
+            entries: Vec::new(),
+            payloads: Vec::new(),
+        })
+    }
+}
+
+impl SpreadLogBackup {
+    /// The region.
+    #[must_use]
+    pub const fn spread(&self) -> &Spread {
+        &self.spread
+    }
+
+    /// The units that can't be read, and why.
+    pub fn missing(&self) -> impl Iterator<Item = &MissingUnit> {
+        self.seats.iter().filter_map(|seat| seat.as_ref().err())
+    }
+
+    /// Which way the bytes come, from the first unit that answers.
+    #[must_use]
+    pub fn provider(&self) -> Option<pmu_fabric::Provider> {
+        let first = self.seats.iter().flatten().next();
+        first.map(|seat| seat.region.provider())
+    }
+
+    /// What the connections to the units have done so far, all together. Those of units that were given up are not counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        sum_counters(&self.seats)
+    }
+
+    /// How many records were computed from redundancy so far.
+    #[must_use]
+    pub const fn reconstructed(&self) -> u64 {
+        self.reader.reconstructed
+    }
+
+    /// The position of the next record to be handed out.
+    #[must_use]
+    pub const fn position(&self) -> LogPosition {
+        self.position
+    }
+
+    /// Up to where records could be handed out when the log was last looked at.
+    #[must_use]
+    pub const fn tail(&self) -> LogPosition {
+        self.limit
+    }
+
+    /// The mark of the last record that was handed out.
+    #[must_use]
+    pub const fn last_mark(&self) -> Option<RecordMark> {
+        self.handed_out
+    }
+
+    /// Reads records that this handle has not handed out yet: as many as there are, or until their bytes reach `max_bytes` (one at least).
+    /// None left means that all were read for now.
+    ///
+    /// # Errors
+    /// [`ClientError::TooFewUnits`]; [`ClientError::Damaged`], naming the record. What was handed out before is good, and so are records before
+    /// it in this batch, which come first.
+    pub fn read_unread(&mut self, max_bytes: usize) -> Result<Records<'_>> {
+        self.entries.clear();
+        self.payloads.clear();
+        if self.position >= self.limit {
+            self.look()?;
+        }
+        while self.position < self.limit
+            && (self.entries.is_empty() || self.payloads.len() < max_bytes)
+        {
+            match self.read_one(self.limit) {
+                Ok(()) => {}
+                Err(error) if self.entries.is_empty() => return Err(error),
+                // It is reported by the next call.
+                Err(_) => break,
+            }
+        }
+        Ok(Records::new(&self.entries, &self.payloads))
+    }
+
+    /// Reads one record into our own memory.
+    fn read_one(&mut self, limit: LogPosition) -> Result<()> {
+        let found = self.find(limit)?;
+        let begin = self.payloads.len();
+        self.payloads.extend_from_slice(&self.reader.record);
+        self.entries.push(Entry {
+            record: found,
+            payload: begin..self.payloads.len(),
+        });
+        Ok(())
+    }
+
+    fn find(&mut self, limit: LogPosition) -> Result<crate::log::Record> {
+        let names = self.spread.names();
+        let (position, limit) = (self.position.get(), limit.get());
+        let found = self
+            .reader
+            .read(&mut self.seats, &names, &self.newest, position, limit);
+        match found {
+            Ok(found) => {
+                let record = record_of(&self.spread, &found, found.end <= self.limit.get());
+                self.position = LogPosition(found.end);
+                self.handed_out = Some(record.mark);
+                Ok(record)
+            }
+            Err(error @ ClientError::Damaged { .. }) => Err(self.or_lapped(error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A record that can't be read may have been cleared by somebody else, and its room used again.
+    fn or_lapped(&mut self, error: ClientError) -> ClientError {
+        let position = self.position;
+        match self.look() {
+            Ok(cursor) if cursor > position => ClientError::Damaged {
+                region: self.spread.name.as_ref().into(),
+                what: format!(
+                    "the record at {position} was cleared up to {cursor} by somebody else"
+                ),
+            },
+            _ => error,
+        }
+    }
+
+    /// Looks at all members again: how far the log goes now. The cursor.
+    fn look(&mut self) -> Result<LogPosition> {
+        let id = self.spread.membership.id;
+        let mut posted = Vec::with_capacity(self.seats.len());
+        for index in 0..self.seats.len() {
+            posted.push(self.with(index, LogSeat::post_look));
+        }
+        for (index, posted) in posted.into_iter().enumerate() {
+            if let Some(posted) = posted {
+                self.with(index, |seat| seat.take_look(posted, id));
+            }
+        }
+        let (newest, cursor) = self.spread.judge(&mut self.seats)?;
+        let stands = self.seats.iter().flatten().map(|seat| &seat.stand);
+        // What no take-over can undo stays so, whoever answers now.
+        let stable = self.spread.quorum.stable(stands);
+        self.limit = self.limit.max(stable).max(cursor);
+        self.newest = newest;
+        Ok(cursor)
+    }
+
+    /// Does something with a member that answers; one that fails is missing from then on.
+    fn with<T>(&mut self, index: usize, work: impl FnOnce(&mut LogSeat) -> Result<T>) -> Option<T> {
+        let seat = self.seats[index].as_mut().ok()?;
+        match work(seat) {
+            Ok(done) => Some(done),
+            Err(error) => {
+                self.spread.names().give_up(&mut self.seats, index, &error);
+                None
+            }
+        }
+    }
+
+    /// Clears everything up to and with a record that was handed out: the primary may use its room again. Durable when this returns, on at
+    /// least as many units as a commit takes, so that no later reader misses it. What is cleared already stays so.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] for a mark of another region, a record that is not published yet, or a handle without the right to clear;
+    /// [`ClientError::TooFewUnits`], [`ClientError::UnknownOutcome`]: it may have been cleared, and may be cleared again.
+    pub fn clear(&mut self, mark: RecordMark) -> Result<()> {
+        let invalid = |text: &str| Err(ClientError::Invalid(text.to_owned()));
+        if !self.may_clear {
+            return invalid("the log was opened without the right to clear");
+        }
+        if !mark.is_of_spread(self.spread.membership.id) {
+            return invalid("a mark of another region");
+        }
+        if mark.position() <= self.cleared {
+            return Ok(());
+        }
+        if mark.position() > self.limit {
+            self.look()?;
+        }
+        if mark.position() > self.limit {
+            return invalid("the record is behind the tail: open the log as primary first");
+        }
+        let cleared = self.move_cursors(mark.position());
+        let enough = self.spread.quorum.check_commit(cleared);
+        match enough.map_err(|what| self.spread.too_few(what, self.missing())) {
+            Ok(()) => {
+                self.cleared = mark.position();
+                Ok(())
+            }
+            Err(few) if cleared == 0 => Err(few),
+            Err(few) => Err(ClientError::UnknownOutcome {
+                region: self.spread.name.as_ref().into(),
+                attempt: Attempt::Clear(mark.position()),
+                cause: Box::new(few),
+            }),
+        }
+    }
+
+    /// Moves the cursors of all members that answer; on how many that is durable.
+    fn move_cursors(&mut self, position: LogPosition) -> usize {
+        let plan = ClearPlan::to(position);
+        let mut posted = Vec::with_capacity(self.seats.len());
+        for index in 0..self.seats.len() {
+            posted.push(self.with(index, |seat| {
+                seat.post_chain(|chain, base| {
+                    chain.atomic_write(base + plan.cursor.offset.get(), plan.cursor.value);
+                    add_flush(chain, base, plan.flush_cursor);
+                    add_word(chain, base, plan.inverse);
+                })
+            }));
+        }
+        let mut moved = 0;
+        for (index, posted) in posted.into_iter().enumerate() {
+            let done = posted.and_then(|posted| self.with(index, |seat| seat.wait(posted)));
+            moved += usize::from(done.is_some());
+        }
+        moved
+    }
+
+    /// Clears everything that this handle has handed out; the position up to which the log is cleared.
+    ///
+    /// # Errors
+    /// As [`Self::clear`].
+    pub fn clear_handed_out(&mut self) -> Result<LogPosition> {
+        if let Some(mark) = self.handed_out {
+            self.clear(mark)?;
+        }
+        Ok(self.cleared)
+    }
+
+    /// Hands out records as they come, looking again every `interval`, until `stop` is set or the visitor says so.
+    ///
+    /// # Errors
+    /// As [`Self::read_unread`] and, where the visitor asks for it, [`Self::clear`].
+    pub fn follow(
+        &mut self,
+        interval: Duration,
+        max_bytes: usize,
+        stop: &AtomicBool,
+        mut visit: impl FnMut(Records<'_>) -> Flow,
+    ) -> Result<()> {
+        while !stop.load(Ordering::Acquire) {
+            let records = self.read_unread(max_bytes)?;
+            if records.len() == 0 {
+                self.sleep_unless(stop, interval);
+                continue;
+            }
+            match visit(records) {
+                Flow::Continue => {}
+                Flow::Clear => drop(self.clear_handed_out()?),
+                Flow::Stop => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn sleep_unless(&self, stop: &AtomicBool, interval: Duration) {
+        let Some(seat) = self.seats.iter().flatten().next() else {
+            return;
+        };
+        let until = seat.region.link.now() + interval;
+        // Short naps, so that a long interval doesn't delay the end.
+        let nap = Duration::from_millis(20);
+        while !stop.load(Ordering::Acquire) && seat.region.pause(until, nap) {}
+    }
+
+    /// After the primary was fenced: hands out every record that this handle has not handed out yet, to the end of what any unit has published.
+    /// What no other unit knows of counts for good once a new primary has opened the log (see [`Spread::take_over_log`]). The answer's
+    /// `records` are those handed out now.
+    ///
+    /// # Errors
+    /// [`ClientError::TooFewUnits`]; what the visitor returns. Damage is no error here but part of the answer, as everything before it is good.
+    pub fn recover(
+        &mut self,
+        mut visit: impl FnMut(LogRecord<'_>) -> Result<()>,
+    ) -> Result<RecoveredLog> {
+        let cursor = self.look()?;
+        let tail = self.newest.position();
+        let mut found = RecoveredLog {
+            cursor,
+            tail,
+            end: self.position,
+            epoch: Epoch(self.newest.term().0),
+            records: 0,
+            unacknowledged_records: 0,
+            cursor_disagreed: self.cursors_disagree(),
+            damage: None,
+        };
+        while self.position < tail {
+            let before = (self.position, self.handed_out);
+            match self.find(tail) {
+                Ok(record) => {
+                    let payload = &self.reader.record;
+                    if let Err(error) = visit(LogRecord { record, payload }) {
+                        (self.position, self.handed_out) = before;
+                        return Err(error);
+                    }
+                    found.records += 1;
+                    found.end = self.position;
+                }
+                Err(ClientError::Damaged { what, .. }) => {
+                    found.damage = Some(what);
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    fn cursors_disagree(&self) -> bool {
+        let mut seats = self.seats.iter().flatten();
+        seats.any(|seat| seat.cursor.agreed().is_none())
+    }
+
+    /// Connects again to units that are missing, and moves their cursors to where the log is cleared, if this handle may. Gives how many came
+    /// back.
+    ///
+    /// # Errors
+    /// As [`Self::read_unread`]. What keeps a unit from coming back is no error, but its reason in [`Self::missing`].
+    pub fn rejoin(&mut self) -> Result<usize> {
+        let mut back = 0;
+        for index in 0..self.seats.len() {
+            if self.seats[index].is_ok() {
+                continue;
+            }
+            self.seats[index] = self.join(index);
+            back += usize::from(self.seats[index].is_ok());
+        }
+        if back > 0 {
+            let cursor = self.look()?;
+            if self.may_clear && cursor > LogPosition(0) {
+                self.move_cursors(cursor);
+            }
+        }
+        Ok(back)
+    }
+
+    fn join(&self, index: usize) -> Seat {
+        let member = &self.spread.membership.members[index];
+        let unit = self.spread.connect(member)?;
+        unit.open_log_backup(&self.spread.name, self.may_clear, &self.options)
+            .and_then(|parts| LogSeat::open(parts, self.spread.membership.id))
+            .map_err(|error| missing(member, &error))
+    }
+}

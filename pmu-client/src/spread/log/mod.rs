@@ -1,0 +1,74 @@
+//! Logs over several units.
+//!
+//! Each member has a log of its own, and a record of the spread log is one record at the same position in each of them: a header
+//! that names the record ([`pmu_format::RecordShare`]), and the member's shard. Nothing rotates: data shards lie on the first members, so that
+//! a healthy reader reads no redundancy. Records are appended in two steps, as sets are committed (`pmu_core::spread`).
+
+mod backup;
+mod catch_up;
+mod out;
+mod primary;
+mod seat;
+mod shards;
+
+pub use backup::SpreadLogBackup;
+pub use primary::{SpreadLogPrimary, SpreadLogTakeover};
+
+use pmu_core::spread::Newest;
+use pmu_format::LogPosition;
+
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::spread::Spread;
+use seat::Seat;
+use shards::{Names, ShardReader};
+
+impl Spread {
+    fn names(&self) -> Names<'_> {
+        Names {
+            region: &self.name,
+            membership: &self.membership,
+        }
+    }
+
+    fn log_reader(&self, hedge: Duration) -> ShardReader {
+        ShardReader::new(&self.membership, self.layout, self.quorum, hedge)
+    }
+
+    /// This region without its connections: enough to connect to a member later.
+    fn apart(&self) -> Self {
+        Self {
+            name: std::sync::Arc::clone(&self.name),
+            membership: std::sync::Arc::clone(&self.membership),
+            layout: self.layout,
+            quorum: self.quorum,
+            mode: self.mode,
+            share_capacity_bytes: self.share_capacity_bytes,
+            reach: std::sync::Arc::clone(&self.reach),
+            units: Vec::new(),
+        }
+    }
+
+    /// What the members that were looked at say: what is committed, and up to where it was cleared. Each member's log counts as far as that
+    /// allows.
+    fn judge(&self, seats: &mut [Seat]) -> Result<(Newest, LogPosition)> {
+        let absent = |seats: &[Seat]| -> Vec<_> {
+            let missing = seats.iter().filter_map(|seat| seat.as_ref().err());
+            missing.cloned().collect()
+        };
+        let stands = seats.iter().flatten().map(|seat| &seat.stand);
+        let newest = self.quorum.newest(stands);
+        let mut newest = newest.map_err(|what| self.too_few(what, &absent(seats)))?;
+        let cursor = self
+            .quorum
+            .cursor(seats.iter().flatten().map(|seat| &seat.cursor));
+        let cursor = cursor.map_err(|what| self.too_few(what, &absent(seats)))?;
+        // All up to there was read and cleared by somebody, whatever became of the tails.
+        newest.advance(cursor.get());
+        for seat in seats.iter_mut().flatten() {
+            seat.judge(&newest);
+        }
+        Ok((newest, cursor))
+    }
+}

@@ -1,0 +1,471 @@
+//! Puts records together from their shares: as many as it takes, data before redundancy, from the members that answer in time.
+
+use std::time::Duration;
+
+use pmu_core::spread::{Newest, Quorum};
+use pmu_format::{
+    LogPosition, Membership, RECORD_HEADER_BYTES, RECORD_SHARE_BYTES, RecordHeader, RecordShare,
+    SpreadId, record_payload_checksum, spread_record_checksum,
+};
+use pmu_stripe::{Code, Layout, Reconstruct, ShardIndex, ShardSet, UNITS_MAX};
+
+use super::seat::{LogSeat, READ_BYTES, Seat};
+use crate::error::{ClientError, Result};
+use crate::spread::{MissingUnit, missing, too_few};
+
+const HEADER: u64 = RECORD_HEADER_BYTES as u64;
+const SHARE: u64 = RECORD_SHARE_BYTES as u64;
+
+/// A record that was read; its bytes are in [`ShardReader::record`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FoundRecord {
+    pub(super) position: u64,
+    pub(super) end: u64,
+    pub(super) continues: bool,
+    pub(super) share: RecordShare,
+}
+
+/// How to compute data shards that are missing, from those that are there.
+struct Plan {
+    present: ShardSet,
+    plan: Reconstruct,
+}
+
+/// See the module. Keeps its memory from record to record.
+pub(super) struct ShardReader {
+    id: SpreadId,
+    layout: Layout,
+    quorum: Quorum,
+    code: Code,
+    /// A member that sends nothing for so long is done without, where the others suffice.
+    hedge: Duration,
+    plans: Vec<Plan>,
+    lost: Vec<Vec<u8>>,
+    /// The bytes of the record that was read last.
+    pub(super) record: Vec<u8>,
+    /// How many records were computed from redundancy.
+    pub(super) reconstructed: u64,
+}
+
+impl ShardReader {
+    pub(super) fn new(
+        membership: &Membership,
+        layout: Layout,
+        quorum: Quorum,
+        hedge: Duration,
+    ) -> Self {
+        Self {
+            id: membership.id,
+            layout,
+            quorum,
+            code: Code::new(layout),
+            hedge,
+            plans: Vec::new(),
+            lost: Vec::new(),
+            record: Vec::new(),
+            reconstructed: 0,
+        }
+    }
+
+    /// Reads the record at `position` of a log that ends at `limit`.
+    ///
+    /// # Errors
+    /// [`ClientError::TooFewUnits`]: too few members hold it; [`ClientError::Damaged`]: enough do, and it is not what was written.
+    pub(super) fn read(
+        &mut self,
+        seats: &mut [Seat],
+        names: &Names<'_>,
+        newest: &Newest,
+        position: u64,
+        limit: u64,
+    ) -> Result<FoundRecord> {
+        let mut damage = None;
+        loop {
+            let chosen = self.choose(seats, names, position, &damage)?;
+            if !self.fetch(seats, names, chosen, position, HEADER + SHARE, limit) {
+                continue;
+            }
+            let term = newest.term_of(position.saturating_add(1));
+            let heads = chosen.iter().map(|shard| {
+                let head = seats[shard.0].as_ref().ok();
+                head.map(|seat| head_of(seat, self.layout, shard.0, position, limit))
+            });
+            let mut found: [Option<(RecordHeader, RecordShare)>; UNITS_MAX] = [None; UNITS_MAX];
+            let mut bad = ShardSet::EMPTY;
+            for (shard, head) in chosen.iter().zip(heads) {
+                match head {
+                    Some(Ok(head)) if term.is_none_or(|term| term == head.1.term) => {
+                        found[shard.0] = Some(head);
+                    }
+                    Some(Ok(_)) => {
+                        bad = bad.with(shard);
+                        damage = Some("its share is of another term".to_owned());
+                    }
+                    Some(Err(error)) => {
+                        bad = bad.with(shard);
+                        damage = Some(error);
+                    }
+                    None => bad = bad.with(shard),
+                }
+            }
+            let newest_share = found
+                .iter()
+                .flatten()
+                .max_by_key(|(_, share)| (share.term, share.sequence));
+            let Some(&(header, share)) = newest_share else {
+                doubt(seats, bad, position, position + 8);
+                continue;
+            };
+            for shard in chosen.iter() {
+                let together = |(other, own): &(RecordHeader, RecordShare)| {
+                    own.goes_with(&share)
+                        && other.payload_bytes == header.payload_bytes
+                        && other.continues == header.continues
+                };
+                if found[shard.0].as_ref().is_some_and(|head| !together(head)) {
+                    bad = bad.with(shard);
+                    damage = Some("its share belongs to another record".to_owned());
+                }
+            }
+            let end = position + header.record_bytes();
+            if !bad.is_empty() {
+                doubt(seats, bad, position, end);
+                continue;
+            }
+            if !self.fetch(seats, names, chosen, position, header.record_bytes(), limit) {
+                continue;
+            }
+            let bad = damaged_payloads(seats, chosen, position, &found);
+            if !bad.is_empty() {
+                damage = Some("a checksum does not hold".to_owned());
+                doubt(seats, bad, position, end);
+                continue;
+            }
+            self.assemble(seats, names, chosen, position, &share)?;
+            return Ok(FoundRecord {
+                position,
+                end,
+                continues: header.continues,
+                share,
+            });
+        }
+    }
+
+    /// Whether a member has a record that was just read already, and as it should be.
+    pub(super) fn holds(
+        &self,
+        seats: &mut [Seat],
+        names: &Names<'_>,
+        index: usize,
+        found: &FoundRecord,
+    ) -> bool {
+        let (position, end) = (found.position, found.end);
+        let itself = ShardSet::EMPTY.with(ShardIndex(index));
+        if !self.fetch(seats, names, itself, position, end - position, end) {
+            return false;
+        }
+        let mut heads = [None; UNITS_MAX];
+        let head = seats[index].as_ref().ok();
+        let head = head.and_then(|seat| head_of(seat, self.layout, index, position, end).ok());
+        heads[index] = head.filter(|(header, share)| {
+            share.goes_with(&found.share)
+                && header.continues == found.continues
+                && position + header.record_bytes() == end
+        });
+        heads[index].is_some() && damaged_payloads(seats, itself, position, &heads).is_empty()
+    }
+
+    /// The shards to read: data where its member can be used, else redundancy.
+    fn choose(
+        &self,
+        seats: &[Seat],
+        names: &Names<'_>,
+        position: u64,
+        damage: &Option<String>,
+    ) -> Result<ShardSet> {
+        let needed = self.layout.data_shards();
+        let mut chosen = ShardSet::EMPTY;
+        let mut doubted = false;
+        for (index, seat) in seats.iter().enumerate() {
+            let Ok(seat) = seat else { continue };
+            if seat.valid_to <= position {
+                continue;
+            }
+            if seat.doubted_to > position {
+                doubted |= seat.own_to > position;
+            } else if chosen.len() < needed {
+                chosen = chosen.with(ShardIndex(index));
+            }
+        }
+        match self.quorum.check_read(chosen.len()) {
+            Ok(()) => Ok(chosen),
+            Err(what) if doubted => {
+                let reason = damage.as_deref().unwrap_or("a share is damaged");
+                Err(ClientError::Damaged {
+                    region: names.region.to_owned(),
+                    what: format!("the record at {position}: {reason}; {what}"),
+                })
+            }
+            Err(what) => Err(too_few(names.region, what, &names.absent(seats, position))),
+        }
+    }
+
+    /// Sees to it that all chosen members' windows hold a range; false if one of them is missing from now on.
+    fn fetch(
+        &self,
+        seats: &mut [Seat],
+        names: &Names<'_>,
+        chosen: ShardSet,
+        position: u64,
+        length: u64,
+        limit: u64,
+    ) -> bool {
+        let end = position.saturating_add(length);
+        loop {
+            let mut posted = [None; UNITS_MAX];
+            let mut asked = false;
+            for shard in chosen.iter() {
+                let Ok(seat) = &mut seats[shard.0] else {
+                    return false;
+                };
+                if seat.bytes(position, length).is_some() {
+                    continue;
+                }
+                seat.move_to(position);
+                asked = true;
+                // As much as there is, for the records that follow; never what does not count yet.
+                let ahead = position.saturating_add(READ_BYTES);
+                let ahead = ahead.min(limit).min(seat.valid_to);
+                match seat.post_read(end.max(ahead)) {
+                    Ok(read) => posted[shard.0] = Some(read),
+                    Err(error) => {
+                        names.give_up(seats, shard.0, &error);
+                        return false;
+                    }
+                }
+            }
+            if !asked {
+                return true;
+            }
+            let mut all = true;
+            for shard in chosen.iter() {
+                if let Some((serial, length)) = posted[shard.0] {
+                    all &= self.await_read(seats, names, shard.0, serial, length, position);
+                }
+            }
+            if !all {
+                return false;
+            }
+        }
+    }
+
+    /// Waits for one member's bytes; false if it is done without from now on.
+    fn await_read(
+        &self,
+        seats: &mut [Seat],
+        names: &Names<'_>,
+        index: usize,
+        serial: u64,
+        length: usize,
+        position: u64,
+    ) -> bool {
+        let spare = seats
+            .iter()
+            .flatten()
+            .filter(|seat| seat.valid_to > position && seat.doubted_to <= position);
+        let others_suffice = spare.count() > self.layout.data_shards();
+        let Ok(seat) = &mut seats[index] else {
+            return false;
+        };
+        let done = if others_suffice {
+            let done = seat.region.link.wait_at_most(serial, self.hedge);
+            done.map_err(|error| seat.region.error(error))
+        } else {
+            seat.wait(serial).map(|()| true)
+        };
+        let taken = match done {
+            Ok(true) => seat.take_read(length),
+            Ok(false) => Err(ClientError::TimedOut {
+                what: "bytes of the log from a unit that others can stand in for",
+                waited_ms: self.hedge.as_millis() as u64,
+            }),
+            Err(error) => Err(error),
+        };
+        match taken {
+            Ok(()) => true,
+            Err(error) => {
+                names.give_up(seats, index, &error);
+                false
+            }
+        }
+    }
+
+    /// Puts the record together, and checks it as a whole.
+    fn assemble(
+        &mut self,
+        seats: &[Seat],
+        names: &Names<'_>,
+        chosen: ShardSet,
+        position: u64,
+        share: &RecordShare,
+    ) -> Result<()> {
+        let shard_bytes = share.shard_bytes();
+        let data = ShardSet::first(self.layout.data_shards());
+        let wanted = data.without(chosen);
+        if !wanted.is_empty() {
+            self.compute(seats, chosen, wanted, position, shard_bytes)?;
+            self.reconstructed += 1;
+        }
+        self.record.clear();
+        let mut lost = self.lost.iter();
+        for shard in data.iter() {
+            let left = share.record_bytes as usize - self.record.len();
+            let bytes = if chosen.contains(shard) {
+                shard_of(&seats[shard.0], position, shard_bytes)
+            } else {
+                lost.next().map_or(&[][..], Vec::as_slice)
+            };
+            let bytes = &bytes[..bytes.len().min(left)];
+            self.record.extend_from_slice(bytes);
+        }
+        let whole = self.record.len() as u64 == share.record_bytes
+            && spread_record_checksum(&self.id, &self.record) == share.record_checksum;
+        if whole {
+            return Ok(());
+        }
+        Err(ClientError::Damaged {
+            region: names.region.to_owned(),
+            what: format!("the record at {position}: its shares do not make it"),
+        })
+    }
+
+    fn compute(
+        &mut self,
+        seats: &[Seat],
+        chosen: ShardSet,
+        wanted: ShardSet,
+        position: u64,
+        shard_bytes: u64,
+    ) -> Result<()> {
+        let invalid = |error: &dyn std::fmt::Display| ClientError::Protocol(error.to_string());
+        if !self.plans.iter().any(|plan| plan.present == chosen) {
+            let plan =
+                Reconstruct::of(&self.code, chosen, wanted).map_err(|error| invalid(&error))?;
+            self.plans.push(Plan {
+                present: chosen,
+                plan,
+            });
+        }
+        self.lost.resize_with(wanted.len(), Vec::new);
+        for lost in &mut self.lost {
+            lost.resize(shard_bytes as usize, 0);
+        }
+        let mut sources: [&[u8]; UNITS_MAX] = [&[]; UNITS_MAX];
+        for (source, shard) in sources.iter_mut().zip(chosen.iter()) {
+            *source = shard_of(&seats[shard.0], position, shard_bytes);
+        }
+        let mut targets: [&mut [u8]; UNITS_MAX] = std::array::from_fn(|_| Default::default());
+        for (target, lost) in targets.iter_mut().zip(&mut self.lost) {
+            *target = lost;
+        }
+        let plan = self.plans.iter().find(|plan| plan.present == chosen);
+        let Some(Plan { plan, .. }) = plan else {
+            return Err(invalid(&"no plan"));
+        };
+        plan.apply(&sources[..chosen.len()], &mut targets[..wanted.len()])
+            .map_err(|error| invalid(&error))
+    }
+}
+
+/// Who the members are, for errors.
+pub(super) struct Names<'a> {
+    pub(super) region: &'a str,
+    pub(super) membership: &'a Membership,
+}
+
+impl Names<'_> {
+    pub(super) fn give_up(&self, seats: &mut [Seat], index: usize, error: &ClientError) {
+        let member = &self.membership.members[index];
+        tracing::warn!(unit = %member.unit, region = %self.region, %error, "a unit is given up");
+        seats[index] = Err(missing(member, error));
+    }
+
+    /// Who can't give the record at `position`, and why.
+    pub(super) fn absent(&self, seats: &[Seat], position: u64) -> Vec<MissingUnit> {
+        let members = self.membership.members.iter();
+        members
+            .zip(seats)
+            .filter_map(|(member, seat)| match seat {
+                Err(missing) => Some(missing.clone()),
+                Ok(seat) if seat.own_to <= position => Some(MissingUnit {
+                    unit: member.unit.as_str().into(),
+                    reason: format!("its log ends at {}", seat.own_to),
+                }),
+                Ok(_) => None,
+            })
+            .collect()
+    }
+}
+
+/// The two headers of a member's record.
+fn head_of(
+    seat: &LogSeat,
+    layout: Layout,
+    index: usize,
+    position: u64,
+    limit: u64,
+) -> std::result::Result<(RecordHeader, RecordShare), String> {
+    let bytes = seat.bytes(position, HEADER + SHARE).unwrap_or_default();
+    let header = RecordHeader::decode(bytes, LogPosition(position), &seat.geometry)
+        .map_err(|error| error.to_string())?;
+    let share = bytes.get(HEADER as usize..).unwrap_or_default();
+    let share = RecordShare::decode(share, header.payload_bytes.into())
+        .map_err(|error| error.to_string())?;
+    if share.layout != layout.to_bytes() || usize::from(share.own_index) != index {
+        return Err("its share is another member's".to_owned());
+    }
+    if position + header.record_bytes() > limit.min(seat.valid_to) {
+        return Err("it reaches beyond the log's end".to_owned());
+    }
+    Ok((header, share))
+}
+
+/// Those whose payload is not what was written.
+fn damaged_payloads(
+    seats: &[Seat],
+    chosen: ShardSet,
+    position: u64,
+    heads: &[Option<(RecordHeader, RecordShare)>; UNITS_MAX],
+) -> ShardSet {
+    let sound = |shard: &ShardIndex| {
+        let (Ok(seat), Some((header, _))) = (&seats[shard.0], &heads[shard.0]) else {
+            return false;
+        };
+        let payload = seat.bytes(position + HEADER, header.payload_bytes.into());
+        let payload = payload.unwrap_or_default();
+        let computed = record_payload_checksum(&seat.region.info.id, payload);
+        header.verify_payload_checksum(computed).is_ok()
+    };
+    chosen.iter().filter(|shard| !sound(shard)).collect()
+}
+
+/// Members that don't have the record at `position`, or not as it was written: one that has not published it has none of the later ones.
+fn doubt(seats: &mut [Seat], bad: ShardSet, position: u64, end: u64) {
+    for shard in bad.iter() {
+        if let Ok(seat) = &mut seats[shard.0] {
+            let end = if seat.own_to > position {
+                end
+            } else {
+                u64::MAX
+            };
+            seat.doubted_to = seat.doubted_to.max(end);
+            seat.forget();
+        }
+    }
+}
+
+fn shard_of(seat: &Seat, position: u64, shard_bytes: u64) -> &[u8] {
+    let seat = seat.as_ref().ok();
+    seat.and_then(|seat| seat.bytes(position + HEADER + SHARE, shard_bytes))
+        .unwrap_or_default()
+}
