@@ -111,7 +111,7 @@ fn take_over(place: Place, mut index: Index, follower: Option<Follower>) -> Resu
     let (log, cleared, tail_records, tail_bytes) = open_log(&place, &mut index)?;
     let cleaner = match follower {
         Some(follower) => Cleaner::Open(follower),
-        None => Cleaner::Later(place),
+        None => Cleaner::Later(Box::new(place)),
     };
     let (at_ns, documents) = (now_ns(), index.documents());
     Event::Recovered {

@@ -142,7 +142,10 @@ impl RunArguments {
     /// # Errors
     /// What can't be shown: more losses than the layout tolerates, or a primary that lives.
     pub fn units_to_kill(&self) -> Result<usize, String> {
-        let primaries = self.kill.iter().filter(|victim| **victim == Victim::Primary);
+        let primaries = self
+            .kill
+            .iter()
+            .filter(|victim| **victim == Victim::Primary);
         if primaries.count() != 1 {
             return Err("--kill: name the primary once, and units beside it".into());
         }

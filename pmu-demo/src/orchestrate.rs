@@ -84,9 +84,7 @@ fn told(setup: &Setup) -> String {
     let path = pool.path.as_deref().unwrap_or(Path::new("anonymous"));
     let place = format!("pool {} on {}", path.display(), pool.medium);
     match setup.pools.len() {
-        1 => format!(
-            "unit: certificates made, {place}, unlocked; data goes over {transport}"
-        ),
+        1 => format!("unit: certificates made, {place}, unlocked; data goes over {transport}"),
         units => format!(
             "{units} units ({}): certificates made, first {place}, unlocked; data goes over {transport}",
             setup.layout

@@ -143,7 +143,7 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<Option<
         failing: false,
         deadline: Instant::now() + plan.tools.timeout(),
     };
-    if choice.backup == Backup::Warm {
+    if run.choice.backup == Backup::Warm {
         run.start_backup()?;
         run.until(|run| run.backup_seen.following)?;
     }

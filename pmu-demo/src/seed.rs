@@ -61,7 +61,10 @@ mod tests {
             assert!(drawn.len() == 2 && drawn[0] < drawn[1]);
             drawn.iter().for_each(|index| seen[*index] += 1);
         }
-        assert!(seen.iter().all(|count| (140..260).contains(count)), "{seen:?}");
+        assert!(
+            seen.iter().all(|count| (140..260).contains(count)),
+            "{seen:?}"
+        );
         assert_eq!(random.some_of(3, 3), [0, 1, 2]);
         assert_eq!(random.some_of(3, 0), [0; 0]);
     }

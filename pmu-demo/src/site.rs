@@ -251,7 +251,11 @@ impl Site {
     /// # Errors
     /// [`DemoError::Process`] if one ended.
     pub fn check_units(&mut self) -> Result<()> {
-        for unit in self.units.iter_mut().filter_map(|unit| unit.process.as_mut()) {
+        for unit in self
+            .units
+            .iter_mut()
+            .filter_map(|unit| unit.process.as_mut())
+        {
             if let Some(status) = unit.ended()? {
                 return Err(unit.failed(&format!("ended: {status}")));
             }
@@ -264,10 +268,18 @@ impl Site {
     /// # Errors
     /// [`DemoError::Process`] if one does not end well.
     pub fn stop(mut self) -> Result<()> {
-        for unit in self.units.iter_mut().filter_map(|unit| unit.process.as_mut()) {
+        for unit in self
+            .units
+            .iter_mut()
+            .filter_map(|unit| unit.process.as_mut())
+        {
             unit.signal(Signal::TERM);
         }
-        for unit in self.units.iter_mut().filter_map(|unit| unit.process.as_mut()) {
+        for unit in self
+            .units
+            .iter_mut()
+            .filter_map(|unit| unit.process.as_mut())
+        {
             unit.wait_for_success(self.tools.timeout())?;
         }
         Ok(())
@@ -373,7 +385,13 @@ fn start_unit(tools: &Tools, unit_name: &str, config: &Path) -> Result<Child> {
     let socket = format!("@{name}");
     let arguments = arguments!["run", "--config", config];
     let environment = [("NOTIFY_SOCKET", OsStr::new(&socket))];
-    let mut unit = tools.start("pmu-server", &arguments, unit_name, Output::Logged, &environment)?;
+    let mut unit = tools.start(
+        "pmu-server",
+        &arguments,
+        unit_name,
+        Output::Logged,
+        &environment,
+    )?;
     let deadline = Instant::now() + tools.timeout();
     let mut said = [0; 64];
     loop {
@@ -403,11 +421,27 @@ mod tests {
         };
         let file: PoolChoice = "file:/tmp/a \"pool\"".parse().unwrap();
         let folder = Path::new("/tmp/x");
-        let text = unit_config(folder, "unit-1", "127.0.0.1:1", Transport::SoftUnix, &file, sizes).unwrap();
+        let text = unit_config(
+            folder,
+            "unit-1",
+            "127.0.0.1:1",
+            Transport::SoftUnix,
+            &file,
+            sizes,
+        )
+        .unwrap();
         assert!(text.contains("path = \"/tmp/x/unit-1.socket\""), "{text}");
         assert!(text.contains("path = \"/tmp/a \\\"pool\\\"\""), "{text}");
         let memory: PoolChoice = "memory".parse().unwrap();
-        let text = unit_config(folder, "unit-1", "127.0.0.1:1", Transport::SoftTcp, &memory, sizes).unwrap();
+        let text = unit_config(
+            folder,
+            "unit-1",
+            "127.0.0.1:1",
+            Transport::SoftTcp,
+            &memory,
+            sizes,
+        )
+        .unwrap();
         assert!(text.contains("medium = \"memory\"\nsize = "), "{text}");
     }
 }

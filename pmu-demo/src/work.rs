@@ -45,7 +45,7 @@ pub struct Position {
 /// Clears the own log behind a set: there is no backup that would.
 pub enum Cleaner {
     /// Not needed yet; opening takes time that a takeover does not have.
-    Later(Place),
+    Later(Box<Place>),
     /// Open.
     Open(Follower),
 }
