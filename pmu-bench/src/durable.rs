@@ -6,7 +6,8 @@ use std::time::Instant;
 use pmu_client::{Label, LogBackup, LogPrimary, SetChoice, SetPrimary, SetReader};
 
 use crate::measure::Failure;
-use crate::site::{Site, own_cpu_s};
+use crate::process::own_cpu_s;
+use crate::site::Site;
 
 /// Bytes of the ring: what one run appends fits.
 const RING_BYTES: u64 = 192 << 20;

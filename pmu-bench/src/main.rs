@@ -1,17 +1,20 @@
 //! Benchmarks: every figure as a ratio to a limit measured in the same run, alternating, medians.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "a program that reports"
 )]
 
+mod code;
 mod disk;
 mod durable;
 mod fabric;
 mod measure;
 mod peers;
+mod process;
 mod site;
+mod spread;
 mod stream;
 mod verbs;
 
@@ -20,14 +23,17 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::durable::{Log, Sets};
 use crate::fabric::{Bed, Way};
 use crate::measure::{Failure, Kind, Label, Row, alternate, print_head, print_row};
+use crate::peers::ceph;
 use crate::peers::etcd::Etcd;
 use crate::peers::redis::Redis;
 use crate::site::Site;
+use crate::spread::memory::Set;
+use crate::spread::plain::{self, Direction};
 use crate::stream::Socket;
 
 /// Measures the appliance against the limits of this machine.
@@ -52,6 +58,24 @@ struct Options {
     /// Folder for files and sockets; it decides which file system is measured.
     #[arg(long, value_name = "DIR", default_value = ".")]
     dir: PathBuf,
+    /// What this program does where it starts itself.
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// Parts of a measurement that need a process of their own.
+#[derive(Debug, Subcommand)]
+#[command(hide = true)]
+enum Part {
+    /// The other end of a plain stream.
+    Stream {
+        /// Which way bytes go.
+        direction: Direction,
+        /// Bytes of a turn.
+        length: usize,
+    },
+    /// A client that writes one set piece by piece.
+    WriteSet(Set),
 }
 
 type Benchmark = (&'static str, fn(&Options) -> Result<Vec<Row>, Failure>);
@@ -65,6 +89,56 @@ const BENCHMARKS: &[Benchmark] = &[
     ("soft.append_lat", append_latency),
     ("soft.append_rate", append_rate),
     ("soft.checkpoint", checkpoint),
+    ("code.encode.4+1", |options| {
+        code::encode("code.encode.4+1", "erasure:4+1", options.runs())
+    }),
+    ("code.encode.4+2", |options| {
+        code::encode("code.encode.4+2", "erasure:4+2", options.runs())
+    }),
+    ("code.encode.10+4", |options| {
+        code::encode("code.encode.10+4", "erasure:10+4", options.runs())
+    }),
+    ("code.rebuild.4+2", |options| {
+        code::rebuild("code.rebuild.4+2", "erasure:4+2", options.runs())
+    }),
+    ("code.rebuild.10+4", |options| {
+        code::rebuild("code.rebuild.10+4", "erasure:10+4", options.runs())
+    }),
+    ("code.xor.3+1", |options| {
+        code::exclusive_or("code.xor.3+1", "parity:3+1", options.runs())
+    }),
+    ("spread.write.parity:3+1", |options| {
+        let (dir, runs) = (&options.dir, options.runs());
+        spread::write("spread.write.parity:3+1", "parity:3+1", dir, runs)
+    }),
+    ("spread.write.erasure:4+2", |options| {
+        let (dir, runs) = (&options.dir, options.runs());
+        spread::write("spread.write.erasure:4+2", "erasure:4+2", dir, runs)
+    }),
+    ("spread.wire.parity:3+1", |options| {
+        spread::wire("spread.wire.parity:3+1", "parity:3+1", &options.dir)
+    }),
+    ("spread.read.parity:3+1", |options| {
+        let (dir, runs) = (&options.dir, options.runs());
+        spread::read("spread.read.parity:3+1", "parity:3+1", dir, runs)
+    }),
+    ("spread.read.erasure:4+2", |options| {
+        let (dir, runs) = (&options.dir, options.runs());
+        spread::read("spread.read.erasure:4+2", "erasure:4+2", dir, runs)
+    }),
+    ("spread.read_degraded.parity:3+1", |options| {
+        let (dir, runs) = (&options.dir, options.runs());
+        spread::read_degraded("spread.read_degraded.parity:3+1", "parity:3+1", dir, runs)
+    }),
+    ("spread.client_memory", |options| {
+        spread::client_memory("spread.client_memory", "parity:3+1", &options.dir)
+    }),
+    ("peer.ceph.erasure:2+1", |options| {
+        ceph::beside(&ceph::ERASURE, &options.dir, options.runs())
+    }),
+    ("peer.ceph.mirror:3", |options| {
+        ceph::beside(&ceph::MIRROR, &options.dir, options.runs())
+    }),
     ("peer.redis", against_redis),
     ("peer.etcd", against_etcd),
     ("verbs.write_bw", |options| {
@@ -387,6 +461,14 @@ fn verbs_latency(options: &Options, durable: bool) -> Result<Vec<Row>, Failure> 
 }
 
 fn run(options: &Options) -> Result<(), Failure> {
+    match &options.part {
+        Some(Part::Stream { direction, length }) => return plain::serve(*direction, *length),
+        Some(Part::WriteSet(set)) => {
+            println!("{}", spread::memory::write(set)?);
+            return Ok(());
+        }
+        None => {}
+    }
     let chosen: Vec<&Benchmark> = BENCHMARKS
         .iter()
         .filter(|(name, _)| options.list || options.wants(name))

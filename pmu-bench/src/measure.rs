@@ -124,7 +124,7 @@ pub(crate) fn size(bytes: u64) -> String {
 pub(crate) fn print_head(out: &mut impl Write) -> io::Result<()> {
     writeln!(
         out,
-        "{:<26} {:>8} {:>12} {:<8} {:>12}  {:>6}  {:<4} limit",
+        "{:<32} {:>8} {:>12} {:<8} {:>12}  {:>6}  {:<4} limit",
         "name", "size", "value", "", "limit", "ratio", "runs"
     )
 }
@@ -136,7 +136,7 @@ pub(crate) fn print_head(out: &mut impl Write) -> io::Result<()> {
 pub(crate) fn print_row(out: &mut impl Write, row: &Row) -> io::Result<()> {
     writeln!(
         out,
-        "{:<26} {:>8} {:>12.1} {:<8} {:>12.1}  {:>6.2}  {:<4} {}",
+        "{:<32} {:>8} {:>12.1} {:<8} {:>12.1}  {:>6.2}  {:<4} {}",
         row.name,
         size(row.size_bytes),
         row.value,
@@ -147,7 +147,7 @@ pub(crate) fn print_row(out: &mut impl Write, row: &Row) -> io::Result<()> {
         row.limit_name
     )?;
     if let Some(note) = &row.note {
-        writeln!(out, "{:<26} {note}", "")?;
+        writeln!(out, "{:<32} {note}", "")?;
     }
     Ok(())
 }

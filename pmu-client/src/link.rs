@@ -284,6 +284,21 @@ impl Link {
         }
     }
 
+    /// Whether the connection has ended, looking if nothing is under way that would tell.
+    pub(crate) fn check_idle(&mut self) -> Result<(), LinkError> {
+        if self.posted == self.succeeded && self.connection.dead().is_none() {
+            self.connection.wait(Duration::ZERO)?;
+        }
+        self.check()?;
+        match self.connection.dead() {
+            Some(status) => Err(LinkError::Failed {
+                serial: self.posted,
+                status,
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// Reaps what has completed, without blocking.
     pub(crate) fn poll(&mut self) -> Result<(), LinkError> {
         loop {

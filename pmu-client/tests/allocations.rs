@@ -7,6 +7,8 @@
 )]
 
 mod support;
+#[path = "support/units.rs"]
+mod units;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -106,4 +108,30 @@ fn p11_no_allocation_per_checkpoint_after_the_first() {
         appends, 0,
         "allocations in 1000 appends, their reading and clearing"
     );
+}
+
+#[test]
+fn p12_no_allocation_per_record_of_a_log_on_several_units() {
+    let units = units::Units::new(4, 16 << 20);
+    units.spread_log("l", "parity:3+1", 3, 12 << 20);
+    let options = OpenOptions::new();
+    let find = || units.find("app", "l");
+    let mut log = find().open_log_primary(&options).unwrap();
+    let mut backup = find().open_log_backup(false, &options).unwrap();
+    let payload = pattern(10_000, 1);
+    let mut append = |count: usize| {
+        for index in 0..count {
+            log.append(&payload[..1 + index]).unwrap();
+            log.submit(&payload).unwrap();
+            log.submit_batch(&[&payload[..100], &payload[..7]]).unwrap();
+        }
+        log.flush().unwrap();
+    };
+    append(500);
+    let appends = allocations(|| append(500));
+    assert_eq!(appends, 0, "allocations in 2000 appends");
+    while backup.read_unread(1 << 20).unwrap().len() > 0 {}
+    append(500);
+    let reads = allocations(|| while backup.read_unread(1 << 20).unwrap().len() > 0 {});
+    assert!(reads < 100, "{reads} allocations in reading 2000 records");
 }

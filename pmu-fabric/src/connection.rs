@@ -69,6 +69,20 @@ pub struct Counters {
     pub bytes_read: u64,
 }
 
+/// Of several connections.
+impl std::iter::Sum for Counters {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            chains: sum.chains + one.chains,
+            work_requests: sum.work_requests + one.work_requests,
+            completions: sum.completions + one.completions,
+            doorbells: sum.doorbells + one.doorbells,
+            bytes_written: sum.bytes_written + one.bytes_written,
+            bytes_read: sum.bytes_read + one.bytes_read,
+        })
+    }
+}
+
 /// One data connection (a queue pair). One thread drives it at a time; it may move between threads.
 ///
 /// Nothing blocks but [`Connection::wait`]. After start-up nothing allocates.

@@ -269,7 +269,7 @@ pub struct RegionCreateArguments {
     /// overwrite: keeps the newest sets. append: a log.
     #[arg(long, value_name = "MODE", value_parser = mode)]
     pub mode: Mode,
-    /// Length of the region, as in 64MiB. In overwrite mode the capacity of a set follows.
+    /// Length of the region, as in 64MiB; of a log with a layout: on each unit. In overwrite mode the capacity of a set follows.
     #[arg(long, value_name = "SIZE")]
     pub size: Option<ByteSize>,
     /// Overwrite mode: the largest payload of one set. The length of the region follows.
@@ -482,12 +482,6 @@ fn check_create(create: &RegionCreateArguments) -> Result<(), String> {
 }
 
 fn check_spread(create: &RegionCreateArguments, layout: Layout) -> Result<(), String> {
-    if create.mode == Mode::Append {
-        return Err("--layout: not yet: only overwrite mode can be spread".to_owned());
-    }
-    let Some(capacity) = create.capacity else {
-        return Err("--size is for one unit; a spread region has a --capacity".to_owned());
-    };
     let (expected, found) = (layout.units(), create.units.len());
     if found != expected {
         return Err(format!(
@@ -499,10 +493,6 @@ fn check_spread(create: &RegionCreateArguments, layout: Layout) -> Result<(), St
             return Err(format!("--units: {unit} is there twice"));
         }
     }
-    if create.sets_kept() < 2 {
-        // A new primary leaves one number out; with one set kept its first would lie where the last good one is.
-        return Err("--sets: a spread region keeps 2 and up".to_owned());
-    }
     let possible = layout.units_to_read()..=layout.units();
     if let Some(units_min) = create.min_units
         && !possible.contains(&usize::from(units_min))
@@ -511,6 +501,23 @@ fn check_spread(create: &RegionCreateArguments, layout: Layout) -> Result<(), St
         return Err(format!(
             "--min-units {units_min}: {least} to {most} are possible with {layout}"
         ));
+    }
+    match create.mode {
+        Mode::Overwrite => check_spread_sets(create, layout),
+        Mode::Append if create.subsegment.is_some() => {
+            Err("--subsegment is for overwrite mode; a record is cut into equal parts".to_owned())
+        }
+        Mode::Append => Ok(()),
+    }
+}
+
+fn check_spread_sets(create: &RegionCreateArguments, layout: Layout) -> Result<(), String> {
+    let Some(capacity) = create.capacity else {
+        return Err("--size is for one unit; a spread region has a --capacity".to_owned());
+    };
+    if create.sets_kept() < 2 {
+        // A new primary leaves one number out; with one set kept its first would lie where the last good one is.
+        return Err("--sets: a spread region keeps 2 and up".to_owned());
     }
     let member_bytes = spread::member_capacity_bytes(layout, capacity.0, create.subsegment().0)
         .map_err(|error| format!("--capacity with --subsegment: {error}"))?;
@@ -740,8 +747,20 @@ mod tests {
         refused(&format!("{good} --subsegment 2TiB"), "--subsegment");
         let refused = super::tests::refused;
         refused(
-            "region create r --mode append --size 1MiB --layout mirror:2 --units a,b",
-            "not yet: only overwrite mode can be spread",
+            "region create r --mode append --capacity 1MiB --layout mirror:2 --units a,b",
+            "--capacity is for overwrite mode",
+        );
+        refused(
+            "region create r --mode append --size 1MiB --layout mirror:2 --units a,b --subsegment 4KiB",
+            "--subsegment is for overwrite mode",
+        );
+        refused(
+            "region create r --mode append --size 1MiB --layout mirror:3 --units a,b",
+            "spread over 3, not over 2",
+        );
+        assert!(
+            parse("region create r --mode append --size 1MiB --layout mirror:2 --units a,b")
+                .is_ok()
         );
         refused(
             "region create r --mode overwrite --size 1MiB --layout mirror:2 --units a,b",

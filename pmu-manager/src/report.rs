@@ -362,7 +362,9 @@ pub struct SpreadReport {
     pub units_min: u8,
     /// Counts up with each change of the members.
     pub generation: u64,
-    /// The largest payload of a set, spread over all members.
+    /// Append mode: the length of the ring on each unit.
+    pub ring_bytes: Option<u64>,
+    /// Overwrite mode: the largest payload of a set, spread over all members; else 0.
     pub capacity_bytes: u64,
     /// How many bytes of a set lie together on one unit.
     pub subsegment_bytes: u64,

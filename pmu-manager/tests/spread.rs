@@ -301,3 +301,33 @@ fn d06_a_region_of_the_same_name_is_no_member() {
     assert_eq!((exit, &deleted["done"]), (1, &json!(3)), "{deleted}");
     assert_eq!(site.holders("job"), ["unit-3"]);
 }
+
+#[test]
+fn p12_a_log_is_created_on_all_units_shown_and_listed() {
+    let mut site = Site::new();
+    let line = "region create journal --mode append --layout erasure:2+2 \
+         --units unit-1,unit-2,unit-3,unit-4 --size 128KiB --grant app:read,append,clear";
+    let (_, created) = site.json(line);
+    assert_eq!(
+        (&created["ring_bytes"], &created["capacity_bytes"]),
+        (&json!((128 << 10) - 8192), &json!(0)),
+        "{created}"
+    );
+    assert_eq!(
+        (&created["layout"], &created["units_min"]),
+        (&json!("erasure:2+2"), &json!(3))
+    );
+    let (_, shown) = site.json("region show journal");
+    assert_eq!(shown["mode"], "append");
+    assert_eq!(Site::states(&shown["spread"]), ["active"; 4]);
+    assert_eq!(shown["spread"]["ring_bytes"], (128 << 10) - 8192);
+    let page = site.ok("region show journal");
+    assert!(page.contains("ring:"), "{page}");
+    let list = site.ok("region list");
+    assert_eq!(list.matches("append  erasure:2+2").count(), 4, "{list}");
+    let error = site.fails("region show journal --placement", 2);
+    assert!(error.contains("is a log"), "{error}");
+    site.kill(2);
+    let (exit, fenced) = site.json("region fence journal --yes");
+    assert_eq!((exit, &fenced["effective"]), (0, &json!(true)), "{fenced}");
+}

@@ -11,6 +11,7 @@
 mod copy;
 mod cpu;
 mod error;
+mod lend;
 mod local;
 mod mapping;
 mod open;
@@ -24,6 +25,7 @@ mod write_calls;
 
 pub use cpu::WriteBack;
 pub use error::{AccessError, PmemError, Result};
+pub use lend::Lender;
 pub use local::{LocalMemory, LocalOptions};
 pub use mapping::Mapping;
 pub use open::CreateOptions;

@@ -1,5 +1,6 @@
-//! What a user would pick today, run beside us on the same file system.
+//! What a user would pick today, run beside us on the same file system (Ceph: measured before).
 
+pub(crate) mod ceph;
 pub(crate) mod etcd;
 pub(crate) mod redis;
 

@@ -10,16 +10,17 @@ use serde::Serialize;
 
 use crate::cli::arguments::{Append, Clear, Recover, Tail};
 use crate::cli::framing::{Splitter, join};
+use crate::cli::logs::{Reader, Writer};
 use crate::cli::output::confirm;
 use crate::cli::source::{Block, Interrupt, Source, refuse_closed};
+use crate::cli::spread::{Missing, add_missing, missing_of};
 use crate::cli::target::Target;
 use crate::cli::values::duration_text;
-use crate::cli::{CliError, Context, exit};
+use crate::cli::{CliError, Context, Way, exit};
 use crate::error::{ClientError, Result};
-use crate::log::{LogBackup, LogPrimary, LogRecord, RecoveredLog};
+use crate::log::{LogRecord, RecoveredLog};
 use crate::options::Timeouts;
 use crate::receipt::Receipt;
-use crate::unit::Unit;
 
 /// How long a full log is waited for at a time, before Ctrl-C is looked at.
 const FULL_TICK: Duration = Duration::from_millis(100);
@@ -32,12 +33,15 @@ struct AppendOutput<'a> {
     receipt: &'a Receipt,
     records: u64,
     empty_lines_left_out: u64,
+    /// For a log on several units: how many there are, and which took no part.
+    units_of: Option<usize>,
+    missing: Vec<Missing<'a>>,
     seconds: f64,
 }
 
 /// A primary that counts what was acknowledged.
 struct Appender<'a> {
-    log: LogPrimary,
+    log: Writer,
     ends: VecDeque<LogPosition>,
     acknowledged: u64,
     patience: Duration,
@@ -98,16 +102,15 @@ impl Appender<'_> {
 
 pub(super) fn append(context: &Context<'_>, arguments: &Append) -> Result<u8, CliError> {
     let source = Source::open(&arguments.file, &context.interrupt)?;
-    let unit = context.connect()?;
+    let way = context.find(&arguments.region)?;
     let begun = Instant::now();
     let timeouts = Timeouts {
         back_pressure: FULL_TICK,
         ..context.options().timeouts
     };
-    let log = unit.open_log_primary(&arguments.region, &context.options().timeouts(timeouts))?;
-    context
-        .output
-        .remark(&format!("{} over {}", arguments.region, log.provider()));
+    let options = context.options().timeouts(timeouts);
+    let log = Writer::open(way, &arguments.region, &options)?;
+    remark_way(context, &arguments.region, log.provider());
     let mut splitter = Splitter::new(arguments.framing, log.record_bytes_max());
     let bar = context.output.progress(source.length);
     let mut appender = Appender {
@@ -129,10 +132,13 @@ pub(super) fn append(context: &Context<'_>, arguments: &Append) -> Result<u8, Cl
     };
     taken.map_err(after)?;
     let receipt = flushed.map_err(|error| after(error.into()))?;
+    let absent = appender.log.missing();
     let out = AppendOutput {
         receipt: &receipt,
         records: count,
         empty_lines_left_out: splitter.empty_lines,
+        units_of: appender.log.units_of(),
+        missing: missing_of(&absent),
         seconds: begun.elapsed().as_secs_f64(),
     };
     let mut text = format!(
@@ -143,8 +149,18 @@ pub(super) fn append(context: &Context<'_>, arguments: &Append) -> Result<u8, Cl
         // Writing to a string can't fail.
         let _ = write!(text, "; {} empty lines left out", splitter.empty_lines);
     }
+    if let Some(units_of) = out.units_of {
+        let _ = write!(text, "; {} of {units_of} units", receipt.units.len());
+    }
+    add_missing(&mut text, &out.missing);
     context.output.report(false, &out, &text)?;
     Ok(exit::DONE)
+}
+
+fn remark_way(context: &Context<'_>, region: &str, provider: Option<pmu_fabric::Provider>) {
+    if let Some(provider) = provider {
+        context.output.remark(&format!("{region} over {provider}"));
+    }
 }
 
 #[derive(Serialize)]
@@ -210,12 +226,10 @@ pub(super) fn tail(context: &Context<'_>, arguments: &Tail) -> Result<u8, CliErr
         json: context.output.json,
         length_prefixed: arguments.length_prefixed,
     };
-    let unit = context.connect()?;
-    let mut backup =
-        unit.open_log_backup(&arguments.region, arguments.clear, &context.options())?;
-    context
-        .output
-        .remark(&format!("{} over {}", arguments.region, backup.provider()));
+    let region = arguments.region.as_str();
+    let way = context.find(region)?;
+    let mut backup = Reader::open(&way, region, arguments.clear, &context.options())?;
+    remark_way(context, region, backup.provider());
     let mut out = BufWriter::with_capacity(READ_BYTES, std::io::stdout().lock());
     let mut count = 0_u64;
     while !context.interrupt.is_set() {
@@ -242,11 +256,39 @@ pub(super) fn tail(context: &Context<'_>, arguments: &Tail) -> Result<u8, CliErr
     context
         .output
         .remark(&format!("{count} records, the next at {position}"));
+    say_missing(context, &backup)?;
     Ok(if context.interrupt.is_set() && !arguments.follow {
         exit::INTERRUPTED
     } else {
         exit::DONE
     })
+}
+
+/// What a reader of a log on several units could not tell for certain.
+fn say_missing(context: &Context<'_>, backup: &Reader) -> Result<(), CliError> {
+    #[derive(Serialize)]
+    struct MissingOutput<'a> {
+        missing: Vec<Missing<'a>>,
+        uncertain_to: Option<u64>,
+    }
+    let absent = backup.missing();
+    let uncertain = backup.uncertain_to().filter(|_| !absent.is_empty());
+    if absent.is_empty() {
+        return Ok(());
+    }
+    let out = MissingOutput {
+        missing: missing_of(&absent),
+        uncertain_to: uncertain.map(LogPosition::get),
+    };
+    let mut text = String::new();
+    if let Some(end) = uncertain {
+        let _ = write!(
+            text,
+            "records up to {end} are on too few of the units that answer to be certain: pmu recover"
+        );
+    }
+    add_missing(&mut text, &out.missing);
+    context.output.report(true, &out, text.trim_start())
 }
 
 fn nap(interval: Duration, interrupt: &Interrupt) {
@@ -275,8 +317,8 @@ pub(super) fn clear(context: &Context<'_>, arguments: &Clear) -> Result<u8, CliE
             format!("the records up to {to}")
         });
     confirm(arguments.yes, &format!("Clear {what} of region {region}?"))?;
-    let unit = context.connect()?;
-    let mut backup = unit.open_log_backup(region, true, &context.options())?;
+    let way = context.find(region)?;
+    let mut backup = Reader::open(&way, region, true, &context.options())?;
     let (records, mark) = read_to(&mut backup, arguments.to, &context.interrupt)?;
     let cleared_to = match mark {
         Some(mark) => {
@@ -297,7 +339,7 @@ pub(super) fn clear(context: &Context<'_>, arguments: &Clear) -> Result<u8, CliE
 
 /// Goes through the records up to a position, or to the tail: how many, and the last one's mark.
 fn read_to(
-    backup: &mut LogBackup,
+    backup: &mut Reader,
     to: Option<LogPosition>,
     interrupt: &Interrupt,
 ) -> Result<(u64, Option<crate::log::RecordMark>), CliError> {
@@ -342,17 +384,19 @@ struct RecoverOutput<'a> {
     region: &'a str,
     #[serde(flatten)]
     found: &'a RecoveredLog,
+    /// For a log on several units: those that could not be read.
+    missing: Vec<Missing<'a>>,
     seconds: f64,
 }
 
 pub(super) fn recover(
     context: &Context<'_>,
-    unit: &Unit,
+    way: &Way,
     arguments: &Recover,
 ) -> Result<u8, CliError> {
     let region = arguments.region.as_str();
     let begun = Instant::now();
-    let mut backup = unit.open_log_backup(region, false, &context.options())?;
+    let mut backup = Reader::open(way, region, false, &context.options())?;
     let mut target = Target::open(&arguments.output)?;
     let beside_payload = target.is_standard();
     let form = Form {
@@ -386,9 +430,13 @@ pub(super) fn recover(
     if let Some(damage) = &found.damage {
         let _ = write!(text, "\nfound: {damage}");
     }
+    let absent = backup.missing();
+    let missing = missing_of(&absent);
+    add_missing(&mut text, &missing);
     let out = RecoverOutput {
         region,
         found: &found,
+        missing,
         seconds: begun.elapsed().as_secs_f64(),
     };
     context.output.report(beside_payload, &out, &text)?;

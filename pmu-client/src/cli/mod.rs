@@ -4,6 +4,7 @@ mod arguments;
 mod bench;
 mod framing;
 mod log;
+mod logs;
 mod output;
 mod sets;
 mod source;
@@ -215,23 +216,24 @@ fn run(arguments: &Arguments, output: Output) -> Result<u8, CliError> {
         Command::Append(append) => log::append(&context, append),
         Command::Tail(tail) => log::tail(&context, tail),
         Command::Clear(clear) => log::clear(&context, clear),
-        Command::Recover(recover) => match context.find(&recover.region)? {
-            Way::One(unit) => {
-                if recover.fence {
-                    unit.fence(&recover.region)?;
-                }
-                match unit.describe(&recover.region)?.mode {
-                    Mode::Overwrite => sets::recover(&context, &unit, recover),
-                    Mode::Append => log::recover(&context, &unit, recover),
+        Command::Recover(recover) => {
+            let way = context.find(&recover.region)?;
+            if recover.fence {
+                match &way {
+                    Way::One(unit) => drop(unit.fence(&recover.region)?),
+                    Way::Spread(spread) => drop(spread.fence()?),
                 }
             }
-            Way::Spread(spread) => {
-                if recover.fence {
-                    spread.fence()?;
+            match &way {
+                Way::One(unit) if unit.describe(&recover.region)?.mode == Mode::Overwrite => {
+                    sets::recover(&context, unit, recover)
                 }
-                spread::recover(&context, &spread, recover)
+                Way::Spread(spread) if spread.mode() == Mode::Overwrite => {
+                    spread::recover(&context, spread, recover)
+                }
+                _ => log::recover(&context, &way, recover),
             }
-        },
+        }
         Command::Fence(arguments) => fence(&context, arguments),
         Command::Bench(arguments) => bench::run(&context, arguments),
         Command::Completions { shell } => {

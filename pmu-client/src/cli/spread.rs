@@ -16,12 +16,14 @@ use crate::sets::{SetChoice, SetInfo};
 use crate::spread::{MissingUnit, Spread};
 
 #[derive(Serialize)]
-struct Missing<'a> {
+pub(super) struct Missing<'a> {
     unit: &'a str,
     reason: &'a str,
 }
 
-fn missing_of<'a>(missing: impl IntoIterator<Item = &'a MissingUnit>) -> Vec<Missing<'a>> {
+pub(super) fn missing_of<'a>(
+    missing: impl IntoIterator<Item = &'a MissingUnit>,
+) -> Vec<Missing<'a>> {
     let missing = missing.into_iter();
     missing
         .map(|missing| Missing {
@@ -31,7 +33,7 @@ fn missing_of<'a>(missing: impl IntoIterator<Item = &'a MissingUnit>) -> Vec<Mis
         .collect()
 }
 
-fn add_missing(text: &mut String, missing: &[Missing<'_>]) {
+pub(super) fn add_missing(text: &mut String, missing: &[Missing<'_>]) {
     for missing in missing {
         text.push_str(&format!("\nwithout {}: {}", missing.unit, missing.reason));
     }

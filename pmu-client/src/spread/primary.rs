@@ -528,25 +528,17 @@ impl SpreadPrimary {
         self.newest.set()
     }
 
-    /// What the connections to the members have done so far, all together. Those of members that were given up are not counted.
-    #[must_use]
-    pub fn counters(&self) -> Counters {
-        let mut sum = Counters::default();
-        for one in self.members.iter().flatten().map(SetPrimary::counters) {
-            sum.chains += one.chains;
-            sum.work_requests += one.work_requests;
-            sum.completions += one.completions;
-            sum.doorbells += one.doorbells;
-            sum.bytes_written += one.bytes_written;
-            sum.bytes_read += one.bytes_read;
-        }
-        sum
-    }
-
     /// The region.
     #[must_use]
     pub const fn spread(&self) -> &Spread {
         &self.spread
+    }
+
+    /// What the connections to the units that take part have done so far, together. One that is made anew begins at nothing.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let members = self.members.iter().flatten();
+        members.map(SetPrimary::counters).sum()
     }
 
     /// The units that don't take part, and why.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pmu_pmem::{LocalMemory, SendPiece};
+use pmu_pmem::{Lender, LocalMemory, SendPiece};
 
 use super::socket::{Socket, receive_exactly};
 use super::wire::{
@@ -25,12 +25,20 @@ use crate::unit::ConnectToken;
 const RECEIVE_BYTES: usize = 64 << 10;
 /// Pieces handed to one send system call.
 const PIECES_MAX: usize = 60;
+/// Payload of at least this length is sent without a copy.
+const LENT_BYTES_MIN: usize = 32 << 10;
 
 /// What waits to be sent: heads lie in `heads`, payload stays in the caller's memory.
 #[derive(Debug, Clone, Copy)]
 enum Segment {
     Head { length: usize },
     Memory(LocalSlice),
+}
+
+impl Segment {
+    fn is_long(&self) -> bool {
+        matches!(self, Self::Memory(slice) if slice.length >= LENT_BYTES_MIN)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +57,8 @@ pub struct SoftConnection {
     windows: WindowMap,
     memories: Vec<Arc<LocalMemory>>,
     segments: VecDeque<Segment>,
+    /// Sends long payload without a copy; none where there can't be one.
+    lender: Option<Lender>,
     heads: Vec<u8>,
     heads_sent: usize,
     wire_ops: Vec<(WireOp, Option<LocalSlice>)>,
@@ -122,6 +132,10 @@ impl SoftConnection {
             windows: WindowMap::default(),
             memories: Vec::with_capacity(16),
             segments: VecDeque::with_capacity(limits.chains_in_flight_max * 2),
+            lender: match provider {
+                Provider::SoftUnix => Lender::new().ok(),
+                _ => None,
+            },
             heads: Vec::with_capacity(64 << 10),
             heads_sent: 0,
             wire_ops: Vec::with_capacity(limits.ops_per_chain_max),
@@ -263,24 +277,12 @@ impl SoftConnection {
     /// Sends what the socket takes now.
     fn push_out(&mut self) -> io::Result<()> {
         while !self.segments.is_empty() {
-            let mut pieces = [SendPiece::Bytes(&[]); PIECES_MAX];
-            let mut count = 0;
-            let mut head_at = self.heads_sent;
-            for (piece, segment) in pieces.iter_mut().zip(&self.segments) {
-                *piece = match *segment {
-                    Segment::Head { length } => {
-                        head_at += length;
-                        SendPiece::Bytes(&self.heads[head_at - length..head_at])
-                    }
-                    Segment::Memory(slice) => SendPiece::Memory(
-                        &self.memories[slice.memory.0 as usize],
-                        slice.offset as u64,
-                        slice.length,
-                    ),
-                };
-                count += 1;
-            }
-            let sent = match self.socket.send_pieces(&pieces[..count]) {
+            let sent = if self.is_lending() {
+                self.lend_out()
+            } else {
+                self.copy_out()
+            };
+            let sent = match sent {
                 Ok(sent) => sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
@@ -289,6 +291,61 @@ impl SoftConnection {
             self.consume(sent);
         }
         Ok(())
+    }
+
+    /// Whether what comes next goes without a copy: a long piece, or the rest of what was lent.
+    fn is_lending(&self) -> bool {
+        let Some(lender) = &self.lender else {
+            return false;
+        };
+        lender.is_busy() || self.segments.front().is_some_and(Segment::is_long)
+    }
+
+    /// Payload at the front, without a copy: the caller leaves it alone until its chain has completed.
+    fn lend_out(&mut self) -> io::Result<usize> {
+        let mut pieces = [SendPiece::Bytes(&[]); PIECES_MAX];
+        let mut count = 0;
+        for (piece, segment) in pieces.iter_mut().zip(&self.segments) {
+            let Segment::Memory(slice) = *segment else {
+                break;
+            };
+            let memory = &self.memories[slice.memory.0 as usize];
+            *piece = SendPiece::Memory(memory, slice.offset as u64, slice.length);
+            count += 1;
+        }
+        let Some(lender) = &mut self.lender else {
+            return Ok(0);
+        };
+        match lender.send(self.socket.as_fd(), &pieces[..count]) {
+            // Memory that can't be lent, such as a device's: it is copied from now on.
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock && !lender.is_busy() => {
+                self.lender = None;
+                Ok(0)
+            }
+            result => result,
+        }
+    }
+
+    fn copy_out(&self) -> io::Result<usize> {
+        let mut pieces = [SendPiece::Bytes(&[]); PIECES_MAX];
+        let mut count = 0;
+        let mut head_at = self.heads_sent;
+        for (piece, segment) in pieces.iter_mut().zip(&self.segments) {
+            *piece = match *segment {
+                Segment::Head { length } => {
+                    head_at += length;
+                    SendPiece::Bytes(&self.heads[head_at - length..head_at])
+                }
+                Segment::Memory(_) if segment.is_long() && self.lender.is_some() => break,
+                Segment::Memory(slice) => SendPiece::Memory(
+                    &self.memories[slice.memory.0 as usize],
+                    slice.offset as u64,
+                    slice.length,
+                ),
+            };
+            count += 1;
+        }
+        self.socket.send_pieces(&pieces[..count])
     }
 
     fn consume(&mut self, mut sent: usize) {

@@ -21,8 +21,10 @@ pub const PAYLOAD_BYTES_MAX: u64 = 1 << 30;
 
 pub(crate) const HELLO_BYTES: usize = 48;
 pub(crate) const WELCOME_BYTES: usize = 32;
-pub(crate) const HEADER_BYTES: usize = 24;
-pub(crate) const OP_BYTES: usize = 32;
+/// What a request, and an answer, begins with.
+pub const HEADER_BYTES: usize = 24;
+/// Each operation of a request.
+pub const OP_BYTES: usize = 32;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"PMUSOFT1");
 const REQUEST_MAGIC: u32 = u32::from_le_bytes(*b"PMRQ");

@@ -170,6 +170,14 @@ pub async fn show(
             let (unit, shown) = spread.first_shown(show.on.unit.as_ref())?;
             let mut details = details(unit, shown.clone())?;
             let report = spread.report();
+            if show.placement && report.ring_bytes.is_some() {
+                return Err(ManagerError::Usage {
+                    detail: format!(
+                        "region {} is a log: part N of each record lies on unit N, redundancy on the last ones",
+                        show.name
+                    ),
+                });
+            }
             if show.placement {
                 details.placement = Some(spread.placement(report.capacity_bytes, show.groups)?);
             }

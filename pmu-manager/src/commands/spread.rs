@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pmu_auth::{Identity, PrincipalName};
-use pmu_format::{ATTRIBUTES_BYTES_MAX, Member, Membership, RegionName, SpreadId};
+use pmu_format::{
+    ATTRIBUTES_BYTES_MAX, LogGeometry, Member, Membership, Mode, RegionName, SpreadId,
+};
 use pmu_proto::v1;
 use pmu_proto::v1::Reason;
 use pmu_proto::v1::create_region_request::Room;
@@ -73,16 +75,12 @@ pub async fn create(
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(|source| ManagerError::Random { source })?;
     let membership = new_membership(create, layout, &units, SpreadId(id));
-    let (capacity, subsegment) = (
-        create.capacity.map_or(0, |size| size.0),
-        create.subsegment().0,
-    );
-    let member_bytes = spread::member_capacity_bytes(layout, capacity, subsegment)
-        .map_err(|error| usage(error.to_string()))?;
+    let capacity = create.capacity.map_or(0, |size| size.0);
+    let room = member_room(create, layout, capacity)?;
     let mut requests = Vec::with_capacity(units.len());
     for index in 0..units.len() {
         let attributes = attributes_of(&membership, index)?;
-        let room = Some(Room::CapacityBytes(member_bytes));
+        let room = Some(room.clone());
         requests.push(region::create_request(create, room, attributes));
     }
 
@@ -114,6 +112,20 @@ pub async fn create(
         return Err(not_created(name, unit, error, left_on));
     }
     Ok(created_report(name, layout, &membership, capacity, created))
+}
+
+/// What each member has room for: its shares of a set, or a log of its own.
+fn member_room(
+    create: &RegionCreateArguments,
+    layout: Layout,
+    capacity_bytes: u64,
+) -> Result<Room, ManagerError> {
+    if create.mode == Mode::Append {
+        return Ok(Room::SizeBytes(create.size.map_or(0, |size| size.0)));
+    }
+    spread::member_capacity_bytes(layout, capacity_bytes, create.subsegment().0)
+        .map(Room::CapacityBytes)
+        .map_err(|error| usage(error.to_string()))
 }
 
 fn new_membership(
@@ -182,6 +194,7 @@ fn created_report(
     capacity_bytes: u64,
     created: Vec<RegionReport>,
 ) -> SpreadReport {
+    let ring_bytes = created.iter().filter_map(|region| region.ring_bytes).min();
     let members = created.into_iter().zip(&membership.members);
     let members = members
         .enumerate()
@@ -200,6 +213,7 @@ fn created_report(
         layout: layout.to_string(),
         units_min: membership.units_min,
         generation: membership.generation,
+        ring_bytes,
         capacity_bytes,
         subsegment_bytes: membership.subsegment_bytes,
         members: members.collect(),
@@ -444,6 +458,13 @@ impl Spread {
 
     /// The region, member by member.
     pub fn report(&self) -> SpreadReport {
+        let rings = self.parts().filter_map(|(_, shown)| {
+            let region = shown.region.as_ref()?;
+            let log = region.mode == i32::from(v1::Mode::Append);
+            let geometry = LogGeometry::new(region.length_bytes).ok();
+            geometry.filter(|_| log).map(|log| log.ring_bytes())
+        });
+        let ring_bytes = rings.min();
         let capacities = self.parts().filter_map(|(_, shown)| {
             let region = shown.region.as_ref()?;
             let bytes = self.membership.subsegment_bytes;
@@ -455,7 +476,11 @@ impl Spread {
             layout: self.layout.to_string(),
             units_min: self.membership.units_min,
             generation: self.membership.generation,
-            capacity_bytes: capacities.min().unwrap_or(0),
+            ring_bytes,
+            capacity_bytes: capacities
+                .min()
+                .filter(|_| ring_bytes.is_none())
+                .unwrap_or(0),
             subsegment_bytes: self.membership.subsegment_bytes,
             members: self
                 .seats

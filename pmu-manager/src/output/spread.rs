@@ -21,13 +21,23 @@ impl Page for Created {
 
 impl Page for SpreadReport {
     fn page(&self) -> String {
+        let (room, part) = match self.ring_bytes {
+            Some(ring) => (
+                ("ring", exact_size(ring)),
+                ("subsegment", NOTHING.to_owned()),
+            ),
+            None => (
+                ("capacity", exact_size(self.capacity_bytes)),
+                ("subsegment", size(self.subsegment_bytes)),
+            ),
+        };
         let mut page = facts([
             ("region", self.region.clone()),
             ("layout", self.layout.clone()),
             ("min units", self.units_min.to_string()),
             ("generation", self.generation.to_string()),
-            ("capacity", exact_size(self.capacity_bytes)),
-            ("subsegment", size(self.subsegment_bytes)),
+            room,
+            part,
             ("spread id", self.spread_id.clone()),
         ]);
         let mut grid = Grid::new(&["UNIT", "ADDRESS", "STATE", "EPOCH", "WRITER"]);

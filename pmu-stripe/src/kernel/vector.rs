@@ -10,7 +10,7 @@
 /// * `load(&[u8; CHUNK_LEN]) -> [Vector; 2]`, `store([Vector; 2], &mut [u8; CHUNK_LEN])`;
 /// * `add_products(&mut [[Vector; 2]; P], [Vector; 2], &[Table; P])`.
 ///
-/// A chunk of every output stays in registers while the same chunk of each source is read once.
+/// A chunk of every output, or two of a single one, stay in registers while the same chunks of each source are read once.
 /// The bytes behind the last whole chunk go through a chunk that is padded with zeros.
 macro_rules! kernel_loops {
     ($(#[$features:meta])*) => {
@@ -33,21 +33,15 @@ macro_rules! kernel_loops {
                 *chunks = source[..len].as_chunks().0;
             }
             let (tables, chunks) = (&tables[..sources.len()], &chunks[..sources.len()]);
-            let outputs = outputs.map(|output| output.as_chunks_mut::<CHUNK_LEN>());
+            let mut outputs = outputs.map(|output| output.as_chunks_mut::<CHUNK_LEN>());
             let whole = len / CHUNK_LEN;
-            for index in 0..whole {
-                let mut sums = [[zero(); 2]; P];
-                if accumulate {
-                    for p in 0..P {
-                        sums[p] = load(&outputs[p].0[index]);
-                    }
-                }
-                for (tables, chunks) in tables.iter().zip(chunks) {
-                    add_products(&mut sums, load(&chunks[index]), tables);
-                }
-                for p in 0..P {
-                    store(sums[p], &mut outputs[p].0[index]);
-                }
+            // With one output there are registers for two chunks of it.
+            let pairs = if P == 1 { whole / 2 } else { 0 };
+            for pair in 0..pairs {
+                run::<P, 2>(tables, chunks, &mut outputs, 2 * pair, accumulate);
+            }
+            for index in 2 * pairs..whole {
+                run::<P, 1>(tables, chunks, &mut outputs, index, accumulate);
             }
             if len % CHUNK_LEN == 0 {
                 return;
@@ -69,6 +63,36 @@ macro_rules! kernel_loops {
             }
         }
 
+        /// R neighbouring chunks of all outputs, from the one at `first` on. They share the look at each source and its tables.
+        $(#[$features])*
+        #[inline]
+        fn run<const P: usize, const R: usize>(
+            tables: &[[Table; P]],
+            chunks: &[&[[u8; CHUNK_LEN]]],
+            outputs: &mut [(&mut [[u8; CHUNK_LEN]], &mut [u8]); P],
+            first: usize,
+            accumulate: bool,
+        ) {
+            let mut sums = [[[zero(); 2]; P]; R];
+            if accumulate {
+                for r in 0..R {
+                    for p in 0..P {
+                        sums[r][p] = load(&outputs[p].0[first + r]);
+                    }
+                }
+            }
+            for (tables, chunks) in tables.iter().zip(chunks) {
+                for r in 0..R {
+                    add_products(&mut sums[r], load(&chunks[first + r]), tables);
+                }
+            }
+            for r in 0..R {
+                for p in 0..P {
+                    store(sums[r][p], &mut outputs[p].0[first + r]);
+                }
+            }
+        }
+
         /// See [`Kernel::exclusive_or`](crate::kernel::Kernel).
         $(#[$features])*
         pub(in crate::kernel) fn exclusive_or(
@@ -84,16 +108,13 @@ macro_rules! kernel_loops {
             }
             let chunks = &chunks[..sources.len()];
             let (whole, rest) = output.as_chunks_mut::<CHUNK_LEN>();
-            for (index, output) in whole.iter_mut().enumerate() {
-                let [mut first, mut second] = [zero(), zero()];
-                if accumulate {
-                    [first, second] = load(output);
-                }
-                for chunks in chunks {
-                    let values = load(&chunks[index]);
-                    (first, second) = (xor(first, values[0]), xor(second, values[1]));
-                }
-                store([first, second], output);
+            let (pairs, single) = whole.as_chunks_mut::<2>();
+            for (pair, outputs) in pairs.iter_mut().enumerate() {
+                add_run(chunks, outputs, 2 * pair, accumulate);
+            }
+            for output in single {
+                let outputs = core::array::from_mut(output);
+                add_run(chunks, outputs, len / CHUNK_LEN - 1, accumulate);
             }
             if !accumulate {
                 rest.fill(0);
@@ -102,6 +123,32 @@ macro_rules! kernel_loops {
                 for (sum, value) in rest.iter_mut().zip(&source[len - len % CHUNK_LEN..len]) {
                     *sum ^= value;
                 }
+            }
+        }
+
+        /// The sums of R neighbouring chunks of the sources, from the one at `first` on.
+        $(#[$features])*
+        #[inline]
+        fn add_run<const R: usize>(
+            chunks: &[&[[u8; CHUNK_LEN]]],
+            outputs: &mut [[u8; CHUNK_LEN]; R],
+            first: usize,
+            accumulate: bool,
+        ) {
+            let mut sums = [[zero(); 2]; R];
+            if accumulate {
+                for r in 0..R {
+                    sums[r] = load(&outputs[r]);
+                }
+            }
+            for chunks in chunks {
+                for r in 0..R {
+                    let values = load(&chunks[first + r]);
+                    sums[r] = [xor(sums[r][0], values[0]), xor(sums[r][1], values[1])];
+                }
+            }
+            for r in 0..R {
+                store(sums[r], &mut outputs[r]);
             }
         }
 

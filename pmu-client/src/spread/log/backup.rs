@@ -137,6 +137,13 @@ impl SpreadLogBackup {
         self.limit
     }
 
+    /// The end of what any unit has published, when the log was last looked at. What lies between [`Self::tail`] and here was told by too few
+    /// units to be certain beside a live primary, as others are missing: [`Self::recover`] hands it out.
+    #[must_use]
+    pub const fn published(&self) -> LogPosition {
+        self.newest.position()
+    }
+
     /// The mark of the last record that was handed out.
     #[must_use]
     pub const fn last_mark(&self) -> Option<RecordMark> {
@@ -144,7 +151,7 @@ impl SpreadLogBackup {
     }
 
     /// Reads records that this handle has not handed out yet: as many as there are, or until their bytes reach `max_bytes` (one at least).
-    /// None left means that all were read for now.
+    /// None left means that all were read for now that are certain: with units missing there may be more, up to [`Self::published`].
     ///
     /// # Errors
     /// [`ClientError::TooFewUnits`]; [`ClientError::Damaged`], naming the record. What was handed out before is good, and so are records before

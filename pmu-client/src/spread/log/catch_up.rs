@@ -99,7 +99,7 @@ pub(super) fn bring_up(
     let end = goal.newest.committed;
     let seat = own(seats, index)?;
     let from = seat.own_to.max(goal.cursor.get()).min(end);
-    // What it has prepared in the term in force is as it should be up to where it broke off, and stays: others may depend on it.
+    // What it has prepared is as it should be up to where it broke off, and stays: others may depend on it.
     let mut prepared = seat.valid_to > from;
     let mut out = Out::new(seat, end)?;
     let mut position = from;

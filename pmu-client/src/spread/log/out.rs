@@ -178,6 +178,8 @@ impl Out {
         let looked = link.poll().and_then(|()| link.check());
         // Completions that came before a failure still count.
         self.reap(seat);
+        // Also one that ended while nothing was under way.
+        let looked = looked.and_then(|()| seat.region.link.check_idle());
         looked.map_err(|error| seat.region.error(error))
     }
 

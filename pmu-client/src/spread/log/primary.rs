@@ -203,6 +203,10 @@ impl SpreadLogPrimary {
             .ok_or_else(|| ClientError::Invalid("no term is left".into()))?;
         let openings = spread.propose_log(&mut seats, &newest);
         check_alive(&spread, &seats)?;
+        // Should this be the first term and its primary die at once: blank members have no vote.
+        let proposed = spread.quorum.check_decide(seats.iter().flatten().count());
+        let absent = seats.iter().filter_map(|seat| seat.as_ref().err());
+        proposed.map_err(|what| spread.too_few(what, absent))?;
         let mut reader = spread.log_reader(options.timeouts.stall);
         let mut shards = Shards::new(Code::new(spread.layout));
         let mut outs = Vec::with_capacity(seats.len());
@@ -839,7 +843,11 @@ impl SpreadLogPrimary {
     /// # Errors
     /// As [`Self::flush`]; [`ClientError::Ended`]. What keeps a unit from coming back is no error, but its reason in [`Self::missing`].
     pub fn rejoin(&mut self) -> Result<usize> {
-        self.check_open()?;
+        match self.poll_completions() {
+            // Too few are left, and nothing is under way: that is what this call is for.
+            Err(_) if !self.ended => {}
+            looked => drop(looked?),
+        }
         self.wait_until(self.submitted)?;
         let mut back = 0;
         for index in 0..self.seats.len() {

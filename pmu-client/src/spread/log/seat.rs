@@ -28,7 +28,8 @@ pub(super) struct LogSeat {
     pub(super) cursor: CursorPair,
     /// Up to here its own log counts.
     pub(super) own_to: u64,
-    /// Up to here it may hold records: in the term in force also those that it has prepared and not published, which are checked.
+    /// Up to here it may hold records: also those that it has prepared and not published. Each share names its term, and in one term a position
+    /// is written once: what is there and whole is right.
     pub(super) valid_to: u64,
     /// Up to here it is not read: its log was found damaged, or not to be there.
     pub(super) doubted_to: u64,
@@ -175,11 +176,8 @@ impl LogSeat {
         self.doubted_to = 0;
         let (term, published) = (self.stand.term(), self.stand.published);
         self.own_to = newest.valid_to(term, published);
-        self.valid_to = if term == newest.term() {
-            newest.committed
-        } else {
-            self.own_to
-        };
+        // What it has prepared in its term stands up to where the next one began, if it is there.
+        self.valid_to = newest.valid_to(term, u64::MAX);
     }
 
     /// It has everything up to `end`.

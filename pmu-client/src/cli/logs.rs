@@ -1,0 +1,170 @@
+//! A log on one unit or on several, as the commands use it.
+
+use pmu_fabric::Provider;
+use pmu_format::LogPosition;
+
+use crate::cli::Way;
+use crate::error::Result;
+use crate::log::{LogBackup, LogPrimary, LogRecord, RecordMark, Records, RecoveredLog, Ticket};
+use crate::options::OpenOptions;
+use crate::receipt::Receipt;
+use crate::spread::{MissingUnit, SpreadLogBackup, SpreadLogPrimary};
+
+/// The writer.
+pub(super) enum Writer {
+    One(Box<LogPrimary>),
+    Spread(Box<SpreadLogPrimary>),
+}
+
+/// The reader.
+pub(super) enum Reader {
+    One(Box<LogBackup>),
+    Spread(Box<SpreadLogBackup>),
+}
+
+impl Writer {
+    pub(super) fn open(way: Way, region: &str, options: &OpenOptions) -> Result<Self> {
+        Ok(match way {
+            Way::One(unit) => Self::One(Box::new(unit.open_log_primary(region, options)?)),
+            Way::Spread(spread) => Self::Spread(Box::new(spread.open_log_primary(options)?)),
+        })
+    }
+
+    pub(super) fn submit(&mut self, record: &[u8]) -> Result<Ticket> {
+        match self {
+            Self::One(log) => log.submit(record),
+            Self::Spread(log) => log.submit(record),
+        }
+    }
+
+    pub(super) fn poll_completions(&mut self) -> Result<LogPosition> {
+        match self {
+            Self::One(log) => log.poll_completions(),
+            Self::Spread(log) => log.poll_completions(),
+        }
+    }
+
+    pub(super) fn flush(&mut self) -> Result<Receipt> {
+        match self {
+            Self::One(log) => log.flush(),
+            Self::Spread(log) => log.flush(),
+        }
+    }
+
+    pub(super) fn acknowledged(&self) -> LogPosition {
+        match self {
+            Self::One(log) => log.acknowledged(),
+            Self::Spread(log) => log.acknowledged(),
+        }
+    }
+
+    pub(super) fn record_bytes_max(&self) -> u32 {
+        match self {
+            Self::One(log) => log.record_bytes_max(),
+            Self::Spread(log) => log.record_bytes_max(),
+        }
+    }
+
+    pub(super) fn provider(&self) -> Option<Provider> {
+        match self {
+            Self::One(log) => Some(log.provider()),
+            Self::Spread(log) => log.provider(),
+        }
+    }
+
+    /// How many units a receipt could name; `None` for a log on one.
+    pub(super) fn units_of(&self) -> Option<usize> {
+        match self {
+            Self::One(_) => None,
+            Self::Spread(log) => Some(log.spread().layout().units()),
+        }
+    }
+
+    pub(super) fn missing(&self) -> Vec<MissingUnit> {
+        match self {
+            Self::One(_) => Vec::new(),
+            Self::Spread(log) => log.missing().cloned().collect(),
+        }
+    }
+}
+
+impl Reader {
+    pub(super) fn open(
+        way: &Way,
+        region: &str,
+        clear: bool,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        Ok(match way {
+            Way::One(unit) => Self::One(Box::new(unit.open_log_backup(region, clear, options)?)),
+            Way::Spread(spread) => Self::Spread(Box::new(spread.open_log_backup(clear, options)?)),
+        })
+    }
+
+    pub(super) fn read_unread(&mut self, max_bytes: usize) -> Result<Records<'_>> {
+        match self {
+            Self::One(log) => log.read_unread(max_bytes),
+            Self::Spread(log) => log.read_unread(max_bytes),
+        }
+    }
+
+    pub(super) fn clear(&mut self, mark: RecordMark) -> Result<()> {
+        match self {
+            Self::One(log) => log.clear(mark),
+            Self::Spread(log) => log.clear(mark),
+        }
+    }
+
+    pub(super) fn clear_handed_out(&mut self) -> Result<LogPosition> {
+        match self {
+            Self::One(log) => log.clear_handed_out(),
+            Self::Spread(log) => log.clear_handed_out(),
+        }
+    }
+
+    pub(super) fn recover(
+        &mut self,
+        visit: impl FnMut(LogRecord<'_>) -> Result<()>,
+    ) -> Result<RecoveredLog> {
+        match self {
+            Self::One(log) => log.recover(visit),
+            Self::Spread(log) => log.recover(visit),
+        }
+    }
+
+    pub(super) fn position(&self) -> LogPosition {
+        match self {
+            Self::One(log) => log.position(),
+            Self::Spread(log) => log.position(),
+        }
+    }
+
+    pub(super) fn tail(&self) -> LogPosition {
+        match self {
+            Self::One(log) => log.tail(),
+            Self::Spread(log) => log.tail(),
+        }
+    }
+
+    pub(super) fn provider(&self) -> Option<Provider> {
+        match self {
+            Self::One(log) => Some(log.provider()),
+            Self::Spread(log) => log.provider(),
+        }
+    }
+
+    pub(super) fn missing(&self) -> Vec<MissingUnit> {
+        match self {
+            Self::One(_) => Vec::new(),
+            Self::Spread(log) => log.missing().cloned().collect(),
+        }
+    }
+
+    /// Up to where there is more than too few units answer for; `None` if all is certain.
+    pub(super) fn uncertain_to(&self) -> Option<LogPosition> {
+        match self {
+            Self::One(_) => None,
+            Self::Spread(log) => Some(log.published()).filter(|end| *end > log.position()),
+        }
+    }
+}
