@@ -68,7 +68,7 @@ pub(crate) fn write(set: &Set) -> Result<String, Failure> {
     // From here on the peak is counted anew: opening must not hide what writing takes.
     fs::write("/proc/self/clear_refs", "5")?;
     let before = resident("VmRSS:")?;
-    let mut put = primary.begin(set.bytes, Label::default())?;
+    let mut put = primary.begin(Some(set.bytes), Label::default())?;
     let mut left = set.bytes;
     while left > 0 {
         let now = left.min(PIECE_BYTES as u64);
