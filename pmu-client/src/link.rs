@@ -30,11 +30,8 @@ pub(crate) struct Posted {
 /// Why a chain didn't succeed.
 #[derive(Debug)]
 pub(crate) enum LinkError {
-    /// The chain with this number was the first to fail.
-    Failed {
-        serial: u64,
-        status: CompletionStatus,
-    },
+    /// A chain has failed, and so does everything behind it.
+    Failed { status: CompletionStatus },
     /// No completion for too long.
     Stalled { waited: Duration },
     /// The caller's or the machine's fault; nothing was posted.
@@ -54,7 +51,7 @@ pub(crate) struct Link {
     windows: Vec<(u64, u64)>,
     posted: u64,
     succeeded: u64,
-    failure: Option<(u64, CompletionStatus)>,
+    failure: Option<CompletionStatus>,
     stall: Duration,
     spin: Duration,
     progress_at: Instant,
@@ -158,7 +155,7 @@ impl Link {
     /// The error of the first failed chain, if one failed.
     pub(crate) fn check(&self) -> Result<(), LinkError> {
         match self.failure {
-            Some((serial, status)) => Err(LinkError::Failed { serial, status }),
+            Some(status) => Err(LinkError::Failed { status }),
             None => Ok(()),
         }
     }
@@ -277,7 +274,7 @@ impl Link {
                     self.poll()?;
                     self.check()?;
                     // Nothing of ours was in flight: the connection died by itself, and this chain was never posted.
-                    self.failure = Some((self.posted, status));
+                    self.failure = Some(status);
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -291,10 +288,7 @@ impl Link {
         }
         self.check()?;
         match self.connection.dead() {
-            Some(status) => Err(LinkError::Failed {
-                serial: self.posted,
-                status,
-            }),
+            Some(status) => Err(LinkError::Failed { status }),
             None => Ok(()),
         }
     }
@@ -307,7 +301,7 @@ impl Link {
                 match completion.status {
                     _ if self.failure.is_some() => {}
                     CompletionStatus::Success => self.succeeded = completion.tag,
-                    status => self.failure = Some((completion.tag, status)),
+                    status => self.failure = Some(status),
                 }
             }
             if count > 0 {

@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use pmu_fabric::{AccessWindow, CompletionStatus, Connection, Provider};
 use pmu_format::{Epoch, Membership, Mode, Need, RegionId, Rights, VirtualAddress};
@@ -11,7 +11,7 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use crate::error::{Attempt, ClientError, Result};
-use crate::link::{Link, LinkError, Posted};
+use crate::link::{Link, LinkError};
 use crate::options::Timeouts;
 use crate::receipt::{Receipt, Stored, UnitProof};
 
@@ -264,32 +264,13 @@ impl Region {
         }
     }
 
-    /// What a failure means once the chain that publishes was posted: often nobody knows whether it took effect.
-    pub(crate) fn error_of(
-        &self,
-        error: LinkError,
-        attempt: Attempt,
-        publishing: Posted,
-    ) -> ClientError {
-        let certainly_not = match error {
-            // A unit that refused an earlier chain executed nothing behind it.
-            LinkError::Failed { serial, status } => {
-                serial < publishing.first
-                    && matches!(
-                        status,
-                        CompletionStatus::RemoteAccess | CompletionStatus::PersistFailed
-                    )
-            }
-            LinkError::Stalled { .. } | LinkError::Fabric(_) => false,
-        };
-        let cause = self.error(error);
-        if certainly_not {
-            return cause;
-        }
+    /// What a failure means once bytes of what is being stored were posted to the end: nobody knows whether they count. Even where the unit
+    /// refused an earlier chain, writes behind it may have landed, and a recovery takes what is whole.
+    pub(crate) fn error_of(&self, error: LinkError, attempt: Attempt) -> ClientError {
         ClientError::UnknownOutcome {
             region: self.name(),
             attempt,
-            cause: Box::new(cause),
+            cause: Box::new(self.error(error)),
         }
     }
 
@@ -332,6 +313,13 @@ impl Region {
         }
         self.link.pause(left.min(pause));
         true
+    }
+
+    /// The time by the clock that dates what is stored, in nanoseconds since 1970.
+    pub(crate) fn date_ns(&self) -> u64 {
+        let date = self.link.connection().date();
+        let since = date.duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
     }
 }
 

@@ -117,8 +117,12 @@ impl StagingRing {
         (at as usize, length as usize)
     }
 
-    /// Takes a contiguous range; its offset, or none while there is no room.
+    /// Takes a contiguous range; its offset, or none while there is no room. Where all is free, there is room for the whole capacity.
     pub(crate) fn take(&mut self, length: usize) -> Option<usize> {
+        if self.taken == self.free {
+            self.taken = self.taken.next_multiple_of(self.capacity);
+            self.free = self.taken;
+        }
         let at = self.taken % self.capacity;
         let length = length as u64;
         let skipped = if at + length > self.capacity {
@@ -148,7 +152,7 @@ impl StagingRing {
             if serial > succeeded {
                 return;
             }
-            self.free = end;
+            self.free = self.free.max(end);
             self.in_flight.pop_front();
         }
     }
@@ -156,5 +160,29 @@ impl StagingRing {
     /// The chain whose completion frees something.
     pub(crate) fn oldest(&self) -> Option<u64> {
         self.in_flight.front().map(|front| front.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_ring_has_room_for_its_whole_capacity() {
+        let memory = Arc::new(LocalMemory::allocate(4096).unwrap());
+        let registered = Registered {
+            memory,
+            attached: AttachedMemory::new(0),
+        };
+        let mut ring = StagingRing::new(registered, 4096, 4);
+        assert_eq!(ring.take(8), Some(0));
+        assert_eq!(ring.take(4096), None, "8 bytes are on their way");
+        ring.posted(1);
+        ring.release(1);
+        assert_eq!(ring.take(4096), Some(0));
+        ring.posted(2);
+        assert_eq!(ring.take(1), None);
+        ring.release(2);
+        assert_eq!(ring.take_some(5000), (0, 4096));
     }
 }

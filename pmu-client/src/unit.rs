@@ -49,6 +49,20 @@ pub struct FenceReport {
     pub round_trip: Duration,
 }
 
+impl FenceReport {
+    /// A report as a simulator or test would make one up, of a fence that took no time.
+    #[must_use]
+    pub const fn new(epoch: Epoch, windows_invalidated: u32, sessions_closed: u32) -> Self {
+        Self {
+            epoch,
+            windows_invalidated,
+            sessions_closed,
+            took: Duration::ZERO,
+            round_trip: Duration::ZERO,
+        }
+    }
+}
+
 /// A persistent memory unit: the way to its regions.
 ///
 /// Cheap to clone; clones share one control channel. Safe to use from any thread. Every call blocks, at most for the time

@@ -96,14 +96,30 @@ impl ReachedUnit for FaultyUnit {
         options: &OpenOptions,
     ) -> pmu_client::Result<Parts> {
         let parts = self.unit.open(region, role, mode, options)?;
-        Ok(Parts {
+        Ok(self.faulty(parts))
+    }
+
+    fn open_log_backup(
+        &self,
+        region: &str,
+        clear: bool,
+        options: &OpenOptions,
+    ) -> pmu_client::Result<Parts> {
+        let parts = self.unit.open_log_backup(region, clear, options)?;
+        Ok(self.faulty(parts))
+    }
+}
+
+impl FaultyUnit {
+    fn faulty(&self, parts: Parts) -> Parts {
+        Parts {
             connection: Box::new(FaultyConnection {
                 inner: parts.connection,
                 unit: self.unit.name().to_owned(),
                 faults: self.faults.clone(),
             }),
             ..parts
-        })
+        }
     }
 }
 

@@ -29,6 +29,10 @@ fn flush_ranges(
     table_bytes: u64,
     payload_bytes: u64,
 ) -> [RegionPiece; 2] {
+    #[cfg(feature = "planted-bugs")]
+    if pmu_format::planted::is_planted(pmu_format::planted::Bug::DropFlush) {
+        return [RegionPiece::default(); 2];
+    }
     let header = geometry.header_offset(slot);
     let payload = geometry.payload_offset(slot);
     let metadata_bytes = geometry.chunk_table_offset(slot).get() - header.get() + table_bytes;

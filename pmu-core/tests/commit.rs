@@ -527,6 +527,34 @@ fn p07_a_reader_that_is_overtaken_begins_anew() {
     );
 }
 
+/// The same between the publish word and the headers, where every header is sound but too new.
+#[test]
+fn p07_a_reader_that_is_overtaken_before_it_reads_headers_begins_anew() {
+    for puts in 1..=8_u8 {
+        let (mut memory, _) = five_sets();
+        let mut writer = SetWriter::new(geometry(), REGION, Epoch(1), SetNumber(5));
+        let mut recovery = SetRecovery::new(geometry(), REGION, Goal::Committed);
+        let request = recovery.next_read().unwrap();
+        recovery.feed(request, memory.read(request)).unwrap();
+        for put_number in 1..=puts {
+            put(&mut memory, &mut writer, &[put_number; 9_999]).unwrap();
+        }
+        while !recovery.is_done() {
+            while let Some(request) = recovery.next_read() {
+                recovery.feed(request, memory.read(request)).unwrap();
+            }
+            while let Some(chunk) = recovery.next_chunk() {
+                recovery
+                    .verify_chunk(&chunk, memory.read(chunk.request))
+                    .unwrap();
+            }
+        }
+        let found = recovery.recovered().unwrap().number.get();
+        assert!(found >= 5, "set {found} after {puts} puts");
+        assert_eq!(recovery.findings(), [], "{puts} puts");
+    }
+}
+
 #[test]
 fn p11_an_empty_region_has_no_sets_and_a_set_of_nothing_is_one() {
     let mut memory = Memory::new(1 << 20, 1);

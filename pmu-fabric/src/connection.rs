@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pmu_pmem::LocalMemory;
 
@@ -33,6 +33,20 @@ impl std::fmt::Debug for AccessWindow {
 /// Handle of local memory attached to one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttachedMemory(pub(crate) u32);
+
+impl AttachedMemory {
+    /// The handle of the memory with this index, counted by the connection: for providers.
+    #[must_use]
+    pub const fn new(index: u32) -> Self {
+        Self(index)
+    }
+
+    /// Its index.
+    #[must_use]
+    pub const fn index(self) -> u32 {
+        self.0
+    }
+}
 
 /// The end of one chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,20 +164,29 @@ pub trait Connection: Send {
         Instant::now()
     }
 
+    /// The clock that dates what is stored. A simulator has its own.
+    fn date(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
     /// Sleeps for so long, and looks at nothing. A simulator lets its own time pass.
     fn pause(&self, how_long: Duration) {
         std::thread::sleep(how_long);
     }
 }
 
-/// Windows sorted by address, and the splitting of ranges at their borders. Shared by the providers.
+/// Windows sorted by address, and the splitting of ranges at their borders: for providers.
 #[derive(Debug, Default)]
-pub(crate) struct WindowMap {
+pub struct WindowMap {
     windows: Vec<AccessWindow>,
 }
 
 impl WindowMap {
-    pub(crate) fn set(&mut self, windows: &[AccessWindow]) -> Result<(), FabricError> {
+    /// Takes the windows of a connection in place of those before.
+    ///
+    /// # Errors
+    /// [`FabricError::Protocol`] if windows overlap or wrap.
+    pub fn set(&mut self, windows: &[AccessWindow]) -> Result<(), FabricError> {
         let mut sorted = windows.to_vec();
         sorted.sort_by_key(|window| window.address);
         let mut end = 0u64;
@@ -183,7 +206,10 @@ impl WindowMap {
     }
 
     /// Calls `each` with (window, address, length, bytes before it) for the pieces of a range, in order.
-    pub(crate) fn split(
+    ///
+    /// # Errors
+    /// [`FabricError::OutsideWindows`]: some of the pieces may have been seen.
+    pub fn split(
         &self,
         address: u64,
         length: u64,

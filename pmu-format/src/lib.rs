@@ -28,6 +28,8 @@ mod error;
 pub mod fuzz_entry;
 mod log;
 mod names;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
 mod set;
 mod share;
 mod spread;

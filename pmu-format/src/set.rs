@@ -220,7 +220,11 @@ impl SetGeometry {
 
     /// The slot of a set.
     #[must_use]
-    pub const fn slot_of(&self, number: SetNumber) -> SlotIndex {
+    pub fn slot_of(&self, number: SetNumber) -> SlotIndex {
+        #[cfg(feature = "planted-bugs")]
+        if crate::planted::is_planted(crate::planted::Bug::ReuseSlot) {
+            return SlotIndex((number.get() % u64::from(self.sets_kept)) as u32);
+        }
         // The remainder is smaller than the count of slots, which has 32 bits.
         SlotIndex((number.get() % self.slot_count() as u64) as u32)
     }

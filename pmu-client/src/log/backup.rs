@@ -291,7 +291,7 @@ impl LogBackup {
                 self.cleared = mark.position();
                 Ok(())
             }
-            Err(error) => Err(self.region.error_of(error, attempt, posted)),
+            Err(error) => Err(self.region.error_of(error, attempt)),
         }
     }
 

@@ -117,7 +117,9 @@ pub(super) struct LogDriver {
 
 impl LogDriver {
     pub(super) fn new(region: &mut Region) -> Result<Self> {
-        let bytes = READ_BYTES_MAX;
+        // No more than there is to read.
+        let region_bytes = usize::try_from(region.info.length_bytes).unwrap_or(READ_BYTES_MAX);
+        let bytes = region_bytes.min(READ_BYTES_MAX);
         let registered = Registered::allocate(&mut region.link, bytes)?;
         Ok(Self {
             registered,

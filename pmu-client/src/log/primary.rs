@@ -92,6 +92,8 @@ pub struct LogPrimary {
     bytes_since_flush: u64,
     /// Where the records of the chain in the making begin.
     gathering_from: LogPosition,
+    /// Records before this may lie in the ring, sent ahead of their publishing: a recovery would take them for durable.
+    sent_ahead: LogPosition,
     /// Records submitted since completions were last looked for.
     submitted_unseen: u32,
 }
@@ -262,7 +264,7 @@ impl LogPrimary {
             })
             .map_err(|error| region.error(error))?;
         if let Err(error) = region.link.wait_for(posted.last) {
-            return Err(region.error_of(error, Attempt::OpenLog, posted));
+            return Err(region.error_of(error, Attempt::OpenLog));
         }
         let start = opening.start;
         Ok(Self {
@@ -275,6 +277,7 @@ impl LogPrimary {
             flushed: start.tail,
             bytes_since_flush: 0,
             gathering_from: start.tail,
+            sent_ahead: start.tail,
             submitted_unseen: 0,
         })
     }
@@ -389,6 +392,10 @@ impl LogPrimary {
     /// # Errors
     /// As [`Self::wait`].
     pub fn flush(&mut self) -> Result<Receipt> {
+        if let Err(error) = self.region.link.check() {
+            // Of all records, those on their way too, and not just of the last.
+            return Err(self.failed(error));
+        }
         self.wait_until(self.submitted)?;
         let stored = Stored::Log {
             from: self.flushed,
@@ -627,7 +634,10 @@ impl LogPrimary {
     fn write_ahead(&mut self) -> Result<()> {
         let sent = match self.outbox.bytes() {
             0 => Ok(()),
-            _ => self.outbox.post(&mut self.region.link, |_| {}).map(drop),
+            _ => {
+                self.sent_ahead = self.submitted;
+                self.outbox.post(&mut self.region.link, |_| {}).map(drop)
+            }
         };
         let room = sent.and_then(|()| self.outbox.wait_for_room(&mut self.region.link));
         if let Err(error) = room {
@@ -653,20 +663,12 @@ impl LogPrimary {
                 Ok(())
             }
             Err(error) => {
-                self.writer.fail();
-                if self.region.link.posted() == before && self.publishes.is_empty() {
-                    return Err(self.region.error(error));
+                // What of the chain was posted lies where it would lie had it been sent ahead.
+                if self.region.link.posted() > before {
+                    self.sent_ahead = self.submitted;
                 }
-                let from = self
-                    .publishes
-                    .front()
-                    .map_or(from, |_| self.writer.acknowledged());
-                let attempt = Attempt::Records(from, self.submitted);
-                let unposted = Posted {
-                    first: before + 1,
-                    last: u64::MAX,
-                };
-                Err(self.region.error_of(error, attempt, unposted))
+                self.gathering_from = from;
+                Err(self.failed(error))
             }
         }
     }
@@ -700,8 +702,8 @@ impl LogPrimary {
     fn wait_until(&mut self, position: LogPosition) -> Result<()> {
         while self.writer.acknowledged() < position {
             if let Err(error) = self.region.link.check() {
-                if position > self.gathering_from {
-                    // Never published.
+                if position > self.gathering_from.max(self.sent_ahead) {
+                    // Never sent.
                     return Err(self.region.error(error));
                 }
                 return Err(self.failed(error));
@@ -725,18 +727,13 @@ impl LogPrimary {
         // Completions that came before the failure still count.
         drop(self.reap());
         self.writer.fail();
-        let Some(&(serial, ..)) = self.publishes.front() else {
+        let sent = self.gathering_from.max(self.sent_ahead);
+        let acknowledged = self.writer.acknowledged();
+        if sent <= acknowledged {
             return self.region.error(error);
-        };
-        let attempt = Attempt::Records(self.writer.acknowledged(), self.gathering_from);
-        self.region.error_of(
-            error,
-            attempt,
-            Posted {
-                first: serial,
-                last: serial,
-            },
-        )
+        }
+        self.region
+            .error_of(error, Attempt::Records(acknowledged, sent))
     }
 }
 

@@ -5,7 +5,7 @@ pub(crate) mod member;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use pmu_core::commit::{BeginError, CommitPlan, Goal, SetOpening, SetPlan, SetRecovery, SetWriter};
 use pmu_fabric::{Chain, Counters};
@@ -568,15 +568,11 @@ impl SetPrimary {
                 return Err(self.region.error(error));
             }
             Err(error) => {
-                let unposted = Posted {
-                    first: before + 1,
-                    last: u64::MAX,
-                };
-                return Err(self.region.error_of(error, attempt, unposted));
+                return Err(self.region.error_of(error, attempt));
             }
         };
         if let Err(error) = self.region.link.wait_for(posted.last) {
-            return Err(self.region.error_of(error, attempt, posted));
+            return Err(self.region.error_of(error, attempt));
         }
         let committed = self
             .writer
@@ -594,7 +590,7 @@ impl SetPrimary {
         let flushed = flushed_range(plan, self.set.flushed);
         let commit = self
             .writer
-            .finish(now_ns())
+            .finish(self.region.date_ns())
             .map_err(|error| ClientError::Invalid(error.to_string()))?;
         self.metadata.put(0, &commit.header)?;
         self.metadata.put(PAGE_BYTES as usize, commit.table)?;
@@ -613,6 +609,10 @@ impl SetPrimary {
         Ok(self.outbox.post(&mut self.region.link, |chain| {
             chain.write(base + table_offset.get(), table);
             chain.write(base + header_offset.get(), header);
+            #[cfg(feature = "planted-bugs")]
+            if pmu_format::planted::is_planted(pmu_format::planted::Bug::CommitBeforeData) {
+                chain.atomic_write(base + publish.offset.get(), publish.value);
+            }
             flush(chain, base, ranges);
             chain.atomic_write(base + publish.offset.get(), publish.value);
             flush(chain, base, std::iter::once(flush_publish));
@@ -651,13 +651,6 @@ impl SetPrimary {
             self.outbox.abandon(&self.region.link);
         }
     }
-}
-
-fn now_ns() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn flush(chain: &mut Chain, base: u64, ranges: impl Iterator<Item = RegionPiece>) {

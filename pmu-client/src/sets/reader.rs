@@ -272,11 +272,7 @@ pub(super) fn outcome(region: &Region, goal: Goal, recovery: &SetRecovery) -> Re
     };
     let about: Vec<_> = findings
         .into_iter()
-        .filter(|finding| match finding {
-            Finding::SetDamaged { number: found, .. } => *found == number,
-            Finding::HeaderDamaged { expected, .. } => *expected == number,
-            _ => false,
-        })
+        .filter(|finding| finding.is_of(number))
         .collect();
     if about.is_empty() {
         return Err(no_such_set(&region.info.name, format!("set {number}")));

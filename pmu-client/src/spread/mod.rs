@@ -142,7 +142,8 @@ impl Spread {
             layout.units(),
             membership.units_min.into(),
             layout.data_shards(),
-        );
+        )
+        .of_generation(membership.generation);
         let mut spread = Self {
             name: Arc::clone(&info.name),
             layout,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pmu_core::spread::{Newest, TermOpening, TooFewUnits};
 use pmu_fabric::Counters;
-use pmu_format::{Epoch, Label, Mode, SetNumber, ShareTrailer};
+use pmu_format::{Epoch, Label, Mode, SetNumber, ShareTrailer, Term};
 use pmu_proto::v1::SessionRole;
 use pmu_stripe::{Code, Group, GroupIndex, Placement};
 
@@ -96,7 +96,8 @@ impl Spread {
             .ok_or_else(|| ClientError::Invalid("no term is left".into()))
     }
 
-    /// Proposes a term on all members, and establishes it once enough have the proposal durable.
+    /// Proposes a term on all members, and establishes it once enough have the proposal durable: enough to commit, and enough to decide
+    /// should this be the first term and its primary die at once, as blank members have no vote.
     fn take_term(
         &self,
         members: Vec<std::result::Result<OpenedMember, MissingUnit>>,
@@ -118,8 +119,10 @@ impl Spread {
         let members = members.into_iter().map(parking_lot::Mutex::into_inner);
         let members: Vec<_> = members.collect();
         let absent = members.iter().filter_map(|member| member.as_ref().err());
+        let proposed = members.iter().flatten().count();
         self.quorum
-            .check_commit(members.iter().flatten().count())
+            .check_commit(proposed)
+            .and_then(|()| self.quorum.check_decide(proposed))
             .map_err(|what| self.too_few(what, absent))?;
         let members = members.into_iter().zip(openings).zip(all);
         let started = members.map(|((opened, opening), member)| {
@@ -342,7 +345,14 @@ impl SpreadPrimary {
             }
         }
         let length = group.shard_len as usize;
-        let encoded = {
+        #[cfg(feature = "planted-bugs")]
+        let stale = group.group.0 > 0
+            && pmu_format::planted::is_planted(pmu_format::planted::Bug::StaleParity);
+        #[cfg(not(feature = "planted-bugs"))]
+        let stale = false;
+        let encoded = if stale {
+            Ok(())
+        } else {
             let mut outputs: Vec<&mut [u8]> = parity
                 .iter_mut()
                 .map(|shard| &mut shard[..length])
@@ -515,10 +525,11 @@ impl SpreadPrimary {
     }
 
     fn collect_proofs(&mut self) {
-        let alive = self.members.iter().flatten().count();
-        if alive != self.proofs.len() {
-            let proofs = self.members.iter().flatten();
-            self.proofs = proofs.map(|member| member.unit().clone()).collect();
+        let alive = self.members.iter().flatten().map(SetPrimary::unit);
+        // As many others may have taken the place of those that were lost.
+        if !alive.eq(self.proofs.iter()) {
+            let alive = self.members.iter().flatten().map(SetPrimary::unit);
+            self.proofs = alive.cloned().collect();
         }
     }
 
@@ -526,6 +537,12 @@ impl SpreadPrimary {
     #[must_use]
     pub const fn newest(&self) -> SetNumber {
         self.newest.set()
+    }
+
+    /// The term of this primary: of two primaries the one with the higher term is the later.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.newest.term()
     }
 
     /// The region.

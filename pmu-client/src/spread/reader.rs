@@ -293,7 +293,10 @@ impl SpreadReader<'_> {
             }
             Err(Stop::TooFew(what)) => return Err(spread.too_few(what, &self.absent(&reasons))),
         }
-        let set = held.iter().flatten().flatten().map(|(_, set)| set).next();
+        // A member that missed it may hold another set of this number.
+        let mut ours = held.iter().flatten().flatten();
+        let set = ours.find(|(found, _)| trailer.goes_with(found));
+        let set = set.map(|(_, set)| set);
         let members = spread.membership.members.iter();
         Ok(SpreadRead {
             set: SetInfo {

@@ -87,12 +87,13 @@ impl ShareReader {
         self.view = None;
         let mut recovery = self.recovery(Goal::Number(number));
         self.fetcher.look(&mut self.region, &mut recovery)?;
-        let findings = recovery.findings().to_vec();
+        // A member that missed sets has other findings too: its publish word is behind.
+        let mut findings = recovery.findings().iter();
+        let damage = findings
+            .find(|finding| finding.is_of(number))
+            .map(ToString::to_string);
         let Some(view) = recovery.into_view() else {
-            return match findings.first() {
-                Some(finding) if !findings.is_empty() => Err(self.damaged(finding.to_string())),
-                _ => Ok(None),
-            };
+            return damage.map_or(Ok(None), |what| Err(self.damaged(what)));
         };
         let set = view.set().clone();
         let share_bytes = set.payload_bytes.checked_sub(TRAILER_BYTES);

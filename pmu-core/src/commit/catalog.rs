@@ -98,6 +98,18 @@ pub enum Finding {
     },
 }
 
+impl Finding {
+    /// Whether this set is what can't be read.
+    #[must_use]
+    pub fn is_of(&self, set: SetNumber) -> bool {
+        match self {
+            Self::SetDamaged { number, .. } => *number == set,
+            Self::HeaderDamaged { expected, .. } => *expected == set,
+            _ => false,
+        }
+    }
+}
+
 /// All slots, as their headers say.
 #[derive(Debug)]
 pub(super) struct Catalog {

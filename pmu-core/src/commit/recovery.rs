@@ -427,8 +427,8 @@ impl SetRecovery {
     }
 
     fn catalog_read(&mut self) {
-        let suspicious = self.catalog.findings.len() > self.findings_before;
         self.catalog.complete();
+        let suspicious = self.catalog.findings.len() > self.findings_before;
         if suspicious {
             self.phase = Phase::CheckCatalog { asked: false };
         } else {

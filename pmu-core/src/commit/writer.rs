@@ -282,6 +282,10 @@ impl SetWriter {
 
     /// The sets kept are the `sets_kept` newest numbers; none of them may live in `slot`.
     fn check_slot(&self, slot: SlotIndex) -> Result<(), BeginError> {
+        #[cfg(feature = "planted-bugs")]
+        if pmu_format::planted::is_planted(pmu_format::planted::Bug::ReuseSlot) {
+            return Ok(());
+        }
         let kept = u64::from(self.geometry.sets_kept()).min(self.newest.get());
         for behind in 0..kept {
             let kept = SetNumber(self.newest.get() - behind);

@@ -6,6 +6,8 @@ pub struct Quorum {
     members: usize,
     units_min: usize,
     data_shards: usize,
+    /// Whether members that never took part may say together that nobody did.
+    blank_votes: bool,
 }
 
 /// Too few members answer.
@@ -36,7 +38,22 @@ impl Quorum {
             members,
             units_min,
             data_shards,
+            blank_votes: true,
         }
+    }
+
+    /// The same for members of a later generation than the first: one without any term may be there in the place of another, and says
+    /// nothing.
+    #[must_use]
+    pub const fn of_generation(self, generation: u64) -> Self {
+        Self {
+            blank_votes: generation <= 1,
+            ..self
+        }
+    }
+
+    pub(super) const fn blank_votes(&self) -> bool {
+        self.blank_votes
     }
 
     /// With fewer nothing is committed.

@@ -5,7 +5,7 @@ use pmu_core::commit::SetOpening;
 use pmu_core::spread::{Stand, TermOpening};
 use pmu_format::{Label, RegionPiece, SetGeometry, SetNumber, SpreadId};
 
-use super::{SetPrimary, flush, flushed_range, now_ns, without};
+use super::{SetPrimary, flush, flushed_range, without};
 use crate::error::{Attempt, ClientError, Result};
 use crate::link::Posted;
 use crate::region::{Parts, Region};
@@ -88,7 +88,7 @@ impl SetPrimary {
         let flushed = flushed_range(&plan, self.set.flushed);
         let commit = self
             .writer
-            .finish(now_ns())
+            .finish(self.region.date_ns())
             .map_err(|error| ClientError::Invalid(error.to_string()))?;
         self.metadata.put(0, &commit.header)?;
         let at = pmu_format::PAGE_BYTES as usize;
@@ -139,7 +139,7 @@ impl SetPrimary {
     pub(crate) fn wait_published(&mut self, posted: Posted) -> Result<()> {
         let number = self.plan()?.number;
         if let Err(error) = self.region.link.wait_for(posted.last) {
-            return Err(self.region.error_of(error, Attempt::Set(number), posted));
+            return Err(self.region.error_of(error, Attempt::Set(number)));
         }
         self.writer
             .committed()

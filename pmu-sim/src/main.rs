@@ -1,0 +1,223 @@
+//! Runs schedules by their seeds, or replays one and prints what happened.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program that reports"
+)]
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use pmu_sim::{Outcome, Plan, Recording, Scenario, Summary, run_many, run_one};
+
+/// Simulates programs, units and the network between them, and checks what is promised.
+///
+/// Exit codes: 0 nothing was wrong, 1 a schedule failed, 2 the arguments are wrong.
+#[derive(Debug, Parser)]
+#[command(name = "pmu-sim", version)]
+struct Options {
+    /// How many schedules to run, one for each seed.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    first_seed: u64,
+    /// Run this seed alone, and print what happens step by step.
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["seeds", "first_seed"])]
+    replay: Option<u64>,
+    /// Only this scenario; without it the seed chooses.
+    #[arg(long, value_name = "NAME", value_parser = scenario)]
+    scenario: Option<&'static Scenario>,
+    /// List the scenarios and end.
+    #[arg(long)]
+    list: bool,
+    /// Worlds side by side; as many as the machine has processors without it.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    lanes: Option<u16>,
+    /// End after so many failed schedules.
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    failures: usize,
+    /// Plant this bug first: the test of the test.
+    #[cfg(feature = "planted-bugs")]
+    #[arg(long, value_name = "BUG", value_parser = bug)]
+    plant: Option<pmu_sim::planted::Bug>,
+    /// Print the summary as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+fn scenario(name: &str) -> Result<&'static Scenario, String> {
+    Scenario::named(name).ok_or_else(|| {
+        let names: Vec<_> = Scenario::all()
+            .iter()
+            .map(|scenario| scenario.name)
+            .collect();
+        format!("one of: {}", names.join(", "))
+    })
+}
+
+#[cfg(feature = "planted-bugs")]
+fn bug(name: &str) -> Result<pmu_sim::planted::Bug, String> {
+    let all = pmu_sim::planted::Bug::ALL;
+    let found = all.iter().find(|(known, _)| *known == name);
+    found.map(|(_, bug)| *bug).ok_or_else(|| {
+        let names: Vec<_> = all.iter().map(|(name, _)| *name).collect();
+        format!("one of: {}", names.join(", "))
+    })
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    #[cfg(feature = "planted-bugs")]
+    pmu_sim::planted::plant(options.plant);
+    if options.list {
+        for scenario in Scenario::all() {
+            println!("{:10} {}", scenario.name, scenario.about);
+        }
+        return ExitCode::SUCCESS;
+    }
+    let result = match options.replay {
+        Some(seed) => replay(seed, &options),
+        None => many(&options),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("pmu-sim: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn replay(seed: u64, options: &Options) -> std::io::Result<ExitCode> {
+    let recording = if options.json {
+        Recording::Kept
+    } else {
+        Recording::Printed
+    };
+    let outcome = run_one(seed, options.scenario, recording)?;
+    if options.json {
+        let lines = serde_json::json!({
+            "seed": seed,
+            "scenario": outcome.scenario,
+            "violation": outcome.violation,
+            "fingerprint": format!("{:016x}", outcome.fingerprint),
+            "totals": outcome.totals,
+            "lines": outcome.lines,
+        });
+        println!("{lines}");
+    } else {
+        println!(
+            "seed {seed}, scenario {}, fingerprint {:016x}: {}",
+            outcome.scenario,
+            outcome.fingerprint,
+            outcome.violation.as_deref().unwrap_or("nothing was wrong")
+        );
+    }
+    Ok(code(outcome.violation.is_none()))
+}
+
+fn many(options: &Options) -> std::io::Result<ExitCode> {
+    let lanes = std::thread::available_parallelism().map_or(1, usize::from);
+    let plan = Plan {
+        first_seed: options.first_seed,
+        seeds: options.seeds,
+        scenario: options.scenario,
+        lanes: options.lanes.map_or(lanes, usize::from),
+        failures_max: options.failures.max(1),
+    };
+    let begun = Instant::now();
+    let shows = std::io::stderr().is_terminal() && !options.json;
+    let summary = run_many(&plan, |done| {
+        if shows && done.is_multiple_of(1000) {
+            let rate = done as f64 / begun.elapsed().as_secs_f64();
+            eprint!("\r{done} of {} schedules, {rate:.0} a second ", plan.seeds);
+        }
+    })?;
+    if shows {
+        eprintln!();
+    }
+    for outcome in &summary.failed {
+        eprintln!("{}", failure(outcome));
+    }
+    if options.json {
+        println!("{}", json(&summary));
+    } else {
+        print(&summary);
+    }
+    Ok(code(summary.failed.is_empty()))
+}
+
+fn failure(outcome: &Outcome) -> String {
+    format!(
+        "seed {} (scenario {}): {}\n  replay: cargo run --release -p pmu-sim -- --replay {} --scenario {}",
+        outcome.seed,
+        outcome.scenario,
+        outcome.violation.as_deref().unwrap_or_default(),
+        outcome.seed,
+        outcome.scenario,
+    )
+}
+
+fn json(summary: &Summary) -> serde_json::Value {
+    let failed: Vec<_> = summary
+        .failed
+        .iter()
+        .map(|outcome| {
+            serde_json::json!({
+                "seed": outcome.seed,
+                "scenario": outcome.scenario,
+                "violation": outcome.violation,
+            })
+        })
+        .collect();
+    serde_json::json!({
+        "schedules": summary.schedules,
+        "failed": failed,
+        "crash_points": summary.crash_points,
+        "seconds": summary.took.as_secs_f64(),
+        "schedules_per_second": summary.rate(),
+        "totals": summary.totals,
+    })
+}
+
+fn print(summary: &Summary) {
+    let totals = &summary.totals;
+    println!(
+        "{} schedules in {:.1} s ({:.0} a second), {} failed, {} distinct crash points",
+        summary.schedules,
+        summary.took.as_secs_f64(),
+        summary.rate(),
+        summary.failed.len(),
+        summary.crash_points
+    );
+    println!(
+        "  {} steps; {} power cuts lost {} words; {} programs killed, {} hung; {} connections cut; {} messages lost; {} clock jumps",
+        totals.steps,
+        totals.power_cuts,
+        totals.words_lost,
+        totals.kills,
+        totals.hangs,
+        totals.links_cut,
+        totals.messages_lost,
+        totals.clock_jumps
+    );
+    println!(
+        "  {} stores acknowledged, {} of unknown outcome, {} refused; {} fences; {} reads checked, {} refused beyond the tolerance; {} operations refused by units",
+        totals.acknowledged,
+        totals.unknown,
+        totals.refused,
+        totals.fences,
+        totals.checked_reads,
+        totals.refused_reads,
+        totals.refused_operations
+    );
+}
+
+const fn code(is_good: bool) -> ExitCode {
+    if is_good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,264 @@
+//! Several units in overwrite mode: every layout, units that die and return, fences on a part of them.
+
+mod model;
+mod programs;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pmu_client::{ClientError, Layout, OpenOptions, RegionInfo, SetChoice, Spread};
+use pmu_core::spread::Stand;
+use pmu_format::{
+    Member, Membership, Mode, PAGE_BYTES, PrincipalName, RegionId, SHARE_TRAILER_BYTES,
+    SetGeometry, SetNumber, SpreadId, VirtualAddress,
+};
+
+use self::model::SpreadModel;
+use crate::context::{Context, timeouts};
+use crate::random::Random;
+use crate::reach::SimReach;
+use crate::scenario::sets::{persist, sorted};
+use crate::unit::Unit;
+
+const ADDRESS: VirtualAddress = VirtualAddress(0x7000_0000_0000);
+const SPREAD_ID: SpreadId = SpreadId([3; 16]);
+const STAGING_BYTES: usize = 64 << 10;
+const UNIT_NAMES: [&str; 4] = ["unit-a", "unit-b", "unit-c", "unit-d"];
+
+/// What the programs share.
+#[derive(Clone)]
+struct Site {
+    model: Arc<Mutex<SpreadModel>>,
+    units: usize,
+    data_shards: usize,
+    /// So many are needed to decide what is the newest.
+    to_decide: usize,
+    sets_kept: u64,
+}
+
+/// See the module.
+pub(crate) fn run(context: &Context) {
+    let Some(site) = context.with(|state| {
+        let (infos, site) = draw_region(&mut state.random)?;
+        for (info, name) in infos.into_iter().zip(UNIT_NAMES) {
+            let extents = (0..state.random.below(2))
+                .map(|_| state.random.below(info.length_bytes / 4096) * 4096)
+                .collect();
+            let weight = state.random.pick(&[1, 1, 1, 8]);
+            state
+                .units
+                .push(Unit::new(name, info, sorted(extents), weight));
+        }
+        Some(site)
+    }) else {
+        return context.violate("the scenario can't lay its region out".into());
+    };
+    let (heirs, readers) = context.draw(|random| (random.below(3), random.below(3)));
+    let mut started = Vec::new();
+    let first = site.clone();
+    started.push(context.spawn("primary", move |context| programs::primary(context, &first)));
+    for _ in 0..heirs {
+        let site = site.clone();
+        started.push(context.spawn("heir", move |context| programs::heir(context, &site)));
+    }
+    for _ in 0..readers {
+        let site = site.clone();
+        started.push(context.spawn("reader", move |context| programs::reader(context, &site)));
+    }
+    for program in started {
+        context.join(program);
+    }
+    if !context.is_violated() {
+        finish(context, &site);
+    }
+}
+
+fn draw_layout(random: &mut Random) -> Option<Layout> {
+    match random.below(7) {
+        0 => Layout::mirror(2),
+        1 => Layout::mirror(3),
+        2 | 3 => Layout::parity(2),
+        4 => Layout::parity(3),
+        5 => Layout::erasure(2, 2),
+        _ => Layout::stripe(2),
+    }
+    .ok()
+}
+
+/// The regions of the members.
+fn draw_region(random: &mut Random) -> Option<(Vec<RegionInfo>, Site)> {
+    let layout = draw_layout(random)?;
+    let (units, data_shards) = (layout.units(), layout.data_shards());
+    let units_min = random.between(data_shards as u64, units as u64) as usize;
+    let subsegment_bytes = random.pick(&[1, 64, 500, 4096]);
+    // Few subsegments, so that groups that are not complete are ordinary.
+    let share_bytes = subsegment_bytes * random.between(1, 3);
+    let capacity_bytes = share_bytes + SHARE_TRAILER_BYTES as u64;
+    let sets_kept = random.pick(&[1, 1, 2, 3]);
+    let length = SetGeometry::region_bytes_for(capacity_bytes, sets_kept).ok()?;
+    let members: Option<Vec<Member>> = UNIT_NAMES[..units]
+        .iter()
+        .map(|name| {
+            let unit = PrincipalName::new(name).ok()?;
+            Some(Member {
+                unit,
+                address: format!("{name}:7710"),
+            })
+        })
+        .collect();
+    let membership = Membership {
+        id: SPREAD_ID,
+        generation: 1,
+        layout: layout.to_bytes(),
+        units_min: units_min as u8,
+        own_index: 0,
+        subsegment_bytes,
+        members: members?,
+    };
+    let infos = (0..units).map(|index| {
+        let id = RegionId([index as u8 + 1; 16]);
+        let length = length.next_multiple_of(4096);
+        let mut info = RegionInfo::new("sim", id, Mode::Overwrite, ADDRESS, length);
+        info.sets_kept = sets_kept;
+        info.capacity_bytes = capacity_bytes;
+        info.membership = Some(Arc::new(Membership {
+            own_index: index as u8,
+            ..membership.clone()
+        }));
+        info
+    });
+    let site = Site {
+        model: Arc::default(),
+        units,
+        data_shards,
+        to_decide: units - units_min + 1,
+        sets_kept: u64::from(sets_kept),
+    };
+    Some((infos.collect(), site))
+}
+
+fn options() -> OpenOptions {
+    OpenOptions::new()
+        .staging_bytes(STAGING_BYTES)
+        .timeouts(timeouts())
+}
+
+impl Site {
+    /// Finds the region through any unit that answers.
+    fn find(&self, context: &Context) -> Result<Spread, ClientError> {
+        let first = context.draw(|random| random.below(self.units as u64)) as usize;
+        let mut last = ClientError::Invalid("no unit".into());
+        for index in 0..self.units {
+            match context.describe((first + index) % self.units) {
+                Ok(info) => return Spread::over(&info, SimReach::of(context)),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// How many units that are not lost have a vote: all, or those that know of a term if any does.
+    fn votes(&self, context: &Context, lost: u64) -> usize {
+        context.with(|state| {
+            let mut page = [0; PAGE_BYTES as usize];
+            let mut knows = 0;
+            for (index, unit) in state.units.iter().enumerate() {
+                unit.medium.read(0, &mut page, |_| true);
+                let stand = Stand::read(&page, SPREAD_ID);
+                if stand.is_ok_and(|stand| stand.highest.0 > 0) {
+                    knows |= 1 << index;
+                }
+            }
+            let all = (1 << self.units) - 1;
+            let votes = if knows == 0 { all } else { knows };
+            (votes & !lost).count_ones() as usize
+        })
+    }
+
+    /// Tells the model, and reports what it finds wrong.
+    fn check<T>(
+        &self,
+        context: &Context,
+        work: impl FnOnce(&mut SpreadModel) -> Result<T, String>,
+    ) -> Option<T> {
+        match work(&mut self.model.lock()) {
+            Ok(done) => Some(done),
+            Err(what) => {
+                if !context.is_killed() {
+                    context.violate(what);
+                }
+                None
+            }
+        }
+    }
+}
+
+/// Everything works again but for units that are lost: what was acknowledged is read as long as there are enough, and the region goes on.
+fn finish(context: &Context, site: &Site) {
+    context.with(|state| {
+        state.faults.stop();
+        (0..state.units.len()).for_each(|unit| state.start_unit(unit));
+    });
+    for _ in 0..3 {
+        let lost = context.draw(|random| random.below(1 << site.units));
+        lose(context, site, lost);
+        read_without(context, site, lost);
+        context.with(|state| (0..state.units.len()).for_each(|unit| state.start_unit(unit)));
+        let done = persist(context, || programs::last_round(context, site));
+        if let Err(what) = done {
+            context.violate(what);
+        }
+        if context.is_violated() {
+            return;
+        }
+    }
+}
+
+/// Some units are gone; the others lose their power for a moment.
+fn lose(context: &Context, site: &Site, lost: u64) {
+    context.with(|state| {
+        for unit in 0..site.units {
+            let is_lost = lost & (1 << unit) != 0;
+            if is_lost || state.random.chance(1, 2) {
+                state.cut_power(unit, None);
+            }
+            if !is_lost {
+                state.start_unit(unit);
+            }
+        }
+    });
+}
+
+/// Within the tolerance everything acknowledged is there; outside it there is an error, and never wrong bytes.
+fn read_without(context: &Context, site: &Site, lost: u64) {
+    let alive = site.votes(context, lost);
+    let kept = site.model.lock().kept(site.sets_kept);
+    context.note(|| format!("reads without units {lost:#06b}"));
+    match programs::read(context, site, SetChoice::Newest) {
+        Ok(()) if alive < site.to_decide => {
+            context.violate(format!(
+                "a set was read with {alive} votes, which are too few to decide"
+            ));
+        }
+        Ok(()) => return,
+        Err(ClientError::NoSuchSet { .. }) if kept.is_none() => return,
+        Err(_) if alive < site.to_decide => {
+            return context.count(|totals| totals.refused_reads += 1);
+        }
+        // A newer set, never acknowledged, may have shares on too few of them.
+        Err(error) => {
+            context.note(|| format!("can't read the newest set: {error}"));
+            context.count(|totals| totals.refused_reads += 1);
+        }
+    }
+    let Some((number, units)) = kept else { return };
+    let holding = (units & !lost).count_ones() as usize;
+    if holding < site.data_shards || alive < site.to_decide {
+        return;
+    }
+    if let Err(error) = programs::read(context, site, SetChoice::Number(SetNumber(number))) {
+        context.violate(format!(
+            "set {number} was acknowledged, {holding} units with it are there, and it can't be read: {error}"
+        ));
+    }
+}

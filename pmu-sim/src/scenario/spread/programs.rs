@@ -1,0 +1,341 @@
+//! What the programs of a spread region do.
+
+use std::io::IoSlice;
+use std::time::Duration;
+
+use pmu_client::{ClientError, Receipt, SetChoice, SpreadPrimary, SpreadRead};
+
+use super::model::{Ending, Since};
+use super::{Site, UNIT_NAMES, options};
+use crate::context::Context;
+use crate::scenario::content::{content, label};
+
+/// How often a program tries to open, to fence or to read before it gives up.
+const TRIES_MAX: u32 = 3;
+
+fn nap(context: &Context) {
+    let how_long = context.draw(|random| Duration::from_micros(random.pick(&[1, 50, 400, 2000])));
+    context.sleep(how_long);
+}
+
+/// Errors of the network, of units that are away, and of fences.
+fn may_happen(error: &ClientError) -> bool {
+    match error {
+        ClientError::UnknownOutcome { cause, .. } => may_happen(cause),
+        ClientError::TooFewUnits { .. } => true,
+        other => crate::scenario::sets::may_happen(other),
+    }
+}
+
+/// Opens and commits, and opens again after an error that isn't a fence.
+pub(super) fn primary(context: &Context, site: &Site) {
+    for _ in 0..TRIES_MAX {
+        if !context.goes_on() {
+            return;
+        }
+        match open_primary(context, site) {
+            Ok(mut primary) => {
+                if !commit_some(context, site, &mut primary) {
+                    return;
+                }
+            }
+            Err(error) if error.is_fenced() => return,
+            Err(_) => nap(context),
+        }
+    }
+}
+
+/// Takes over and commits: what a backup does when the primary has failed, or seems to have.
+pub(super) fn heir(context: &Context, site: &Site) {
+    for _ in 0..context.draw(|random| random.below(4)) {
+        nap(context);
+    }
+    for _ in 0..TRIES_MAX {
+        if !context.goes_on() {
+            return;
+        }
+        match take_over(context, site) {
+            Ok(mut primary) => {
+                if !commit_some(context, site, &mut primary) {
+                    return;
+                }
+            }
+            Err(_) => nap(context),
+        }
+    }
+}
+
+fn open_primary(context: &Context, site: &Site) -> Result<SpreadPrimary, ClientError> {
+    context.doing("open");
+    let since = site.model.lock().since();
+    let opened = site
+        .find(context)
+        .and_then(|spread| spread.open_primary(&options()));
+    let primary = judge_opening(context, opened)?;
+    is_primary(context, site, &primary, since);
+    Ok(primary)
+}
+
+fn judge_opening<T>(context: &Context, opened: Result<T, ClientError>) -> Result<T, ClientError> {
+    opened.inspect_err(|error| {
+        context.note(|| format!("is not primary: {error}"));
+        if !may_happen(error) && !context.is_killed() {
+            context.violate(format!("a region can't be opened: {error}"));
+        }
+    })
+}
+
+fn is_primary(context: &Context, site: &Site, primary: &SpreadPrimary, since: Since) {
+    let (term, newest) = (primary.term().0, primary.newest().get());
+    context.note(|| format!("is primary in term {term}, behind set {newest}"));
+    site.check(context, |model| model.opened(term, newest, since));
+}
+
+/// Fences and opens, or leaves both and the reading to the library.
+fn take_over(context: &Context, site: &Site) -> Result<SpreadPrimary, ClientError> {
+    context.doing("take over");
+    let (since, older) = {
+        let model = site.model.lock();
+        (model.since(), model.newest_term())
+    };
+    let spread = site.find(context)?;
+    if context.draw(|random| random.chance(1, 2)) {
+        let fence = judge_opening(context, spread.fence())?;
+        context.note(|| format!("has fenced {} units", fence.fenced.len()));
+        site.model.lock().fenced(older);
+        return open_primary(context, site);
+    }
+    let mut bytes = Vec::new();
+    let taken = judge_opening(context, spread.take_over(&options(), &mut bytes))?;
+    site.model.lock().fenced(older);
+    is_primary(context, site, &taken.primary, since);
+    let now = site.model.lock().since();
+    match &taken.recovered {
+        Some(read) => check_read(context, site, read, &bytes, now, since.floor),
+        None if since.floor > 0 => {
+            context.violate(format!(
+                "nothing was recovered, and set {} was committed",
+                since.floor
+            ));
+        }
+        None => {}
+    }
+    Ok(taken.primary)
+}
+
+fn check_read(
+    context: &Context,
+    site: &Site,
+    read: &SpreadRead,
+    bytes: &[u8],
+    since: Since,
+    at_least: u64,
+) {
+    context.note(|| {
+        let how = if read.reconstructed {
+            ", reconstructed"
+        } else {
+            ""
+        };
+        format!(
+            "read set {} of {} bytes from {} units{how}",
+            read.set.number,
+            bytes.len(),
+            read.units.len()
+        )
+    });
+    context.count(|totals| totals.checked_reads += 1);
+    site.check(context, |model| {
+        model.read(&read.set, bytes, since, at_least)
+    });
+}
+
+/// Commits some sets; false if this program is to end.
+fn commit_some(context: &Context, site: &Site, primary: &mut SpreadPrimary) -> bool {
+    for _ in 0..context.draw(|random| random.between(1, 5)) {
+        if !context.goes_on() {
+            return false;
+        }
+        if primary.missing().next().is_some() && context.draw(|random| random.chance(1, 2)) {
+            context.doing("rejoin");
+            let back = primary.rejoin();
+            if back.as_ref().is_ok_and(|back| *back > 0) {
+                site.model.lock().rejoined(primary.term().0);
+            }
+            context.note(|| format!("has {back:?} units back"));
+        }
+        if let Err(error) = commit_one(context, site, primary) {
+            if !may_happen(&error) && !context.is_killed() {
+                context.violate(format!("a commit failed: {error}"));
+            }
+            if error.is_fenced() || context.draw(|random| random.chance(1, 4)) {
+                return false;
+            }
+            nap(context);
+            if matches!(error, ClientError::Ended { .. }) || error.outcome_is_unknown() {
+                return true;
+            }
+        }
+    }
+    context.draw(|random| random.chance(1, 3))
+}
+
+fn commit_one(
+    context: &Context,
+    site: &Site,
+    primary: &mut SpreadPrimary,
+) -> Result<(), ClientError> {
+    let capacity = primary.spread().capacity_bytes();
+    let length = context.draw(|random| {
+        let most = random.pick(&[0, 1, 70, capacity / 2, capacity, capacity]);
+        random.below(most.min(capacity) + 1)
+    });
+    let (number, term) = (primary.newest().get() + 1, primary.term().0);
+    let id = site.model.lock().begin(number, term, length);
+    let bytes = content(id, length as usize);
+    context.note(|| format!("commits set {number}, {length} bytes, as attempt {id}"));
+    context.doing("commit");
+    let result = store(context, primary, &bytes, id);
+    let result = match result.transpose() {
+        Some(result) => result,
+        None => {
+            site.check(context, |model| model.end(id, Ending::Refused, 0));
+            return Ok(());
+        }
+    };
+    match &result {
+        Ok(receipt) => {
+            context.note(|| {
+                format!(
+                    "has the receipt of set {number} from {} units",
+                    receipt.units.len()
+                )
+            });
+            if receipt.set().map(|set| set.get()) != Some(number) || receipt.bytes != length {
+                context.violate(format!("the receipt of set {number} says: {receipt}"));
+            }
+            context.count(|totals| totals.acknowledged += 1);
+            let units = units_of(receipt);
+            site.check(context, |model| model.end(id, Ending::Acknowledged, units));
+        }
+        Err(error) => {
+            context.note(|| format!("does not have set {number}: {error}"));
+            let unknown = error.outcome_is_unknown();
+            context.count(|totals| {
+                totals.unknown += u64::from(unknown);
+                totals.refused += u64::from(!unknown);
+            });
+            // What a killed program is told is told to nobody.
+            let certain = !unknown && !context.is_killed();
+            let ending = if certain {
+                Ending::Refused
+            } else {
+                Ending::Unknown
+            };
+            site.check(context, |model| model.end(id, ending, 0));
+        }
+    }
+    result.map(drop)
+}
+
+/// The units that a receipt names, one bit each.
+fn units_of(receipt: &Receipt) -> u64 {
+    let index = |name: &str| UNIT_NAMES.iter().position(|unit| *unit == name);
+    let bits = receipt.units.iter().filter_map(|unit| index(&unit.name));
+    bits.fold(0, |all, bit| all | 1 << bit)
+}
+
+/// Stores a set in one of the ways there are; none if it was given up on purpose.
+fn store(
+    context: &Context,
+    primary: &mut SpreadPrimary,
+    bytes: &[u8],
+    id: u64,
+) -> Result<Option<Receipt>, ClientError> {
+    let (way, cut) = context.draw(|random| (random.below(6), random.below(bytes.len() as u64 + 1)));
+    let (first, second) = bytes.split_at(cut as usize);
+    if way < 3 {
+        let slices = [IoSlice::new(first), IoSlice::new(second)];
+        return primary.commit(&slices, label(id)).map(Some);
+    }
+    let length = (way != 4).then_some(bytes.len() as u64);
+    let mut put = primary.begin(length, label(id))?;
+    put.write_bytes(first)?;
+    if way == 5 {
+        return Ok(None);
+    }
+    put.write_bytes(second)?;
+    put.finish().map(Some)
+}
+
+/// Reads at any time.
+pub(super) fn reader(context: &Context, site: &Site) {
+    for _ in 0..TRIES_MAX {
+        nap(context);
+        if !context.goes_on() {
+            return;
+        }
+        context.doing("read");
+        let Ok(spread) = site.find(context) else {
+            continue;
+        };
+        let Ok(mut reader) = spread.open_reader(&options()) else {
+            continue;
+        };
+        for _ in 0..context.draw(|random| random.between(1, 3)) {
+            let since = site.model.lock().since();
+            let mut bytes = Vec::new();
+            match reader.read(SetChoice::Newest, &mut bytes) {
+                Ok(read) => check_read(context, site, &read, &bytes, since, since.floor),
+                Err(error) => {
+                    judge_refusal(context, &error, since);
+                    break;
+                }
+            }
+            nap(context);
+        }
+    }
+}
+
+/// Checks an error of a reader.
+fn judge_refusal(context: &Context, error: &ClientError, since: Since) {
+    context.note(|| format!("can't read: {error}"));
+    match error {
+        ClientError::TooFewUnits { .. } => context.count(|totals| totals.refused_reads += 1),
+        ClientError::NoSuchSet { .. } if since.floor == 0 => {}
+        error if may_happen(error) || context.is_killed() => {}
+        error => context.violate(format!(
+            "can't read, with set {} committed: {error}",
+            since.floor
+        )),
+    }
+}
+
+/// Reads once, with nothing going on beside; what is read is checked.
+pub(super) fn read(context: &Context, site: &Site, choice: SetChoice) -> Result<(), ClientError> {
+    let since = site.model.lock().since();
+    let spread = site.find(context)?;
+    let mut reader = spread.open_reader(&options())?;
+    let mut bytes = Vec::new();
+    let read = reader.read(choice, &mut bytes)?;
+    let at_least = if choice == SetChoice::Newest {
+        since.floor
+    } else {
+        0
+    };
+    check_read(context, site, &read, &bytes, since, at_least);
+    Ok(())
+}
+
+/// Takes over, commits and reads: all of it must work.
+pub(super) fn last_round(context: &Context, site: &Site) -> Result<(), String> {
+    let primary = take_over(context, site);
+    let mut primary = primary.map_err(|error| format!("the last take-over failed: {error}"))?;
+    commit_one(context, site, &mut primary)
+        .map_err(|error| format!("the last commit failed: {error}"))?;
+    match read(context, site, SetChoice::Newest) {
+        // Its put may have been given up on purpose.
+        Err(ClientError::NoSuchSet { .. }) if site.model.lock().since().floor == 0 => Ok(()),
+        result => result.map_err(|error| format!("the last read failed: {error}")),
+    }
+}

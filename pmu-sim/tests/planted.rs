@@ -1,0 +1,78 @@
+//! The test of the test: each planted bug is found, and without one nothing is. Feature `planted-bugs`.
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pmu_sim::planted::{Bug, plant};
+use pmu_sim::{Plan, Summary, run_many};
+
+/// Within so many schedules each bug must be found.
+const SEEDS_MAX: u64 = 5000;
+
+/// What is planted is planted in the whole process.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn run(seeds: u64) -> Summary {
+    let plan = Plan {
+        first_seed: 1,
+        seeds,
+        scenario: None,
+        lanes: 2,
+        failures_max: 1,
+    };
+    run_many(&plan, |_| {}).unwrap()
+}
+
+fn is_found(bug: Bug) {
+    let _alone = alone();
+    plant(Some(bug));
+    let summary = run(SEEDS_MAX);
+    plant(None);
+    let found = summary.failed.first();
+    let found = found.unwrap_or_else(|| panic!("{bug:?} is not found in {SEEDS_MAX} schedules"));
+    println!(
+        "{bug:?}: {} schedules; {:?}",
+        summary.schedules, found.violation
+    );
+}
+
+#[test]
+fn b05_a_dropped_flush_is_found() {
+    is_found(Bug::DropFlush);
+}
+
+#[test]
+fn b05_a_commit_before_its_data_is_found() {
+    is_found(Bug::CommitBeforeData);
+}
+
+#[test]
+fn b05_a_slot_that_is_used_too_early_is_found() {
+    is_found(Bug::ReuseSlot);
+}
+
+#[test]
+fn b03_a_skipped_epoch_check_is_found() {
+    is_found(Bug::SkipEpochCheck);
+}
+
+#[test]
+fn b04_parity_of_a_stale_shard_is_found() {
+    is_found(Bug::StaleParity);
+}
+
+#[test]
+fn b05_without_a_bug_nothing_is_found() {
+    let _alone = alone();
+    plant(None);
+    let summary = run(600);
+    assert!(
+        summary.failed.is_empty(),
+        "{:?}",
+        summary.failed[0].violation
+    );
+}
