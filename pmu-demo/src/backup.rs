@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use pmu_client::{ClientError, LogBackup, LogRecord, LogTakeover, OpenOptions, SetPrimary, Unit};
+use pmu_client::{ClientError, LogPosition, LogRecord};
 
 use crate::cli::BackupArguments;
 use crate::clock::now_ns;
@@ -15,9 +15,9 @@ use crate::error::{DemoError, Result};
 use crate::event::Event;
 use crate::index::Index;
 use crate::record;
-use crate::site::{LOG_REGION, STATE_REGION};
+use crate::store::{Follower, Log, Place, Sets};
 use crate::watch::Watch;
-use crate::work::{Cleaner, Position, connect, finish, options};
+use crate::work::{Cleaner, Position, finish, place};
 
 /// How much of the log is read at a time.
 const READ_BYTES: usize = 256 << 10;
@@ -33,17 +33,15 @@ const CLEAR_SHARE: u64 = 4;
 pub fn run(arguments: &BackupArguments) -> Result<()> {
     let work = &arguments.work;
     let corpus = Corpus::load(&work.list)?;
-    let unit = connect(&work.unit, &work.identity)?;
-    let options = options(work.transport)?;
+    let place = place(work)?;
     let mut index = Index::default();
     let follower = if arguments.warm {
         let watch = match arguments.watch_pid {
             Some(id) => Watch::process(id)?,
             None => Watch::standard_input()?,
         };
-        let mut follower = unit
-            .open_log_backup(LOG_REGION, true, &options)
-            .map_err(DemoError::client("open the log to read"))?;
+        let follower = place.open_follower();
+        let mut follower = follower.map_err(DemoError::client("open the log to read"))?;
         follow(
             &mut follower,
             &mut index,
@@ -55,13 +53,13 @@ pub fn run(arguments: &BackupArguments) -> Result<()> {
         None
     };
     Event::Detected { at_ns: now_ns() }.send()?;
-    let at = take_over(&unit, &options, index, follower)?;
+    let at = take_over(place, index, follower)?;
     finish(work, &corpus, at)
 }
 
 /// Keeps the index at the log's end and clears what it has taken in, until the primary is gone.
 fn follow(
-    follower: &mut LogBackup,
+    follower: &mut Follower,
     index: &mut Index,
     watch: &Watch,
     clear_bytes: u64,
@@ -99,32 +97,21 @@ fn add(index: &mut Index, found: &LogRecord<'_>) -> Result<()> {
 }
 
 /// Fences both regions, makes the state whole, and opens both for writing.
-fn take_over(
-    unit: &Unit,
-    options: &OpenOptions,
-    mut index: Index,
-    follower: Option<LogBackup>,
-) -> Result<Position> {
+fn take_over(place: Place, mut index: Index, follower: Option<Follower>) -> Result<Position> {
     // Taking a region over fences it in any case. Here both are fenced before anything else, so that the time is known.
-    let fenced = [LOG_REGION, STATE_REGION].map(|region| unit.fence(region));
+    let took_us = place.fence().map_err(DemoError::client("fence"))?;
     let at_ns = now_ns();
-    let mut took_us = 0;
-    for report in fenced {
-        let report = report.map_err(DemoError::client("fence"))?;
-        took_us += u64::try_from(report.took.as_micros()).unwrap_or(u64::MAX);
-    }
     Event::Fenced { at_ns, took_us }.send()?;
-    let sets = open_sets(unit, options, &mut index, follower.is_some())?;
+    let sets = open_sets(&place, &mut index, follower.is_some())?;
     let set_documents = if follower.is_some() {
         0
     } else {
         index.documents()
     };
-    let (log, tail_records, tail_bytes) = open_log(unit, options, &mut index)?;
-    let cleared = log.recovered.cursor;
+    let (log, cleared, tail_records, tail_bytes) = open_log(&place, &mut index)?;
     let cleaner = match follower {
-        Some(follower) => Cleaner::Open(Box::new(follower)),
-        None => Cleaner::Later(unit.clone(), *options),
+        Some(follower) => Cleaner::Open(follower),
+        None => Cleaner::Later(Box::new(place)),
     };
     let (at_ns, documents) = (now_ns(), index.documents());
     Event::Recovered {
@@ -137,7 +124,7 @@ fn take_over(
     .send()?;
     Ok(Position {
         index,
-        log: log.primary,
+        log,
         sets,
         cleaner: Some(cleaner),
         cleared,
@@ -145,36 +132,25 @@ fn take_over(
 }
 
 /// A backup that followed has the state already; another takes the newest set.
-fn open_sets(
-    unit: &Unit,
-    options: &OpenOptions,
-    index: &mut Index,
-    followed: bool,
-) -> Result<SetPrimary> {
+fn open_sets(place: &Place, index: &mut Index, followed: bool) -> Result<Sets> {
     if followed {
-        return unit
-            .open_sets_primary(STATE_REGION, options)
+        return place
+            .open_sets()
             .map_err(DemoError::client("open the sets"));
     }
-    let mut state = Vec::new();
-    let takeover = unit
-        .take_over_sets(STATE_REGION, options, &mut state)
-        .map_err(DemoError::client("take the sets over"))?;
-    if takeover.recovered.is_some() {
+    let taken = place.take_over_sets();
+    let (sets, state) = taken.map_err(DemoError::client("take the sets over"))?;
+    if let Some(state) = state {
         *index = Index::decode(&state)?;
     }
-    Ok(takeover.primary)
+    Ok(sets)
 }
 
-/// Takes the log over, and adds to the index what that does not hold yet: how many records, and their bytes.
-fn open_log(
-    unit: &Unit,
-    options: &OpenOptions,
-    index: &mut Index,
-) -> Result<(LogTakeover, u64, u64)> {
+/// Takes the log over, and adds to the index what that does not hold yet: up to where it was cleared, how many records, and their bytes.
+fn open_log(place: &Place, index: &mut Index) -> Result<(Log, LogPosition, u64, u64)> {
     let (mut tail_records, mut tail_bytes) = (0, 0);
     let mut refused = None;
-    let takeover = unit.take_over_log(LOG_REGION, options, |found| {
+    let taken = place.take_over_log(|found| {
         let before = index.documents();
         if let Err(error) = add(index, &found) {
             refused = Some(error);
@@ -186,11 +162,9 @@ fn open_log(
         }
         Ok(())
     });
-    match (takeover, refused) {
-        (_, Some(error)) => Err(error),
-        (takeover, None) => {
-            let takeover = takeover.map_err(DemoError::client("take the log over"))?;
-            Ok((takeover, tail_records, tail_bytes))
-        }
+    if let Some(error) = refused {
+        return Err(error);
     }
+    let (log, cleared) = taken.map_err(DemoError::client("take the log over"))?;
+    Ok((log, cleared, tail_records, tail_bytes))
 }

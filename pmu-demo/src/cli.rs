@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pmu_stripe::Layout;
 
 /// An inverted index over real sources that survives the death of the process that makes it.
 #[derive(Debug, Parser)]
@@ -89,6 +90,12 @@ pub struct RunArguments {
     /// Replay the moments of failure of an earlier invocation.
     #[arg(long)]
     pub seed: Option<u64>,
+    /// How the work is spread over units.
+    #[arg(long, default_value = "single", value_parser = layout)]
+    pub layout: Layout,
+    /// What fails at one time: the primary, and with it units.
+    #[arg(long, value_delimiter = ',', value_enum, default_value = "primary")]
+    pub kill: Vec<Victim>,
     /// What the backup does before the failure.
     #[arg(long, value_enum, default_value_t = BackupMode::Alternate)]
     pub backup: BackupMode,
@@ -115,7 +122,46 @@ pub struct RunArguments {
     pub timeout: u32,
 }
 
-/// What the unit's pool is.
+/// Who is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Victim {
+    /// The primary.
+    Primary,
+    /// A unit, drawn from the seed.
+    Unit,
+}
+
+fn layout(text: &str) -> Result<Layout, String> {
+    text.parse()
+        .map_err(|error: pmu_stripe::LayoutError| error.to_string())
+}
+
+impl RunArguments {
+    /// How many units fail together with the primary.
+    ///
+    /// # Errors
+    /// What can't be shown: more losses than the layout tolerates, or a primary that lives.
+    pub fn units_to_kill(&self) -> Result<usize, String> {
+        let primaries = self
+            .kill
+            .iter()
+            .filter(|victim| **victim == Victim::Primary);
+        if primaries.count() != 1 {
+            return Err("--kill: name the primary once, and units beside it".into());
+        }
+        let units = self.kill.len() - 1;
+        let tolerated = self.layout.tolerated_losses();
+        if units > tolerated {
+            return Err(format!(
+                "--kill: {} tolerates the loss of {tolerated} units, not of {units}",
+                self.layout
+            ));
+        }
+        Ok(units)
+    }
+}
+
+/// What the units' pools are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolChoice {
     /// The medium's name in the unit's configuration.
@@ -160,9 +206,9 @@ pub struct ReferenceArguments {
 /// What primary and backup need alike.
 #[derive(Debug, Clone, Args)]
 pub struct WorkArguments {
-    /// The unit's control address.
-    #[arg(long, value_name = "HOST:PORT")]
-    pub unit: String,
+    /// The units' control addresses. With more than one the regions are spread over them.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', required = true)]
+    pub units: Vec<String>,
     /// Directory of the own identity.
     #[arg(long)]
     pub identity: PathBuf,

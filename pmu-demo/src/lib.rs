@@ -19,6 +19,7 @@ pub mod report;
 pub mod run;
 pub mod seed;
 pub mod site;
+pub mod store;
 pub mod tools;
 mod varint;
 pub mod watch;

@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::report::{Backup, RunReport, table, takeovers};
 use crate::run::{Choice, Plan, carry_out};
 use crate::seed::{Random, random_u64};
-use crate::site::{Site, Sizes};
+use crate::site::{Setup, Site, Sizes};
 use crate::tools::{Tools, arguments};
 
 /// So that a run takes a few seconds.
@@ -48,18 +48,17 @@ fn run_in(arguments: &RunArguments, folder: &Folder) -> Result<ExitCode> {
     let timeout = Duration::from_secs(arguments.timeout.into());
     let logs = folder.path.join("logs");
     let tools = Tools::find(logs, timeout, arguments.verbose)?;
-    let pool = pool(arguments, &folder.path)?;
+    arguments.units_to_kill().map_err(DemoError::Unusable)?;
+    let pools = pools(arguments, &folder.path)?;
     let (plan, sizes) = prepare(arguments, tools, &folder.path)?;
-    let mut site = Site::set_up(&plan.tools, &folder.path, plan.transport, &pool, sizes)?;
-    eprintln!(
-        "unit: certificates made, pool {} on {}, unlocked; data goes over {}",
-        pool.path
-            .as_deref()
-            .unwrap_or(Path::new("anonymous"))
-            .display(),
-        pool.medium,
-        plan.transport.name()
-    );
+    let setup = Setup {
+        layout: arguments.layout,
+        transport: plan.transport,
+        pools,
+        sizes,
+    };
+    let mut site = Site::set_up(&plan.tools, &folder.path, &setup)?;
+    eprintln!("{}", told(&setup));
     let reports = all_runs(arguments, &plan, &mut site);
     let reports = reports.inspect_err(|_| folder.keep())?;
     site.stop()?;
@@ -74,6 +73,23 @@ fn run_in(arguments: &RunArguments, folder: &Folder) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// What was set up, in one line.
+fn told(setup: &Setup) -> String {
+    let transport = setup.transport.name();
+    let Some(pool) = setup.pools.first() else {
+        return String::new();
+    };
+    let path = pool.path.as_deref().unwrap_or(Path::new("anonymous"));
+    let place = format!("pool {} on {}", path.display(), pool.medium);
+    match setup.pools.len() {
+        1 => format!("unit: certificates made, {place}, unlocked; data goes over {transport}"),
+        units => format!(
+            "{units} units ({}): certificates made, first {place}, unlocked; data goes over {transport}",
+            setup.layout
+        ),
+    }
 }
 
 /// Lists the documents, and makes the answer without any unit.
@@ -108,7 +124,7 @@ fn prepare(arguments: &RunArguments, tools: Tools, folder: &Path) -> Result<(Pla
         None => random_u64()?,
     };
     eprintln!("seed: {seed}");
-    let transport = arguments.transport;
+    let (layout, transport) = (arguments.layout, arguments.transport);
     let zombie = arguments.zombie;
     let folder = folder.to_owned();
     let plan = Plan {
@@ -118,6 +134,7 @@ fn prepare(arguments: &RunArguments, tools: Tools, folder: &Path) -> Result<(Pla
         answer,
         folder,
         set_every_bytes,
+        layout,
         transport,
         zombie,
         seed,
@@ -165,7 +182,8 @@ fn all_runs(arguments: &RunArguments, plan: &Plan, site: &mut Site) -> Result<Ve
             BackupMode::Alternate if run % 2 == 1 => Backup::Warm,
             BackupMode::Alternate => Backup::Cold,
         };
-        let report = one_run(plan, site, run, backup, &mut random)?;
+        let kill = arguments.units_to_kill().map_err(DemoError::Unusable)?;
+        let report = one_run(plan, site, (run, backup, kill), &mut random)?;
         eprintln!("{}", report.line());
         if let (Some(file), Some(path)) = (&mut json, &arguments.json) {
             let mut line = serde_json::to_vec(&report)
@@ -182,14 +200,18 @@ fn all_runs(arguments: &RunArguments, plan: &Plan, site: &mut Site) -> Result<Ve
 fn one_run(
     plan: &Plan,
     site: &mut Site,
-    run: u32,
-    backup: Backup,
+    (run, backup, kill): (u32, Backup, usize),
     random: &mut Random,
 ) -> Result<RunReport> {
     let (earliest, latest) = Failure::bounds();
     for _ in 0..TRIES {
-        let share = random.between(earliest, latest);
-        if let Some(report) = carry_out(plan, site, Choice { run, backup, share })? {
+        let choice = Choice {
+            run,
+            backup,
+            share: random.between(earliest, latest),
+            units: random.some_of(plan.layout.units(), kill),
+        };
+        if let Some(report) = carry_out(plan, site, choice)? {
             return Ok(report);
         }
         eprintln!("run {run}: the primary was done before it could fail; once more");
@@ -262,20 +284,45 @@ fn sources(arguments: &RunArguments) -> Result<PathBuf> {
     })
 }
 
-fn pool(arguments: &RunArguments, folder: &Path) -> Result<PoolChoice> {
-    if let Some(pool) = &arguments.pool {
-        return Ok(pool.clone());
+/// One pool for each unit.
+fn pools(arguments: &RunArguments, folder: &Path) -> Result<Vec<PoolChoice>> {
+    let units = arguments.layout.units();
+    (1..=units)
+        .map(|number| match &arguments.pool {
+            Some(pool) => Ok(numbered(pool, number, units)),
+            None => default_pool(arguments.transport, folder, number),
+        })
+        .collect()
+}
+
+/// Of several units each has a file of its own: the number is appended. A device's path must say where the number goes, as `%`.
+fn numbered(pool: &PoolChoice, number: usize, units: usize) -> PoolChoice {
+    let path = pool.path.as_ref().map(|path| {
+        let text = path.to_string_lossy();
+        match (units, text.contains('%')) {
+            (1, _) => path.clone(),
+            (_, true) => text.replace('%', &(number - 1).to_string()).into(),
+            (_, false) => format!("{text}.{number}").into(),
+        }
+    });
+    PoolChoice {
+        medium: pool.medium.clone(),
+        path,
     }
-    if arguments.transport != Transport::Verbs {
+}
+
+fn default_pool(transport: Transport, folder: &Path, number: usize) -> Result<PoolChoice> {
+    if transport != Transport::Verbs {
         return Ok(PoolChoice {
             medium: "file".into(),
-            path: Some(folder.join("pool")),
+            path: Some(folder.join(format!("pool-{number}"))),
         });
     }
-    let device = std::env::var_os("PMU_LAB_DAX0").ok_or_else(|| {
-        DemoError::Unusable(
-            "--transport verbs: name the unit's memory, as in --pool devdax:/dev/dax0.0".into(),
-        )
+    let variable = format!("PMU_LAB_DAX{}", number - 1);
+    let device = std::env::var_os(&variable).ok_or_else(|| {
+        DemoError::Unusable(format!(
+            "--transport verbs: name the units' memory, as in --pool devdax:/dev/dax%.0 ({variable} is not set)"
+        ))
     })?;
     Ok(PoolChoice {
         medium: "devdax".into(),

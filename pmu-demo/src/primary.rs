@@ -5,8 +5,7 @@ use crate::corpus::Corpus;
 use crate::error::{DemoError, Result};
 use crate::event::Event;
 use crate::index::Index;
-use crate::site::{LOG_REGION, STATE_REGION};
-use crate::work::{Cleaner, Position, connect, finish, options};
+use crate::work::{Cleaner, Position, finish, place};
 
 /// Opens both regions, waits for a line on standard input, and works.
 ///
@@ -15,17 +14,12 @@ use crate::work::{Cleaner, Position, connect, finish, options};
 pub fn run(arguments: &PrimaryArguments) -> Result<()> {
     let work = &arguments.work;
     let corpus = Corpus::load(&work.list)?;
-    let unit = connect(&work.unit, &work.identity)?;
-    let options = options(work.transport)?;
-    let log = unit
-        .open_log_primary(LOG_REGION, &options)
-        .map_err(DemoError::client("open the log"))?;
-    let sets = unit
-        .open_sets_primary(STATE_REGION, &options)
-        .map_err(DemoError::client("open the sets"))?;
-    let cleaner = arguments
-        .clear_behind_sets
-        .then(|| Cleaner::Later(unit.clone(), options));
+    let place = place(work)?;
+    let log = place.open_log();
+    let log = log.map_err(DemoError::client("open the log"))?;
+    let sets = place.open_sets();
+    let sets = sets.map_err(DemoError::client("open the sets"))?;
+    let cleaner = arguments.clear_behind_sets.then(|| Cleaner::Later(Box::new(place)));
     let cleared = log.submitted();
     let at = Position {
         index: Index::default(),

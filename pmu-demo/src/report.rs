@@ -64,6 +64,10 @@ pub struct RunReport {
     pub durable: bool,
     /// Which way the bytes went, by the receipts.
     pub transport: String,
+    /// How the regions were spread over units.
+    pub layout: String,
+    /// Units that were killed with the primary.
+    pub units_killed: Vec<String>,
     /// What the backup did before.
     pub backup: Backup,
     /// The primary was stopped and woken up again, not killed.
@@ -106,6 +110,10 @@ impl RunReport {
     pub fn line(&self) -> String {
         let backup = self.backup.word();
         let event = if self.zombie { "stopped" } else { "killed" };
+        let event = match self.units_killed.as_slice() {
+            [] => event.to_owned(),
+            units => format!("{event} with {}", units.join(" and ")),
+        };
         let identical = if self.identical {
             "identical"
         } else {
@@ -206,6 +214,8 @@ mod tests {
             persistence: "server-persist".into(),
             durable: true,
             transport: "soft-unix".into(),
+            layout: "single".into(),
+            units_killed: Vec::new(),
             backup: Backup::Warm,
             zombie: false,
             zombie_stopped_by: None,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use pmu_stripe::Layout;
 use rustix::process::Signal;
 
 use crate::child::{Child, Output};
@@ -34,6 +35,8 @@ pub struct Plan {
     pub folder: PathBuf,
     /// A set is committed whenever the log has grown by so many bytes.
     pub set_every_bytes: u64,
+    /// How the regions are spread over units.
+    pub layout: Layout,
     /// Which way the data goes.
     pub transport: Transport,
     /// Stop the primary instead of killing it.
@@ -43,7 +46,7 @@ pub struct Plan {
 }
 
 /// What distinguishes a run from others.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Choice {
     /// Which one, from 1.
     pub run: u32,
@@ -51,6 +54,8 @@ pub struct Choice {
     pub backup: Backup,
     /// The moment of the failure, as a share of the run.
     pub share: f64,
+    /// The places of the units that are killed with the primary.
+    pub units: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +123,7 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<Option<
     site.create_regions()?;
     let result = plan.folder.join(format!("run-{}.index", choice.run));
     let (sender, said) = channel();
-    let arguments = primary_arguments(plan, site, choice, &result);
+    let arguments = primary_arguments(plan, site, &choice, &result);
     let log = format!("run-{}-primary", choice.run);
     let mut primary = plan
         .tools
@@ -138,7 +143,7 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<Option<
         failing: false,
         deadline: Instant::now() + plan.tools.timeout(),
     };
-    if choice.backup == Backup::Warm {
+    if run.choice.backup == Backup::Warm {
         run.start_backup()?;
         run.until(|run| run.backup_seen.following)?;
     }
@@ -183,6 +188,7 @@ impl Run<'_> {
         } else {
             Signal::KILL
         });
+        self.site.kill_units(&self.choice.units);
         Ok(Some(failed_ns))
     }
 
@@ -235,7 +241,7 @@ impl Run<'_> {
             Ok((Source::Backup, said)) => self.backup_said(said?),
             Err(RecvTimeoutError::Timeout) if at_most.is_some() && !left.is_zero() => Ok(()),
             Err(_) => {
-                self.site.check_unit()?;
+                self.site.check_units()?;
                 let problem = format!("silent for {} s", self.plan.tools.timeout().as_secs());
                 Err(match &self.backup {
                     Some(backup) if self.failing => backup.failed(&problem),
@@ -262,7 +268,7 @@ impl Run<'_> {
                 let expected = seen.finished || seen.stopped_by.is_some();
                 let status = self.primary.wait(self.plan.tools.timeout())?;
                 if !expected && std::os::unix::process::ExitStatusExt::signal(&status) != Some(9) {
-                    self.site.check_unit()?;
+                    self.site.check_units()?;
                     return Err(self.primary.failed(&status.to_string()));
                 }
             }
@@ -301,7 +307,7 @@ impl Run<'_> {
                 let status = backup.wait(self.plan.tools.timeout())?;
                 if !status.success() || !finished {
                     let problem = status.to_string();
-                    self.site.check_unit()?;
+                    self.site.check_units()?;
                     return Err(backup.failed(&problem));
                 }
             }
@@ -338,6 +344,8 @@ impl Run<'_> {
             persistence: proof.persistence,
             durable: proof.durable,
             transport: proof.provider,
+            layout: self.plan.layout.to_string(),
+            units_killed: self.killed_names(),
             backup: self.choice.backup,
             zombie: self.plan.zombie,
             zombie_stopped_by: primary.stopped_by.clone(),
@@ -354,9 +362,17 @@ impl Run<'_> {
         })
     }
 
-    /// Has the unit's side checked, and its regions removed.
+    fn killed_names(&self) -> Vec<String> {
+        let places = self.choice.units.iter();
+        places
+            .map(|place| self.site.unit_name(*place).to_owned())
+            .collect()
+    }
+
+    /// Has the units' side checked, and its regions removed.
     fn end(self) -> Result<()> {
         drop((self.primary, self.backup));
+        self.site.start_dead_units()?;
         self.site.verify_regions()?;
         self.site.delete_regions()
     }
@@ -380,8 +396,8 @@ fn listen(child: &mut Child, source: Source, to: &Sender<Said>) {
 
 fn work_arguments(plan: &Plan, site: &Site, identity: PathBuf, result: &Path) -> Vec<OsString> {
     arguments![
-        "--unit",
-        &site.address,
+        "--units",
+        site.addresses.join(","),
         "--identity",
         identity,
         "--transport",
@@ -395,7 +411,7 @@ fn work_arguments(plan: &Plan, site: &Site, identity: PathBuf, result: &Path) ->
     ]
 }
 
-fn primary_arguments(plan: &Plan, site: &Site, choice: Choice, result: &Path) -> Vec<OsString> {
+fn primary_arguments(plan: &Plan, site: &Site, choice: &Choice, result: &Path) -> Vec<OsString> {
     let mut arguments = arguments!["primary"];
     arguments.extend(work_arguments(plan, site, site.primary_identity(), result));
     if choice.backup == Backup::Cold {

@@ -36,11 +36,38 @@ impl Random {
         let unit = (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
         low + unit * (high - low)
     }
+
+    /// `count` different numbers below `limit`, rising.
+    pub fn some_of(&mut self, limit: usize, count: usize) -> Vec<usize> {
+        let mut left: Vec<usize> = (0..limit).collect();
+        for _ in count..limit {
+            let index = self.next_u64() as usize % left.len();
+            left.remove(index);
+        }
+        left
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn some_are_drawn_and_each_once() {
+        let mut random = Random::new(3);
+        let mut seen = [0; 6];
+        for _ in 0..600 {
+            let drawn = random.some_of(6, 2);
+            assert!(drawn.len() == 2 && drawn[0] < drawn[1]);
+            drawn.iter().for_each(|index| seen[*index] += 1);
+        }
+        assert!(
+            seen.iter().all(|count| (140..260).contains(count)),
+            "{seen:?}"
+        );
+        assert_eq!(random.some_of(3, 3), [0, 1, 2]);
+        assert_eq!(random.some_of(3, 0), [0; 0]);
+    }
 
     #[test]
     fn a_seed_repeats_itself_and_stays_in_its_range() {

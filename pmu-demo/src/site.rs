@@ -1,4 +1,4 @@
-//! A site of one unit: certificates, pool, unit and regions, made with the commands `pmm` and `pmu-server`.
+//! A site of one or several units: certificates, pools, units and regions, made with the commands `pmm` and `pmu-server`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -8,6 +8,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pmu_stripe::Layout;
 use rustix::process::Signal;
 
 use crate::child::{Child, Output};
@@ -21,7 +22,6 @@ pub const LOG_REGION: &str = "index-log";
 /// The region of the sets.
 pub const STATE_REGION: &str = "index-state";
 
-const UNIT: &str = "unit-1";
 const MANAGER: &str = "manager";
 const PRIMARY: &str = "indexer-primary";
 const BACKUP: &str = "indexer-backup";
@@ -40,58 +40,127 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// The pool: log, two kept sets and the one being written, tables, and what is lost to rounding.
+    /// A pool: log, two kept sets and the one being written, tables, and what is lost to rounding.
     fn pool_bytes(self) -> u64 {
         (self.log_bytes + 3 * (self.state_bytes + (1 << 20)) + (8 << 20)).next_multiple_of(1 << 20)
     }
 }
 
-/// A running unit and how to reach it.
+/// What all units have in common.
+#[derive(Debug)]
+pub struct Setup {
+    /// How the regions are spread; decides how many units there are.
+    pub layout: Layout,
+    /// Which way the data goes.
+    pub transport: Transport,
+    /// One for each unit.
+    pub pools: Vec<PoolChoice>,
+    /// What they must have room for.
+    pub sizes: Sizes,
+}
+
+/// One unit.
+#[derive(Debug)]
+struct UnitProcess {
+    name: String,
+    config: PathBuf,
+    /// None while it is dead.
+    process: Option<Child>,
+}
+
+/// Running units and how to reach them.
 #[derive(Debug)]
 pub struct Site {
     tools: Tools,
     home: PathBuf,
     folder: PathBuf,
-    unit: Child,
-    /// The unit's control address.
-    pub address: String,
+    units: Vec<UnitProcess>,
+    /// The units' control addresses.
+    pub addresses: Vec<String>,
+    layout: Layout,
     sizes: Sizes,
     volatile: bool,
 }
 
 impl Site {
-    /// Makes certificates and a pool, starts the unit, unlocks it.
+    /// Makes certificates and pools, starts the units, unlocks them.
     ///
     /// # Errors
     /// Whatever the commands say.
-    pub fn set_up(
-        tools: &Tools,
-        folder: &Path,
-        transport: Transport,
-        pool: &PoolChoice,
-        sizes: Sizes,
-    ) -> Result<Self> {
+    pub fn set_up(tools: &Tools, folder: &Path, setup: &Setup) -> Result<Self> {
         let home = folder.join("manager");
-        issue_certificates(tools, folder, &home)?;
-        make_pool(tools, pool, sizes)?;
-        let port = free_port()?;
-        let address = format!("{LOCAL}:{port}");
-        let config = folder.join("unit-1.toml");
-        let text = unit_config(folder, &address, transport, pool, sizes)?;
-        fs::write(&config, text).map_err(DemoError::file("write", &config))?;
-        let unit = start_unit(tools, &config)?;
-        let site = Self {
+        let names: Vec<String> = (1..=setup.layout.units())
+            .map(|number| format!("unit-{number}"))
+            .collect();
+        issue_certificates(tools, folder, &home, &names)?;
+        let volatile = |pool: &PoolChoice| matches!(pool.medium.as_str(), "memory" | "hugetlbfs");
+        let mut site = Self {
             tools: tools.clone(),
             home,
             folder: folder.to_owned(),
-            unit,
-            address,
-            sizes,
-            volatile: matches!(pool.medium.as_str(), "memory" | "hugetlbfs"),
+            units: Vec::new(),
+            addresses: Vec::new(),
+            layout: setup.layout,
+            sizes: setup.sizes,
+            volatile: setup.pools.iter().any(volatile),
         };
-        site.manage(arguments!["unit", "add", UNIT, &site.address])?;
-        site.manage(arguments!["unit", "unlock", UNIT])?;
+        for (name, pool) in names.into_iter().zip(&setup.pools) {
+            make_pool(tools, pool, setup.sizes)?;
+            let address = format!("{LOCAL}:{}", free_port()?);
+            let config = folder.join(format!("{name}.toml"));
+            let text = unit_config(folder, &name, &address, setup.transport, pool, setup.sizes)?;
+            fs::write(&config, text).map_err(DemoError::file("write", &config))?;
+            site.manage(arguments!["unit", "add", &name, &address])?;
+            site.addresses.push(address);
+            site.units.push(UnitProcess {
+                name,
+                config,
+                process: None,
+            });
+        }
+        site.start_dead_units()?;
+        if !site.volatile {
+            for unit in &site.units {
+                site.manage(arguments!["unit", "unlock", &unit.name])?;
+            }
+        }
         Ok(site)
+    }
+
+    /// Starts every unit that is not running. A unit with volatile memory has forgotten everything.
+    ///
+    /// # Errors
+    /// What the units say.
+    pub fn start_dead_units(&mut self) -> Result<()> {
+        for index in 0..self.units.len() {
+            let unit = &mut self.units[index];
+            if unit.process.is_none() {
+                unit.process = Some(start_unit(&self.tools, &unit.name, &unit.config)?);
+                if self.volatile {
+                    let name = unit.name.clone();
+                    self.manage(arguments!["unit", "unlock", name])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills units, by their places.
+    pub fn kill_units(&mut self, places: &[usize]) {
+        for place in places {
+            // Dropped, it is killed.
+            self.units[*place].process = None;
+        }
+    }
+
+    /// A unit's name.
+    #[must_use]
+    pub fn unit_name(&self, place: usize) -> &str {
+        &self.units[place].name
+    }
+
+    fn is_spread(&self) -> bool {
+        self.units.len() > 1
     }
 
     fn manage(&self, command: Vec<OsString>) -> Result<()> {
@@ -123,6 +192,12 @@ impl Site {
     fn create_region(&self, what: Vec<OsString>, rights: &str) -> Result<()> {
         let mut command = arguments!["region", "create"];
         command.extend(what);
+        if self.is_spread() {
+            let units: Vec<&str> = self.units.iter().map(|unit| unit.name.as_str()).collect();
+            let units = units.join(",");
+            let layout = self.layout.to_string();
+            command.extend(arguments!["--layout", layout, "--units", units]);
+        }
         command.extend(arguments![
             "--need",
             if self.volatile { "volatile" } else { "durable" }
@@ -133,7 +208,7 @@ impl Site {
         self.manage(command)
     }
 
-    /// Has the manager check both regions and their pool's tables.
+    /// Has the manager check both regions and their pools' tables.
     ///
     /// # Errors
     /// [`DemoError::Process`] if something is damaged.
@@ -171,24 +246,43 @@ impl Site {
         self.folder.join(BACKUP)
     }
 
-    /// Why the unit ended, if it did.
+    /// Why a unit ended that nobody killed, if one did.
     ///
     /// # Errors
-    /// [`DemoError::Process`] if it ended.
-    pub fn check_unit(&mut self) -> Result<()> {
-        match self.unit.ended()? {
-            None => Ok(()),
-            Some(status) => Err(self.unit.failed(&format!("ended: {status}"))),
+    /// [`DemoError::Process`] if one ended.
+    pub fn check_units(&mut self) -> Result<()> {
+        for unit in self
+            .units
+            .iter_mut()
+            .filter_map(|unit| unit.process.as_mut())
+        {
+            if let Some(status) = unit.ended()? {
+                return Err(unit.failed(&format!("ended: {status}")));
+            }
         }
+        Ok(())
     }
 
-    /// Stops the unit, as a service manager would.
+    /// Stops the units, as a service manager would.
     ///
     /// # Errors
-    /// [`DemoError::Process`] if it does not end well.
+    /// [`DemoError::Process`] if one does not end well.
     pub fn stop(mut self) -> Result<()> {
-        self.unit.signal(Signal::TERM);
-        self.unit.wait_for_success(self.tools.timeout())
+        for unit in self
+            .units
+            .iter_mut()
+            .filter_map(|unit| unit.process.as_mut())
+        {
+            unit.signal(Signal::TERM);
+        }
+        for unit in self
+            .units
+            .iter_mut()
+            .filter_map(|unit| unit.process.as_mut())
+        {
+            unit.wait_for_success(self.tools.timeout())?;
+        }
+        Ok(())
     }
 }
 
@@ -198,8 +292,8 @@ fn manage(tools: &Tools, home: &Path, command: Vec<OsString>) -> Result<()> {
     tools.run("pmm", &arguments)
 }
 
-/// An authority, the manager's identity in its place, one identity for the unit and one for each program.
-fn issue_certificates(tools: &Tools, folder: &Path, home: &Path) -> Result<()> {
+/// An authority, the manager's identity in its place, one identity for each unit and one for each program.
+fn issue_certificates(tools: &Tools, folder: &Path, home: &Path, units: &[String]) -> Result<()> {
     manage(tools, home, arguments!["ca", "init"])?;
     for (name, role, out) in [
         (MANAGER, "manager", home.join("identity")),
@@ -212,14 +306,17 @@ fn issue_certificates(tools: &Tools, folder: &Path, home: &Path) -> Result<()> {
             arguments!["ca", "issue", name, "--role", role, "--out", out],
         )?;
     }
-    let out = folder.join(UNIT);
-    manage(
-        tools,
-        home,
-        arguments![
-            "ca", "issue", UNIT, "--role", "unit", "--host", LOCAL, "--out", out
-        ],
-    )
+    for unit in units {
+        let out = folder.join(unit);
+        manage(
+            tools,
+            home,
+            arguments![
+                "ca", "issue", unit, "--role", "unit", "--host", LOCAL, "--out", out
+            ],
+        )?;
+    }
+    Ok(())
 }
 
 fn make_pool(tools: &Tools, pool: &PoolChoice, sizes: Sizes) -> Result<()> {
@@ -243,13 +340,14 @@ fn free_port() -> Result<u16> {
 
 fn unit_config(
     folder: &Path,
+    name: &str,
     address: &str,
     transport: Transport,
     pool: &PoolChoice,
     sizes: Sizes,
 ) -> Result<String> {
     let data = match transport {
-        Transport::SoftUnix => format!("path = {:?}", folder.join("data.socket")),
+        Transport::SoftUnix => format!("path = {:?}", folder.join(format!("{name}.socket"))),
         Transport::SoftTcp => format!("listen = \"{LOCAL}:{}\"", free_port()?),
         Transport::Verbs => format!("listen = \"{}:{}\"", rdma_address()?, free_port()?),
     };
@@ -257,9 +355,9 @@ fn unit_config(
         Some(path) => format!("path = {path:?}"),
         None => format!("size = {}", sizes.pool_bytes()),
     };
-    let (identity, provider, medium) = (folder.join(UNIT), transport.name(), &pool.medium);
+    let (identity, provider, medium) = (folder.join(name), transport.name(), &pool.medium);
     Ok(format!(
-        "[unit]\nname = \"{UNIT}\"\nidentity = {identity:?}\n\n\
+        "[unit]\nname = \"{name}\"\nidentity = {identity:?}\n\n\
          [control]\nlisten = \"{address}\"\n\n\
          [[data]]\nprovider = \"{provider}\"\n{data}\n\n\
          [[pool]]\nname = \"main\"\nmedium = \"{medium}\"\n{place}\n"
@@ -277,7 +375,7 @@ fn rdma_address() -> Result<String> {
 }
 
 /// Starts the unit, and waits until it says that it serves, as a service manager would.
-fn start_unit(tools: &Tools, config: &Path) -> Result<Child> {
+fn start_unit(tools: &Tools, unit_name: &str, config: &Path) -> Result<Child> {
     // Random: process ids of two containers may be the same, and the name is the network's.
     let name = format!("pmu-demo-{:016x}", random_u64()?);
     let unit_says = SocketAddr::from_abstract_name(&name)
@@ -287,7 +385,13 @@ fn start_unit(tools: &Tools, config: &Path) -> Result<Child> {
     let socket = format!("@{name}");
     let arguments = arguments!["run", "--config", config];
     let environment = [("NOTIFY_SOCKET", OsStr::new(&socket))];
-    let mut unit = tools.start("pmu-server", &arguments, UNIT, Output::Logged, &environment)?;
+    let mut unit = tools.start(
+        "pmu-server",
+        &arguments,
+        unit_name,
+        Output::Logged,
+        &environment,
+    )?;
     let deadline = Instant::now() + tools.timeout();
     let mut said = [0; 64];
     loop {
@@ -317,11 +421,27 @@ mod tests {
         };
         let file: PoolChoice = "file:/tmp/a \"pool\"".parse().unwrap();
         let folder = Path::new("/tmp/x");
-        let text = unit_config(folder, "127.0.0.1:1", Transport::SoftUnix, &file, sizes).unwrap();
-        assert!(text.contains("path = \"/tmp/x/data.socket\""), "{text}");
+        let text = unit_config(
+            folder,
+            "unit-1",
+            "127.0.0.1:1",
+            Transport::SoftUnix,
+            &file,
+            sizes,
+        )
+        .unwrap();
+        assert!(text.contains("path = \"/tmp/x/unit-1.socket\""), "{text}");
         assert!(text.contains("path = \"/tmp/a \\\"pool\\\"\""), "{text}");
         let memory: PoolChoice = "memory".parse().unwrap();
-        let text = unit_config(folder, "127.0.0.1:1", Transport::SoftTcp, &memory, sizes).unwrap();
+        let text = unit_config(
+            folder,
+            "unit-1",
+            "127.0.0.1:1",
+            Transport::SoftTcp,
+            &memory,
+            sizes,
+        )
+        .unwrap();
         assert!(text.contains("medium = \"memory\"\nsize = "), "{text}");
     }
 }

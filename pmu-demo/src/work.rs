@@ -2,21 +2,17 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::path::Path;
 
-use pmu_client::{
-    ClientError, ConnectOptions, Identity, LogBackup, LogPrimary, OpenOptions, Receipt, SetPrimary,
-    Ticket, Unit,
-};
+use pmu_client::{ClientError, Receipt, Ticket};
 use pmu_format::{Label, LogPosition};
 
-use crate::cli::{Transport, WorkArguments};
+use crate::cli::WorkArguments;
 use crate::clock::now_ns;
 use crate::corpus::Corpus;
 use crate::error::{DemoError, Result};
 use crate::event::{Event, Proof, Totals};
 use crate::index::Index;
-use crate::site::LOG_REGION;
+use crate::store::{Follower, Log, Place, Sets};
 use crate::{record, reference, words};
 
 /// With so many times the usual distance between sets uncleared, the next record waits for a set: the log has room for one distance more.
@@ -24,25 +20,12 @@ const DISTANCE_MAX: u64 = 3;
 /// How much of the log is read at a time where it is only read to be cleared.
 const READ_BYTES: usize = 256 << 10;
 
-/// Connects to the unit with the identity in a directory.
+/// The way to the regions.
 ///
 /// # Errors
-/// [`DemoError::Unusable`] for a bad identity; [`DemoError::Client`].
-pub fn connect(address: &str, identity: &Path) -> Result<Unit> {
-    let identity = Identity::load(identity).map_err(|error| {
-        DemoError::Unusable(format!("identity {}: {error}", identity.display()))
-    })?;
-    Unit::connect(address, &identity, &ConnectOptions::default())
-        .map_err(DemoError::client("connect to the unit"))
-}
-
-/// Opens regions over this transport and no other.
-///
-/// # Errors
-/// Never: the names are the client's own.
-pub fn options(transport: Transport) -> Result<OpenOptions> {
-    let provider = transport.name().parse().map_err(DemoError::Unusable)?;
-    Ok(OpenOptions::new().provider(provider))
+/// [`DemoError::Unusable`] for a bad identity.
+pub fn place(arguments: &WorkArguments) -> Result<Place> {
+    Place::new(&arguments.units, &arguments.identity, arguments.transport)
 }
 
 /// Where the work stands, and both regions open for writing.
@@ -50,9 +33,9 @@ pub struct Position {
     /// The index over the documents that are done.
     pub index: Index,
     /// The log.
-    pub log: LogPrimary,
+    pub log: Log,
     /// The sets.
-    pub sets: SetPrimary,
+    pub sets: Sets,
     /// Whoever clears the log behind each set. `None`: somebody else does.
     pub cleaner: Option<Cleaner>,
     /// Everything in the log before this is cleared, or will be without us.
@@ -62,9 +45,9 @@ pub struct Position {
 /// Clears the own log behind a set: there is no backup that would.
 pub enum Cleaner {
     /// Not needed yet; opening takes time that a takeover does not have.
-    Later(Unit, OpenOptions),
+    Later(Box<Place>),
     /// Open.
-    Open(Box<LogBackup>),
+    Open(Follower),
 }
 
 impl Cleaner {
@@ -72,9 +55,9 @@ impl Cleaner {
     ///
     /// Never beyond the position: what is behind it may be records of a new primary, whose sets we know nothing of.
     fn clear_to(&mut self, covered: LogPosition) -> Result<bool, ClientError> {
-        if let Self::Later(unit, options) = self {
-            match unit.open_log_backup(LOG_REGION, true, options) {
-                Ok(backup) => *self = Self::Open(Box::new(backup)),
+        if let Self::Later(place) = self {
+            match place.open_follower() {
+                Ok(backup) => *self = Self::Open(backup),
                 Err(ClientError::WriterExists { .. }) => return Ok(false),
                 Err(error) => return Err(error),
             }

@@ -29,9 +29,13 @@ guest_alive() { # STATE: cheaper, for loops after guest_runs said yes
 	process_alive "$(<"$1/boot/pid")"
 }
 
-write_config() { # STATE NAME INDEX FSDAX HUGEPAGES NETWORK
+check_memory_count() { # COUNT
+	[[ $1 =~ ^([2-9]|10)$ ]] || usage_error "--memories: 2 to 10, not $1"
+}
+
+write_config() { # STATE NAME INDEX FSDAX HUGEPAGES NETWORK MEMORIES
 	mkdir -p "$1"
-	printf 'guest_name=%q\nguest_index=%q\nguest_fsdax=%q\nguest_hugepages=%q\nguest_network=%q\n' "${@:2}" >"$1/config"
+	printf 'guest_name=%q\nguest_index=%q\nguest_fsdax=%q\nguest_hugepages=%q\nguest_network=%q\nguest_memories=%q\n' "${@:2}" >"$1/config"
 }
 
 # Copies are stripped: a guest under emulation reads a large binary slowly.
@@ -68,9 +72,9 @@ memory_format() { # FILE
 check_memories() { # STATE
 	local number wanted found
 	memories=()
-	for number in 0 1; do
+	for ((number = 0; number < guest_memories; number++)); do
 		wanted=devdax
-		((guest_fsdax == 0 || number == 0)) || wanted=fsdax
+		((guest_fsdax == 0 || number != 1)) || wanted=fsdax
 		found=$(memory_format "$1/mem$number.img") || exit "$LAB_FAILED"
 		[[ $found = new || $found = "$wanted" ]] ||
 			die "$1/mem$number.img is $found and not $wanted: --fresh would remove it"
@@ -90,7 +94,7 @@ write_guest_env() { # STATE
 start_guest() { # STATE [--tied]
 	local state=$1 accel wrap=(setsid)
 	[[ ${2:-} != --tied ]] || wrap+=(setpriv --pdeathsig KILL)
-	local guest_name guest_index guest_fsdax guest_hugepages guest_network memories
+	local guest_name guest_index guest_fsdax guest_hugepages guest_network guest_memories=$MEMORIES_DEFAULT memories
 	# shellcheck source=/dev/null
 	. "$state/config"
 	exec {lock}>"$state/lock"

@@ -4,6 +4,8 @@
 
 readonly GUEST_MEMORY=3G
 readonly PMEM_SIZE=${PMU_LAB_PMEM_SIZE:-512M}
+# A guest's memories: as many units on device DAX can run in it.
+readonly MEMORIES_DEFAULT=2
 
 # Fills the array qemu_command for the guest in folder $1, from its config.
 make_qemu_command() { # STATE ACCEL
@@ -11,7 +13,7 @@ make_qemu_command() { # STATE ACCEL
 	root=$cache_dir/root-$(root_key)
 	qemu_command=(
 		qemu-system-x86_64 -nodefaults -display none -no-reboot -bios qboot.rom
-		-machine q35,nvdimm=on -smp 2 -m "$GUEST_MEMORY,slots=2,maxmem=16G"
+		-machine q35,nvdimm=on -smp 2 -m "$GUEST_MEMORY,slots=$guest_memories,maxmem=16G"
 		-kernel "$root/vmlinux" -initrd "$cache_dir/initramfs-$(initramfs_key).cpio"
 		-append "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable nokaslr no_timer_check rcupdate.rcu_expedited=1 random.trust_cpu=on lsm=capability audit=0 hugepages=$guest_hugepages ${PMU_LAB_KERNEL_ARGS:-}"
 		-drive "file=$root/root.erofs,format=raw,if=virtio,readonly=on"
@@ -24,7 +26,7 @@ make_qemu_command() { # STATE ACCEL
 	kvm) qemu_command+=(-accel kvm -cpu host) ;;
 	tcg) qemu_command+=(-accel tcg,thread=multi -cpu max) ;;
 	esac
-	for number in 0 1; do
+	for ((number = 0; number < guest_memories; number++)); do
 		qemu_command+=(
 			-object "memory-backend-file,id=mem$number,share=on,mem-path=$state/mem$number.img,size=$PMEM_SIZE"
 			-device "nvdimm,id=nvdimm$number,memdev=mem$number,unarmed=off"
