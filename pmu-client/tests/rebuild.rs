@@ -208,6 +208,15 @@ impl Administer for Boss<'_> {
     }
 }
 
+/// Ends a thread when it is dropped.
+struct Stopper<'a>(&'a AtomicBool);
+
+impl Drop for Stopper<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Every unit but one is needed, so that each has its part: the newest set is read without any one of them.
 fn every_member_counts(units: &mut Units, members: &[usize], bytes: &[u8]) {
     for lost in members {
@@ -390,9 +399,9 @@ fn d07_checkpoints_go_on_while_a_unit_is_replaced() {
     units.spread("state", "parity:3+1", 3, 4 << 20);
     let stop = AtomicBool::new(false);
     let boss = Boss::new(&units);
+    let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
     let (committed, last) = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
-            let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
             let (mut turn, mut last) = (0_u64, Vec::new());
             while !stop.load(Ordering::SeqCst) || turn < 3 {
                 let bytes = pattern(1_000_000 + turn as usize, turn);
@@ -410,7 +419,7 @@ fn d07_checkpoints_go_on_while_a_unit_is_replaced() {
             assert_eq!(receipt.units.len(), 4, "{receipt}");
             (turn, last)
         });
-        // Both while it works: units 2 and 3 go, 5 comes, and 2 comes back in the place of 3.
+        let _stopper = Stopper(&stop);
         std::thread::sleep(std::time::Duration::from_millis(500));
         let done = boss.replace(1, 4);
         stop.store(true, Ordering::SeqCst);
@@ -724,15 +733,17 @@ fn b07_scrub_while_a_primary_writes_finds_no_damage() {
     let units = Units::new(4, 48 << 20);
     units.spread("state", "parity:3+1", 3, 2 << 20);
     let stop = AtomicBool::new(false);
+    let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
-            let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
             let mut turn = 0;
             while !stop.load(Ordering::SeqCst) || turn < 5 {
                 turn += 1;
                 commit(&mut primary, &pattern(1_500_000, turn));
             }
         });
+        // Also when what follows fails.
+        let _stopper = Stopper(&stop);
         for _ in 0..8 {
             let found = scrub(&units, true);
             assert!(
