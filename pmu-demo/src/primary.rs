@@ -19,7 +19,9 @@ pub fn run(arguments: &PrimaryArguments) -> Result<()> {
     let log = log.map_err(DemoError::client("open the log"))?;
     let sets = place.open_sets();
     let sets = sets.map_err(DemoError::client("open the sets"))?;
-    let cleaner = arguments.clear_behind_sets.then(|| Cleaner::Later(Box::new(place)));
+    let cleaner = arguments
+        .clear_behind_sets
+        .then(|| Cleaner::Later(Box::new(place)));
     let cleared = log.submitted();
     let at = Position {
         index: Index::default(),

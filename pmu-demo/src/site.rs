@@ -119,15 +119,10 @@ impl Site {
             });
         }
         site.start_dead_units()?;
-        if !site.volatile {
-            for unit in &site.units {
-                site.manage(arguments!["unit", "unlock", &unit.name])?;
-            }
-        }
         Ok(site)
     }
 
-    /// Starts every unit that is not running. A unit with volatile memory has forgotten everything.
+    /// Starts and unlocks every unit that is not running. A unit with volatile memory has forgotten everything.
     ///
     /// # Errors
     /// What the units say.
@@ -136,10 +131,8 @@ impl Site {
             let unit = &mut self.units[index];
             if unit.process.is_none() {
                 unit.process = Some(start_unit(&self.tools, &unit.name, &unit.config)?);
-                if self.volatile {
-                    let name = unit.name.clone();
-                    self.manage(arguments!["unit", "unlock", name])?;
-                }
+                let name = unit.name.clone();
+                self.manage(arguments!["unit", "unlock", name])?;
             }
         }
         Ok(())

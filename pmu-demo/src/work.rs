@@ -262,11 +262,13 @@ impl Worker {
 
 /// What a receipt proves, in its own words.
 fn proof(receipt: &Receipt) -> Proof {
-    let methods: Vec<&str> = receipt
+    let mut methods: Vec<&str> = receipt
         .units
         .iter()
         .map(|unit| unit.persistence.name())
         .collect();
+    methods.sort_unstable();
+    methods.dedup();
     Proof {
         persistence: methods.join(", "),
         provider: receipt.provider.name().to_owned(),

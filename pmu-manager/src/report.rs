@@ -661,6 +661,10 @@ pub struct ScrubReport {
     pub groups: u64,
     /// Groups of which it could not be.
     pub groups_incomplete: u64,
+    /// Of a log: its records that a backup has not cleared yet, each read and checked whole; `null` for sets.
+    pub records: Option<u64>,
+    /// Of a log: why it ends before its end, if it does.
+    pub log_damage: Option<String>,
     /// What each unit holds.
     pub units: Vec<pmu_client::scrub::ScrubbedUnit>,
     /// Groups whose redundancy doesn't belong to their data.

@@ -41,6 +41,13 @@ pub async fn rebuild(
         None => None,
     };
     let spread = sought(context, &arguments.name).await?;
+    if is_log(&spread)? {
+        let detail = format!(
+            "region {} is a log: members of logs can't be rebuilt yet; one that was away is caught up by its primary",
+            arguments.name
+        );
+        return Err(ManagerError::Usage { detail });
+    }
     let mut units: Vec<_> = spread.units().cloned().collect();
     let old = arguments.replace.as_ref().and_then(|replace| {
         let known = units.iter().find(|unit| unit.name == replace.old);
@@ -131,6 +138,9 @@ pub async fn scrub(
     let spread = sought(context, &arguments.name).await?;
     let units: Vec<_> = spread.units().cloned().collect();
     let work = Work::begin(context, &arguments.name, &spread, &units).await?;
+    if is_log(&spread)? {
+        return scrub_log(work).await;
+    }
     let rate = arguments.rate.map(|rate| rate.0);
     let repair = !arguments.no_repair;
     let done = work
@@ -142,6 +152,48 @@ pub async fn scrub(
     Ok(ScrubReport {
         rights_left_on,
         ..scrub_report(arguments.name.as_str(), done?)
+    })
+}
+
+fn is_log(spread: &Spread) -> Result<bool, ManagerError> {
+    let (_, shown) = spread.first_shown(None)?;
+    let region = shown.region.as_ref();
+    Ok(region.is_some_and(|region| region.mode() == v1::Mode::Append))
+}
+
+/// Reads a log as a take-over would: every record from the cursor to the committed end, from as many units as it takes.
+async fn scrub_log(work: Work) -> Result<ScrubReport, ManagerError> {
+    let read = work.run(None, |info, reach, _, options| {
+        let spread = pmu_client::Spread::over(info, reach)?;
+        let mut backup = spread.open_log_backup(false, &options.open)?;
+        let found = backup.recover(|_| Ok(()))?;
+        Ok((found, backup.missing().cloned().collect::<Vec<_>>()))
+    });
+    let read = read.await;
+    let region = work.name.clone();
+    let rights_left_on = work.end().await;
+    let (found, missing) = read?;
+    let damaged = found.damage.is_some();
+    let exit_code = match (damaged, missing.is_empty()) {
+        (true, _) => exit::DAMAGED,
+        (false, false) => exit::UNAVAILABLE,
+        (false, true) => exit::DONE,
+    };
+    Ok(ScrubReport {
+        region,
+        sets: 0,
+        groups: 0,
+        groups_incomplete: 0,
+        records: Some(found.records),
+        log_damage: found.damage,
+        units: Vec::new(),
+        mismatches: Vec::new(),
+        repaired: Vec::new(),
+        missing: missing_reports(&missing),
+        damaged,
+        is_repaired: false,
+        rights_left_on,
+        exit_code,
     })
 }
 
@@ -242,6 +294,8 @@ fn scrub_report(region: &str, found: Scrubbed) -> ScrubReport {
         sets: found.sets,
         groups: found.groups,
         groups_incomplete: found.groups_incomplete,
+        records: None,
+        log_damage: None,
         missing: missing_reports(&found.missing),
         units: found.units,
         mismatches: found.mismatches,
@@ -342,16 +396,13 @@ impl Work {
         let me = self.identity.principal().name.to_string();
         let before = shown.grants.iter().find(|grant| grant.principal == me);
         let before = before.map(rights);
-        let needed = before.unwrap_or(Rights::empty()) | TEMPORARY;
-        if shown
-            .region
-            .as_ref()
-            .is_some_and(|region| region.mode() == v1::Mode::Append)
-        {
-            return Err(ManagerError::Usage {
-                detail: format!("region {} is a log: it can't be rebuilt yet", self.name),
-            });
-        }
+        let region = shown.region.as_ref();
+        // A log is read, and never written by a manager.
+        let temporary = match region.is_some_and(|region| region.mode() == v1::Mode::Append) {
+            true => Rights::READ,
+            false => TEMPORARY,
+        };
+        let needed = before.unwrap_or(Rights::empty()) | temporary;
         if before != Some(needed) {
             set_rights(&connection, self.timeout, &self.name, &me, Some(needed)).await?;
             self.given.push((connection, before));

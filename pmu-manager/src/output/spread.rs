@@ -213,7 +213,13 @@ impl Page for ScrubReport {
                 unit.lacking.len().to_string(),
             ]);
         }
-        let mut page = grid.right(&[1, 2, 3, 4]).page();
+        let mut page = match self.records {
+            None => grid.right(&[1, 2, 3, 4]).page(),
+            Some(_) => String::new(),
+        };
+        if let Some(damage) = &self.log_damage {
+            let _ = writeln!(page, "{}: {}", plain(&self.region), plain(damage));
+        }
         for unit in &self.units {
             for damage in &unit.damage {
                 let _ = writeln!(page, "{}: {}", plain(&unit.unit), plain(damage));
@@ -231,12 +237,11 @@ impl Page for ScrubReport {
             (true, true) => "damage found and repaired",
             (true, false) => "DAMAGE FOUND",
         };
-        let (sets, groups) = (count(self.sets, "set"), self.groups);
-        let _ = writeln!(
-            page,
-            "{}: {sets}, {groups} groups checked; {verdict}",
-            self.region
-        );
+        let checked = match self.records {
+            Some(records) => format!("{records} records"),
+            None => format!("{}, {} groups", count(self.sets, "set"), self.groups),
+        };
+        let _ = writeln!(page, "{}: {checked} checked; {verdict}", self.region);
         page
     }
 }
@@ -271,7 +276,12 @@ impl Page for SpreadVerifyReport {
             (Some(contents), _) => page.push_str(&contents.page()),
             (None, note) => {
                 let why = note.as_deref().unwrap_or("no reason given");
-                let _ = writeln!(page, "{}: sets not checked: {}", self.region, plain(why));
+                let _ = writeln!(
+                    page,
+                    "{}: contents not checked: {}",
+                    self.region,
+                    plain(why)
+                );
             }
         }
         page.push_str(match self.damaged {
