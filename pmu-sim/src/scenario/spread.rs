@@ -22,7 +22,7 @@ use crate::unit::Unit;
 
 const ADDRESS: VirtualAddress = VirtualAddress(0x7000_0000_0000);
 const SPREAD_ID: SpreadId = SpreadId([3; 16]);
-const STAGING_BYTES: usize = 64 << 10;
+const STAGING_BYTES: usize = 32 << 10;
 pub(super) const UNIT_NAMES: [&str; 4] = ["unit-a", "unit-b", "unit-c", "unit-d"];
 
 /// What the programs share.
