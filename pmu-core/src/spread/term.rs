@@ -144,7 +144,8 @@ impl Stand {
     /// Whether it can say what is committed where others have a term. Without one of its own it can if it saw the first proposal: whoever
     /// proposed knew that nothing was committed, and this member can't have published since. A member that saw a later proposal only
     /// may be new in the place of another that knew more.
-    pub(super) fn votes(&self) -> bool {
+    #[must_use]
+    pub fn votes(&self) -> bool {
         self.record.is_some() || self.witness
     }
 

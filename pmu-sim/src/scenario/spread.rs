@@ -165,7 +165,7 @@ impl Site {
             for (index, unit) in state.units.iter().enumerate() {
                 unit.medium.read(0, &mut page, |_| true);
                 let stand = Stand::read(&page, SPREAD_ID);
-                if stand.is_ok_and(|stand| stand.highest.0 > 0) {
+                if stand.is_ok_and(|stand| stand.votes()) {
                     knows |= 1 << index;
                 }
             }
