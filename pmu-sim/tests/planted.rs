@@ -7,7 +7,7 @@ use pmu_sim::planted::{Bug, plant};
 use pmu_sim::{Plan, Summary, run_many};
 
 /// Within so many schedules each bug must be found.
-const SEEDS_MAX: u64 = 5000;
+const SEEDS_MAX: u64 = 20_000;
 
 /// What is planted is planted in the whole process.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());

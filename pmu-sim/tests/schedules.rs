@@ -77,6 +77,11 @@ fn b05_p12_records_are_never_lost_doubled_or_those_of_a_fenced_primary() {
 }
 
 #[test]
+fn d07_p12_records_over_several_units_are_never_lost_doubled_or_undone() {
+    run("spread-log");
+}
+
+#[test]
 fn d07_b04_sets_over_several_units_are_read_within_the_tolerance_and_never_wrong() {
     run("spread");
 }

@@ -97,14 +97,17 @@ impl Stand {
             if published != 0 {
                 return Err(StandError::NoTerm { published });
             }
-            let mut proposals = found.iter().flatten().peekable();
+            // Later proposals leave the first one where it is: it is what this member's vote rests on.
+            let first = |found: &Result<TermRecord, FormatError>| {
+                found.as_ref().is_ok_and(|proposal| proposal.committed == 0)
+            };
+            let first = found.iter().position(first);
             return Ok(Self {
                 published,
                 record: None,
                 highest,
-                witness: proposals.peek().is_some()
-                    && proposals.all(|proposal| proposal.committed == 0),
-                free: 0,
+                witness: first.is_some(),
+                free: first.map_or(0, |at| 1 - at),
             });
         }
         let of_term = |index: &usize| {
@@ -141,7 +144,8 @@ impl Stand {
     /// Whether it can say what is committed where others have a term. Without one of its own it can if it saw the first proposal: whoever
     /// proposed knew that nothing was committed, and this member can't have published since. A member that saw a later proposal only
     /// may be new in the place of another that knew more.
-    pub(super) fn votes(&self) -> bool {
+    #[must_use]
+    pub fn votes(&self) -> bool {
         self.record.is_some() || self.witness
     }
 
@@ -489,6 +493,16 @@ mod tests {
         assert_eq!((found.committed, found.term()), (1, Term(1)));
         // The proposal alone doesn't decide.
         assert!(newest(quorum, &[&b]).is_err());
+        // It comes back, and goes again before it has the term: it still was there from the beginning.
+        let mut now = found;
+        for number in 1..=3 {
+            now.advance(number);
+            b.propose(&now);
+            assert_eq!(newest(quorum, &[&a, &b]).unwrap().committed, 1);
+        }
+        let opening = b.propose(&now);
+        b.establish(&opening);
+        assert_eq!(b.stand().committed(), 3);
     }
 
     #[test]

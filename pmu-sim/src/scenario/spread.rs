@@ -22,7 +22,7 @@ use crate::unit::Unit;
 
 const ADDRESS: VirtualAddress = VirtualAddress(0x7000_0000_0000);
 const SPREAD_ID: SpreadId = SpreadId([3; 16]);
-const STAGING_BYTES: usize = 64 << 10;
+const STAGING_BYTES: usize = 32 << 10;
 pub(super) const UNIT_NAMES: [&str; 4] = ["unit-a", "unit-b", "unit-c", "unit-d"];
 
 /// What the programs share.
@@ -165,7 +165,7 @@ impl Site {
             for (index, unit) in state.units.iter().enumerate() {
                 unit.medium.read(0, &mut page, |_| true);
                 let stand = Stand::read(&page, SPREAD_ID);
-                if stand.is_ok_and(|stand| stand.highest.0 > 0) {
+                if stand.is_ok_and(|stand| stand.votes()) {
                     knows |= 1 << index;
                 }
             }

@@ -59,7 +59,9 @@ impl LogSeat {
         let mut desk = TermDesk::new(&mut region)?;
         let stand = desk.stand(&mut region, id)?;
         let pages = Registered::allocate(&mut region.link, 3 * PAGE_BYTES as usize)?;
-        let memory = Registered::allocate(&mut region.link, READ_BYTES as usize)?;
+        // No more than there is to read.
+        let read_bytes = READ_BYTES.min(geometry.ring_bytes());
+        let memory = Registered::allocate(&mut region.link, read_bytes as usize)?;
         let mut seat = Self {
             region,
             geometry,
@@ -210,7 +212,8 @@ impl LogSeat {
     /// Asks for what follows in the window, up to `end`, [`READ_BYTES`] at most.
     pub(super) fn post_read(&mut self, end: u64) -> Result<(u64, usize)> {
         let from = self.end();
-        let length = end.saturating_sub(from).min(READ_BYTES);
+        let most = READ_BYTES.min(self.geometry.ring_bytes());
+        let length = end.saturating_sub(from).min(most);
         let mut done = 0;
         self.chain.clear();
         for piece in self.geometry.pieces(LogPosition(from), length).iter() {
