@@ -242,7 +242,11 @@ fn d07_replacements_that_make_no_sense() {
     say("job --unit unit-5", 1, "unit unit-5 is not a member");
     say("job --lost", 2, "--replace");
     site.ok("region create job --unit unit-5 --mode append --size 64KiB");
-    say("job --replace unit-1=unit-5", 2, "is a log");
+    say(
+        "job --replace unit-1=unit-5",
+        1,
+        "not spread over several units",
+    );
     site.ok("region delete job --yes --unit unit-5");
     site.ok("region create alone --unit unit-5 --mode append --size 64KiB");
     say("alone", 2, "which unit?");
