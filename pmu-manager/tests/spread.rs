@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use site::Site;
 
 const CREATE: &str = "region create job --mode overwrite --layout parity:3+1 \
-     --units unit-1,unit-2,unit-3,unit-4 --capacity 576KiB --sets 2";
+     --units unit-1,unit-2,unit-3,unit-4 --capacity 576KiB --subsegment 64KiB --sets 2";
 
 #[test]
 fn d05_a_real_region_prints_figure_three() {
