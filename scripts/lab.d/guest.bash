@@ -94,7 +94,7 @@ write_guest_env() { # STATE
 start_guest() { # STATE [--tied]
 	local state=$1 accel wrap=(setsid)
 	[[ ${2:-} != --tied ]] || wrap+=(setpriv --pdeathsig KILL)
-	local guest_name guest_index guest_fsdax guest_hugepages guest_network guest_memories=$MEMORIES_DEFAULT memories
+	local guest_name guest_index guest_fsdax guest_hugepages guest_network guest_memories=2 memories
 	# shellcheck source=/dev/null
 	. "$state/config"
 	exec {lock}>"$state/lock"

@@ -4,8 +4,6 @@
 
 readonly GUEST_MEMORY=3G
 readonly PMEM_SIZE=${PMU_LAB_PMEM_SIZE:-512M}
-# A guest's memories: as many units on device DAX can run in it.
-readonly MEMORIES_DEFAULT=2
 
 # Fills the array qemu_command for the guest in folder $1, from its config.
 make_qemu_command() { # STATE ACCEL
