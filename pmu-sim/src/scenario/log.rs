@@ -13,6 +13,7 @@ use pmu_proto::v1::SessionRole;
 use self::model::LogModel;
 use crate::context::{Context, Wish};
 use crate::scenario::sets::{persist, sorted};
+use crate::scenario::turns::check;
 use crate::unit::Unit;
 
 const ADDRESS: VirtualAddress = VirtualAddress(0x6000_0000_0000);
@@ -81,15 +82,7 @@ impl Site {
         context: &Context,
         work: impl FnOnce(&mut LogModel) -> Result<T, String>,
     ) -> Option<T> {
-        match work(&mut self.model.lock()) {
-            Ok(done) => Some(done),
-            Err(what) => {
-                if !context.is_killed() {
-                    context.violate(what);
-                }
-                None
-            }
-        }
+        check(context, &self.model, work)
     }
 }
 

@@ -5,6 +5,7 @@ mod log;
 mod sets;
 mod spread;
 mod spread_log;
+mod turns;
 
 use crate::context::Context;
 use crate::random::mix;

@@ -4,7 +4,6 @@ mod model;
 
 use std::io::IoSlice;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use pmu_client::{ClientError, RegionInfo, SetChoice, SetPrimary, SetRead, SetReader};
@@ -15,6 +14,7 @@ use self::model::{Ending, SetsModel};
 use crate::context::{Context, Wish};
 use crate::random::Random;
 use crate::scenario::content::{content, label};
+use crate::scenario::turns::{as_primary, check, nap, wait_for_failure};
 use crate::unit::Unit;
 
 const ADDRESS: VirtualAddress = VirtualAddress(0x5000_0000_0000);
@@ -111,48 +111,23 @@ impl Site {
         context: &Context,
         work: impl FnOnce(&mut SetsModel) -> Result<T, String>,
     ) -> Option<T> {
-        match work(&mut self.model.lock()) {
-            Ok(done) => Some(done),
-            Err(what) => {
-                // What a killed program learns is what its error path made up.
-                if !context.is_killed() {
-                    context.violate(what);
-                }
-                None
-            }
-        }
+        check(context, &self.model, work)
     }
-}
-
-fn nap(context: &Context) {
-    let how_long = context.draw(|random| Duration::from_micros(random.pick(&[1, 50, 400, 2000])));
-    context.sleep(how_long);
 }
 
 /// Opens and commits, and opens again after an error that isn't a fence.
 fn primary(context: &Context, site: &Site) {
-    for _ in 0..TRIES_MAX {
-        if !context.goes_on() {
-            return;
-        }
+    let open = || {
         context.doing("open");
-        match open_primary(context, site) {
-            Ok(mut primary) => {
-                if !commit_some(context, site, &mut primary) {
-                    return;
-                }
-            }
-            Err(error) if error.is_fenced() => return,
-            Err(_) => nap(context),
-        }
-    }
+        open_primary(context, site)
+    };
+    let work = |opened: &mut _| commit_some(context, site, opened);
+    as_primary(context, TRIES_MAX, open, work);
 }
 
 /// Fences, recovers, opens and commits: what a backup does when the primary has failed, or seems to have.
 fn heir(context: &Context, site: &Site) {
-    for _ in 0..context.draw(|random| random.below(4)) {
-        nap(context);
-    }
+    wait_for_failure(context);
     for _ in 0..TRIES_MAX {
         if !context.goes_on() {
             return;

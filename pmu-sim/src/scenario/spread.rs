@@ -16,8 +16,8 @@ use pmu_format::{
 use self::model::SpreadModel;
 use crate::context::{Context, timeouts};
 use crate::random::Random;
-use crate::reach::SimReach;
 use crate::scenario::sets::{persist, sorted};
+use crate::scenario::turns::{check, find};
 use crate::unit::Unit;
 
 const ADDRESS: VirtualAddress = VirtualAddress(0x7000_0000_0000);
@@ -146,15 +146,7 @@ pub(super) fn options() -> OpenOptions {
 impl Site {
     /// Finds the region through any unit that answers.
     fn find(&self, context: &Context) -> Result<Spread, ClientError> {
-        let first = context.draw(|random| random.below(self.units as u64)) as usize;
-        let mut last = ClientError::Invalid("no unit".into());
-        for index in 0..self.units {
-            match context.describe((first + index) % self.units) {
-                Ok(info) => return Spread::over(&info, SimReach::of(context)),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        find(context, self.units)
     }
 
     /// How many units that are not lost have a vote: all, or those that know of a term if any does.
@@ -181,15 +173,7 @@ impl Site {
         context: &Context,
         work: impl FnOnce(&mut SpreadModel) -> Result<T, String>,
     ) -> Option<T> {
-        match work(&mut self.model.lock()) {
-            Ok(done) => Some(done),
-            Err(what) => {
-                if !context.is_killed() {
-                    context.violate(what);
-                }
-                None
-            }
-        }
+        check(context, &self.model, work)
     }
 }
 

@@ -12,10 +12,10 @@ use pmu_format::{
 
 use crate::context::Context;
 use crate::random::Random;
-use crate::reach::SimReach;
 use crate::scenario::log::model::LogModel;
 use crate::scenario::sets::{persist, sorted};
 use crate::scenario::spread::{UNIT_NAMES, draw_layout};
+use crate::scenario::turns::{check, find};
 use crate::unit::Unit;
 
 const ADDRESS: VirtualAddress = VirtualAddress(0x7800_0000_0000);
@@ -115,15 +115,7 @@ fn draw_region(random: &mut Random) -> Option<Vec<RegionInfo>> {
 impl Site {
     /// Finds the log through any unit that answers.
     fn find(&self, context: &Context) -> Result<Spread, ClientError> {
-        let first = context.draw(|random| random.below(self.units as u64)) as usize;
-        let mut last = ClientError::Invalid("no unit".into());
-        for index in 0..self.units {
-            match context.describe((first + index) % self.units) {
-                Ok(info) => return Spread::over(&info, SimReach::of(context)),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        find(context, self.units)
     }
 
     /// Tells the model, and reports what it finds wrong.
@@ -132,15 +124,7 @@ impl Site {
         context: &Context,
         work: impl FnOnce(&mut LogModel) -> Result<T, String>,
     ) -> Option<T> {
-        match work(&mut self.model.lock()) {
-            Ok(done) => Some(done),
-            Err(what) => {
-                if !context.is_killed() {
-                    context.violate(what);
-                }
-                None
-            }
-        }
+        check(context, &self.model, work)
     }
 }
 

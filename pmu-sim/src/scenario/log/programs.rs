@@ -1,7 +1,6 @@
 //! What the programs of a log do.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use pmu_client::{Attempt, ClientError, LogBackup, LogPrimary, LogRecord, Ticket};
 use pmu_proto::v1::SessionRole;
@@ -10,6 +9,7 @@ use super::Site;
 use super::model::{Ending, Handed, ID_BYTES, payload};
 use crate::context::Context;
 use crate::scenario::sets::may_happen;
+use crate::scenario::turns::{as_heir, as_primary, nap};
 
 /// How often a program tries to open, to fence or to read before it gives up.
 const TRIES_MAX: u32 = 4;
@@ -17,52 +17,21 @@ const TRIES_MAX: u32 = 4;
 /// Records that were submitted and are not acknowledged, as (attempt, position).
 type Outstanding = VecDeque<(u64, u64)>;
 
-fn nap(context: &Context) {
-    let how_long = context.draw(|random| Duration::from_micros(random.pick(&[1, 50, 400, 2000])));
-    context.sleep(how_long);
-}
-
 /// Opens and appends, and opens again after an error that isn't a fence.
 pub(super) fn primary(context: &Context, site: &Site) {
-    for _ in 0..TRIES_MAX {
-        if !context.goes_on() {
-            return;
-        }
-        match open_primary(context, site) {
-            Ok(mut log) => {
-                if !append_some(context, site, &mut log) {
-                    return;
-                }
-            }
-            Err(error) if error.is_fenced() => return,
-            Err(_) => nap(context),
-        }
-    }
+    let work = |opened: &mut _| append_some(context, site, opened);
+    as_primary(context, TRIES_MAX, || open_primary(context, site), work);
 }
 
 /// Fences, recovers, opens and appends: what a backup does when the primary has failed, or seems to have.
 pub(super) fn heir(context: &Context, site: &Site) {
-    for _ in 0..context.draw(|random| random.below(4)) {
-        nap(context);
-    }
-    for _ in 0..TRIES_MAX {
-        if !context.goes_on() {
-            return;
-        }
+    let take_over = || {
         context.doing("fence");
-        if context.fence(0).is_err() {
-            nap(context);
-            continue;
-        }
-        match open_primary(context, site) {
-            Ok(mut log) => {
-                if !append_some(context, site, &mut log) {
-                    return;
-                }
-            }
-            Err(_) => nap(context),
-        }
-    }
+        context.fence(0)?;
+        open_primary(context, site)
+    };
+    let work = |opened: &mut _| append_some(context, site, opened);
+    as_heir(context, TRIES_MAX, take_over, work);
 }
 
 fn open_primary(context: &Context, site: &Site) -> Result<LogPrimary, ClientError> {

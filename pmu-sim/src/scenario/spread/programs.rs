@@ -1,7 +1,6 @@
 //! What the programs of a spread region do.
 
 use std::io::IoSlice;
-use std::time::Duration;
 
 use pmu_client::{ClientError, Receipt, SetChoice, SpreadPrimary, SpreadRead};
 
@@ -9,14 +8,10 @@ use super::model::{Ending, Since};
 use super::{Site, UNIT_NAMES, options};
 use crate::context::Context;
 use crate::scenario::content::{content, label};
+use crate::scenario::turns::{as_heir, as_primary, nap};
 
 /// How often a program tries to open, to fence or to read before it gives up.
 const TRIES_MAX: u32 = 3;
-
-fn nap(context: &Context) {
-    let how_long = context.draw(|random| Duration::from_micros(random.pick(&[1, 50, 400, 2000])));
-    context.sleep(how_long);
-}
 
 /// Errors of the network, of units that are away, and of fences.
 pub(in crate::scenario) fn may_happen(error: &ClientError) -> bool {
@@ -29,40 +24,14 @@ pub(in crate::scenario) fn may_happen(error: &ClientError) -> bool {
 
 /// Opens and commits, and opens again after an error that isn't a fence.
 pub(super) fn primary(context: &Context, site: &Site) {
-    for _ in 0..TRIES_MAX {
-        if !context.goes_on() {
-            return;
-        }
-        match open_primary(context, site) {
-            Ok(mut primary) => {
-                if !commit_some(context, site, &mut primary) {
-                    return;
-                }
-            }
-            Err(error) if error.is_fenced() => return,
-            Err(_) => nap(context),
-        }
-    }
+    let work = |opened: &mut _| commit_some(context, site, opened);
+    as_primary(context, TRIES_MAX, || open_primary(context, site), work);
 }
 
 /// Takes over and commits: what a backup does when the primary has failed, or seems to have.
 pub(super) fn heir(context: &Context, site: &Site) {
-    for _ in 0..context.draw(|random| random.below(4)) {
-        nap(context);
-    }
-    for _ in 0..TRIES_MAX {
-        if !context.goes_on() {
-            return;
-        }
-        match take_over(context, site) {
-            Ok(mut primary) => {
-                if !commit_some(context, site, &mut primary) {
-                    return;
-                }
-            }
-            Err(_) => nap(context),
-        }
-    }
+    let work = |opened: &mut _| commit_some(context, site, opened);
+    as_heir(context, TRIES_MAX, || take_over(context, site), work);
 }
 
 fn open_primary(context: &Context, site: &Site) -> Result<SpreadPrimary, ClientError> {

@@ -1,7 +1,6 @@
 //! What the programs of a log over several units do.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use pmu_client::{Attempt, ClientError, LogRecord, SpreadLogBackup, SpreadLogPrimary};
 
@@ -10,6 +9,7 @@ use crate::context::Context;
 use crate::scenario::log::model::{Ending, Handed, ID_BYTES, payload};
 use crate::scenario::spread::options;
 use crate::scenario::spread::programs::may_happen;
+use crate::scenario::turns::{as_heir, as_primary, nap};
 
 /// How often a program tries to open, to fence or to read before it gives up.
 const TRIES_MAX: u32 = 3;
@@ -23,47 +23,16 @@ struct Batch {
 
 type Outstanding = VecDeque<Batch>;
 
-fn nap(context: &Context) {
-    let how_long = context.draw(|random| Duration::from_micros(random.pick(&[1, 50, 400, 2000])));
-    context.sleep(how_long);
-}
-
 /// Opens and appends, and opens again after an error that isn't a fence.
 pub(super) fn primary(context: &Context, site: &Site) {
-    for _ in 0..TRIES_MAX {
-        if !context.goes_on() {
-            return;
-        }
-        match open_primary(context, site) {
-            Ok(mut log) => {
-                if !append_some(context, site, &mut log) {
-                    return;
-                }
-            }
-            Err(error) if error.is_fenced() => return,
-            Err(_) => nap(context),
-        }
-    }
+    let work = |opened: &mut _| append_some(context, site, opened);
+    as_primary(context, TRIES_MAX, || open_primary(context, site), work);
 }
 
 /// Takes over and appends.
 pub(super) fn heir(context: &Context, site: &Site) {
-    for _ in 0..context.draw(|random| random.below(4)) {
-        nap(context);
-    }
-    for _ in 0..TRIES_MAX {
-        if !context.goes_on() {
-            return;
-        }
-        match take_over(context, site) {
-            Ok(mut log) => {
-                if !append_some(context, site, &mut log) {
-                    return;
-                }
-            }
-            Err(_) => nap(context),
-        }
-    }
+    let work = |opened: &mut _| append_some(context, site, opened);
+    as_heir(context, TRIES_MAX, || take_over(context, site), work);
 }
 
 fn judge<T>(
