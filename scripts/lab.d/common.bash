@@ -54,7 +54,7 @@ process_alive() { # PID
 }
 
 check_number() { # OPTION VALUE
-	[[ $2 =~ ^[0-9]{1,9}$ ]] || usage_error "$1 takes a whole number, not '$2'"
+	[[ $2 =~ ^[0-9]{1,18}$ ]] || usage_error "$1 takes a whole number, not '$2'"
 }
 
 check_variables() { # K=V...
