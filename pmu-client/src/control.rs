@@ -261,9 +261,10 @@ impl Control {
         }
         let unit = self.unit.clone();
         match status.code() {
-            Code::Unimplemented => {
-                ClientError::Protocol(format!("unit {unit}: {}", status.message()))
-            }
+            Code::Unimplemented => ClientError::Protocol(format!(
+                "unit {unit} does not know this request: it is of another version than {}, or no unit",
+                env!("CARGO_PKG_VERSION")
+            )),
             Code::Unauthenticated => ClientError::NotAuthenticated {
                 unit,
                 reason: status.message().to_owned(),

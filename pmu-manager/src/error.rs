@@ -150,6 +150,10 @@ fn refusal_text(status: &Status) -> String {
         Some(Reason::Locked) => format!("{message} (`pmm unit unlock` unlocks it)"),
         Some(Reason::WriterExists) => format!("{message} (`pmm region fence` takes it away)"),
         Some(reason) => format!("{message} ({})", reason::name(reason)),
+        None if status.code() == Code::Unimplemented => format!(
+            "it does not know this request: it is of another version than pmm {}, or no unit",
+            env!("CARGO_PKG_VERSION")
+        ),
         None if message.is_empty() => format!("{:?}", status.code()),
         None => message.to_owned(),
     }

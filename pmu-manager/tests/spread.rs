@@ -4,6 +4,8 @@
 
 mod site;
 
+use pmu_auth::Identity;
+use pmu_client::{ConnectOptions, Unit};
 use serde_json::{Value, json};
 use site::Site;
 
@@ -48,6 +50,29 @@ fn d05_a_real_region_prints_figure_three() {
         shown["placement"][3]["shards"],
         json!([{"group": 0, "row": 0, "kind": "parity", "subsegments": [0, 1, 2]}])
     );
+}
+
+#[test]
+fn d01_who_does_not_know_the_requests_of_a_unit_is_named_and_nothing_is_created() {
+    let site = Site::new();
+    let process = site.distributor("other");
+    for line in [
+        &CREATE.replace("unit-4", "other"),
+        "region create job --mode append --layout mirror:2 --units other,unit-2 --size 256KiB",
+        "unit show other",
+    ] {
+        let errors = site.fails(line, 1);
+        assert!(errors.contains("unit other"), "{errors}");
+        assert!(errors.contains("of another version than pmm"), "{errors}");
+    }
+    site.ok("unit remove other");
+    assert!(site.holders("job").is_empty());
+    let address = process.control_address().to_string();
+    site.ok("ca issue trainer --role client --out HOME/trainer");
+    let identity = Identity::load(&site.path("trainer")).unwrap();
+    let error = Unit::connect(&address, &identity, &ConnectOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("of another version"), "{error}");
+    site.end(process);
 }
 
 #[test]

@@ -72,6 +72,7 @@ pub(super) async fn create_on(
     timeout: Duration,
     request: v1::CreateRegionRequest,
 ) -> Result<RegionReport, ManagerError> {
+    let attributes = request.attributes.clone();
     let answer = connection
         .call(request, timeout, |mut client, request| async move {
             client.create_region(request).await
@@ -80,6 +81,10 @@ pub(super) async fn create_on(
     let region = answer
         .region
         .ok_or_else(|| connection.nonsense("no region"))?;
+    // A unit that dropped them would have made a region of its own in place of a member.
+    if region.attributes != attributes {
+        return Err(connection.nonsense("the region has other attributes than were asked for"));
+    }
     Ok(RegionReport::new(
         connection.unit(),
         region,

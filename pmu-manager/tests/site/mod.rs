@@ -12,6 +12,7 @@ use std::process::{Command, Output, Stdio};
 
 use pmu_server::cli::InitArguments;
 use pmu_server::config::{ByteSize, Config};
+use pmu_server::distributor::process::Process;
 use pmu_server::unit::UnitHandle;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -82,6 +83,34 @@ impl Site {
         let server = self.runtime.block_on(start).unwrap();
         self.addresses[number - 1] = server.control_address().to_string();
         self.servers[number - 1] = Some(server);
+    }
+
+    /// A distributor with the certificate of a unit of this name; in the list of units.
+    pub fn distributor(&self, name: &str) -> Process {
+        self.ok(&format!(
+            "ca issue {name} --role unit --host 127.0.0.1 --out HOME/{name}"
+        ));
+        self.ok(&format!(
+            "ca issue {name}-acts --role client --out HOME/{name}-acts"
+        ));
+        let config = format!(
+            "[unit]\nname = {name:?}\nidentity = {:?}\n[control]\nlisten = \"127.0.0.1:0\"\n\
+             [[data]]\nprovider = \"soft-tcp\"\nlisten = \"127.0.0.1:0\"\n\
+             [distributor]\nidentity = {:?}\nunits = {:?}\n\
+             [[distributor.region]]\nname = \"job\"\nprincipals = [\"trainer\"]\n",
+            self.path(name),
+            self.path(&format!("{name}-acts")),
+            self.addresses,
+        );
+        let start = Process::start(Config::parse(&config).unwrap(), None);
+        let process = self.runtime.block_on(start).unwrap();
+        self.ok(&format!("unit add {name} {}", process.control_address()));
+        process
+    }
+
+    /// Ends a distributor.
+    pub fn end(&self, process: Process) {
+        self.runtime.block_on(process.stop());
     }
 
     /// Starts a unit again where it was, and unlocks it.
