@@ -368,6 +368,10 @@ pub struct SpreadReport {
     pub capacity_bytes: u64,
     /// How many bytes of a set lie together on one unit.
     pub subsegment_bytes: u64,
+    /// How many members are active.
+    pub active: usize,
+    /// What can't be done with so few, with how many it takes; empty if all can.
+    pub too_few_to: Vec<String>,
     /// In the order of their indices.
     pub members: Vec<MemberReport>,
 }

@@ -112,7 +112,18 @@ fn d01_members_are_created_listed_granted_and_deleted_together() {
         Site::states(&shown["spread"]),
         ["active", "missing", "active", "active"]
     );
+    assert_eq!(
+        (&shown["spread"]["active"], &shown["spread"]["too_few_to"]),
+        (&json!(3), &json!([]))
+    );
     site.kill(4);
+    let page = site.ok("region show job");
+    assert!(
+        page.contains(
+            "2 of 4 units: too few to commit (3 are needed), to read the set (3 are needed)"
+        ),
+        "{page}"
+    );
     let (exit, deleted) = site.json("region delete job --yes");
     assert_eq!((exit, &deleted["done"]), (6, &json!(2)), "{deleted}");
     assert_eq!(

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pmu_auth::{Identity, PrincipalName};
+use pmu_client::Quorum;
 use pmu_format::{
-    ATTRIBUTES_BYTES_MAX, LogGeometry, Member, Membership, Mode, RegionName, SpreadId,
+    ATTRIBUTES_BYTES_MAX, LogGeometry, Member, Membership, Mode, RegionName, RegionState, SpreadId,
 };
 use pmu_proto::v1;
 use pmu_proto::v1::Reason;
@@ -207,7 +208,11 @@ fn created_report(
             writer: None,
             error: None,
         });
+    let members: Vec<_> = members.collect();
+    let (active, too_few_to) = strength(&members, membership.units_min, layout);
     SpreadReport {
+        active,
+        too_few_to,
         region: name.to_owned(),
         spread_id: words::hex(&membership.id.0),
         layout: layout.to_string(),
@@ -216,8 +221,25 @@ fn created_report(
         ring_bytes,
         capacity_bytes,
         subsegment_bytes: membership.subsegment_bytes,
-        members: members.collect(),
+        members,
     }
+}
+
+/// How many members are active, and what can't be done with so few.
+fn strength(members: &[MemberReport], units_min: u8, layout: Layout) -> (usize, Vec<String>) {
+    let quorum = Quorum::new(members.len(), units_min.into(), layout.data_shards());
+    let states = members.iter().map(|member| member.state);
+    let active = states
+        .filter(|state| *state == RegionState::Active.as_str())
+        .count();
+    let checks = [
+        quorum.check_commit(active),
+        quorum.check_decide(active),
+        quorum.check_read(active),
+    ];
+    let short = checks.into_iter().filter_map(Result::err);
+    let texts = short.map(|few| format!("{} ({} are needed)", few.purpose, few.needed));
+    (active, texts.collect())
 }
 
 /// Deletes what carries this id, also where a unit has created it without saying so. Returns where it may be left.
@@ -475,7 +497,16 @@ impl Spread {
             let bytes = self.membership.subsegment_bytes;
             spread::capacity_bytes(self.layout, region.capacity_bytes, bytes).ok()
         });
+        let members: Vec<_> = self
+            .seats
+            .iter()
+            .enumerate()
+            .map(|(index, seat)| self.member_report(index, seat))
+            .collect();
+        let (active, too_few_to) = strength(&members, self.membership.units_min, self.layout);
         SpreadReport {
+            active,
+            too_few_to,
             region: self.name.clone(),
             spread_id: words::hex(&self.membership.id.0),
             layout: self.layout.to_string(),
@@ -487,12 +518,7 @@ impl Spread {
                 .filter(|_| ring_bytes.is_none())
                 .unwrap_or(0),
             subsegment_bytes: self.membership.subsegment_bytes,
-            members: self
-                .seats
-                .iter()
-                .enumerate()
-                .map(|(index, seat)| self.member_report(index, seat))
-                .collect(),
+            members,
         }
     }
 

@@ -37,6 +37,7 @@ impl Page for SpreadReport {
             ("layout", self.layout.clone()),
             ("min units", self.units_min.to_string()),
             ("generation", self.generation.to_string()),
+            ("active", self.active_text()),
             room,
             part,
             ("spread id", self.spread_id.clone()),
@@ -58,6 +59,16 @@ impl Page for SpreadReport {
             }
         }
         page
+    }
+}
+
+impl SpreadReport {
+    fn active_text(&self) -> String {
+        let active = format!("{} of {} units", self.active, self.members.len());
+        if self.too_few_to.is_empty() {
+            return active;
+        }
+        format!("{active}: too few to {}", self.too_few_to.join(", to "))
     }
 }
 
