@@ -114,7 +114,7 @@ struct Run<'a> {
     deadline: Instant,
 }
 
-/// Carries out one run. `None`: the primary was done before its failure was due, so that nothing was shown.
+/// Carries out one run. `None`: the primary had done all the work before it failed, so that nothing was shown.
 ///
 /// # Errors
 /// [`DemoError::Process`] for whoever failed, with its last words.
@@ -155,6 +155,11 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<Option<
     let identical = same_bytes(&plan.answer, &run.result)?;
     if identical {
         fs::remove_file(&run.result).map_err(DemoError::file("remove", &run.result))?;
+    }
+    if identical && run.backup_seen.documents >= plan.corpus.len() {
+        // Nothing was left for the backup to do.
+        run.end()?;
+        return Ok(None);
     }
     let report = run.report(begun_ns, failed_ns, identical)?;
     run.end()?;
