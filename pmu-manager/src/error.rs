@@ -44,6 +44,12 @@ pub enum ManagerError {
         /// The names in the list.
         known: String,
     },
+    /// A region that no unit has.
+    #[error("no unit has a region {region} (`pmm region list` shows all)")]
+    NoSuchRegion {
+        /// The name asked for.
+        region: String,
+    },
     /// A file of the configuration can't be read or written.
     #[error("{action} {}", path.display())]
     File {
@@ -191,7 +197,7 @@ impl ManagerError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage { .. } => exit::USAGE,
-            Self::NoSuchUnit { .. } => exit::NOT_FOUND,
+            Self::NoSuchUnit { .. } | Self::NoSuchRegion { .. } => exit::NOT_FOUND,
             Self::NoIdentity { .. } => exit::NOT_AUTHORISED,
             Self::TimedOut { .. } => exit::UNAVAILABLE,
             Self::Auth(error) => auth_exit_code(error),
@@ -213,8 +219,8 @@ impl ManagerError {
         let mut next = self.source();
         while let Some(source) = next {
             let cause = source.to_string();
-            // Some libraries repeat their cause in their own message.
-            if !text.ends_with(&cause) {
+            // Some repeat their cause in their own message.
+            if !text.contains(&cause) {
                 text = format!("{text}: {cause}");
             }
             next = source.source();

@@ -430,7 +430,9 @@ impl Page for RegionReport {
 
 impl Page for RegionList {
     fn page(&self) -> String {
-        regions(&self.regions)
+        let mut page = regions(&self.regions);
+        spread::missing_lines(&mut page, &self.missing, &[]);
+        page
     }
 }
 
@@ -614,6 +616,8 @@ mod tests {
         nasty.region = "a-region-with-a-longer-name".to_owned();
         let page = RegionList {
             regions: vec![region(), nasty],
+            missing: Vec::new(),
+            exit_code: 0,
         }
         .page();
         assert!(

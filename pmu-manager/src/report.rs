@@ -246,6 +246,11 @@ pub struct RegionReport {
 pub struct RegionList {
     /// Unit by unit.
     pub regions: Vec<RegionReport>,
+    /// Units that could not be asked.
+    pub missing: Vec<MissingReport>,
+    /// What the command exits with.
+    #[serde(skip)]
+    pub exit_code: u8,
 }
 
 /// `region show`. Of a spread region: the first member that answers, and what all members are together.

@@ -131,7 +131,17 @@ fn d01_members_are_created_listed_granted_and_deleted_together() {
         ["done", "missing", "done", "unreachable"]
     );
     let plain = site.fails("region show alone", 2);
-    assert!(plain.contains("which unit?"), "{plain}");
+    assert!(
+        plain.contains("which unit?") && plain.contains("alone is on unit-1"),
+        "{plain}"
+    );
+    let (exit, list) = site.json("region list");
+    assert_eq!((exit, &list["missing"][0]["unit"]), (6, &json!("unit-4")));
+    assert_eq!(list["regions"][0]["region"], "alone", "{list}");
+    site.fails("region show nowhere", 6);
+    site.ok("unit remove unit-4");
+    let plain = site.fails("region show nowhere", 4);
+    assert!(plain.contains("no unit has a region nowhere"), "{plain}");
     assert!(
         site.ok("region show alone --unit unit-1")
             .contains("append")

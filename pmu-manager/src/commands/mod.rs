@@ -162,8 +162,9 @@ async fn run_region(
             exit::DONE
         }
         RegionCommand::List(list) => {
-            output.report(&region::list(&context, list.unit.as_ref()).await?)?;
-            exit::DONE
+            let list = region::list(&context, list.unit.as_ref()).await?;
+            output.report(&list)?;
+            list.exit_code
         }
         RegionCommand::Show(show) => {
             output.report(&region::show(&context, show).await?)?;

@@ -9,7 +9,7 @@ use pmu_proto::v1::create_region_request::Room;
 use pmu_proto::v1::verify_pool_response::Step;
 
 use super::Context;
-use super::spread::{self, Act, Sought};
+use super::spread::{self, Act, Sought, on_each};
 use crate::cli::{
     RegionArgument, RegionCreateArguments, RegionDeleteArguments, RegionGrantArguments,
     RegionRevokeArguments, RegionShowArguments,
@@ -18,8 +18,8 @@ use crate::confirm::{Ask, confirm};
 use crate::connect::Connection;
 use crate::error::{ManagerError, exit};
 use crate::report::{
-    Changed, DeleteReport, FenceReport, FindingReport, GrantChange, GrantReport, RegionDetails,
-    RegionList, RegionReport, VerifyReport,
+    Changed, DeleteReport, FenceReport, FindingReport, GrantChange, GrantReport, MissingReport,
+    RegionDetails, RegionList, RegionReport, VerifyReport,
 };
 use crate::values::GrantArgument;
 use crate::verify;
@@ -101,10 +101,11 @@ fn grant_message(grant: &GrantArgument) -> v1::Grant {
     }
 }
 
-/// `region list`
+/// `region list`. Units that don't answer keep nobody from being asked.
 ///
 /// # Errors
-/// Those of [`Connection::open`] and [`Connection::call`], of the first unit that fails.
+/// Those of [`crate::config::Units::choose`] and [`Context::identity`]; the unit's, if it is the only one. What fails at one of several
+/// stands in the list.
 pub async fn list(
     context: &Context,
     unit: Option<&PrincipalName>,
@@ -113,31 +114,68 @@ pub async fn list(
         Some(unit) => vec![context.units.choose(Some(unit))?.clone()],
         None => context.chosen(&[])?,
     };
-    let mut regions = Vec::new();
+    let mut list = RegionList {
+        regions: Vec::new(),
+        missing: Vec::new(),
+        exit_code: exit::DONE,
+    };
     if units.is_empty() {
-        return Ok(RegionList { regions });
+        return Ok(list);
     }
-    let identity = context.identity()?;
-    for unit in &units {
-        let connection = Connection::open(unit, &identity, context.timeout()).await?;
-        let answer = connection
-            .call(
-                v1::ListRegionsRequest {},
-                context.timeout(),
-                |mut client, request| async move { client.list_regions(request).await },
-            )
-            .await?;
-        for summary in answer.regions {
-            let region = summary
-                .region
-                .ok_or_else(|| connection.nonsense("no region"))?;
-            let (pool, writer) = (Some(summary.pool), summary.writer);
-            let report =
-                RegionReport::new(connection.unit(), region, pool, writer, summary.sessions);
-            regions.push(report);
+    let (identity, timeout) = (context.identity()?, context.timeout());
+    let answers = on_each(units.clone(), |unit| {
+        let identity = identity.clone();
+        async move {
+            let connection = Connection::open(&unit, &identity, timeout).await?;
+            list_on(&connection, timeout).await
+        }
+    })
+    .await;
+    for (unit, answer) in units.iter().zip(answers) {
+        match answer {
+            Ok(regions) => list.regions.extend(regions),
+            Err(error) if units.len() == 1 => return Err(error),
+            Err(error) => {
+                // A refusal says more than a unit that can't be reached.
+                if matches!(list.exit_code, exit::DONE | exit::UNAVAILABLE) {
+                    list.exit_code = error.exit_code();
+                }
+                list.missing.push(MissingReport {
+                    unit: unit.name.to_string(),
+                    reason: error.text(),
+                });
+            }
         }
     }
-    Ok(RegionList { regions })
+    Ok(list)
+}
+
+async fn list_on(
+    connection: &Connection,
+    timeout: Duration,
+) -> Result<Vec<RegionReport>, ManagerError> {
+    let answer = connection
+        .call(
+            v1::ListRegionsRequest {},
+            timeout,
+            |mut client, request| async move { client.list_regions(request).await },
+        )
+        .await?;
+    let mut regions = Vec::with_capacity(answer.regions.len());
+    for summary in answer.regions {
+        let region = summary
+            .region
+            .ok_or_else(|| connection.nonsense("no region"))?;
+        let (pool, writer) = (Some(summary.pool), summary.writer);
+        regions.push(RegionReport::new(
+            connection.unit(),
+            region,
+            pool,
+            writer,
+            summary.sessions,
+        ));
+    }
+    Ok(regions)
 }
 
 pub(super) async fn ask_show(

@@ -30,7 +30,10 @@ const OLDER: &str = "older generation";
 const NEWER: &str = "newer generation";
 
 /// Does `work` on all units at once; the results are in the order of the units.
-async fn on_each<T, W>(units: Vec<Unit>, work: impl Fn(Unit) -> W) -> Vec<Result<T, ManagerError>>
+pub(super) async fn on_each<T, W>(
+    units: Vec<Unit>,
+    work: impl Fn(Unit) -> W,
+) -> Vec<Result<T, ManagerError>>
 where
     T: Send + 'static,
     W: Future<Output = Result<T, ManagerError>> + Send + 'static,
@@ -345,11 +348,31 @@ pub async fn seek(
             let shown = Box::new(shown?);
             Ok(Sought::One { unit, shown })
         }
-        // Several are known, and which one is meant nobody said.
-        Err(_) => Err(match context.units.choose(None) {
-            Err(error) => error,
-            Ok(unit) => usage(format!("--unit {} is needed", unit.name)),
-        }),
+        Err(answers) => Err(not_one(name, answers)),
+    }
+}
+
+/// Several units are known, and which one is meant nobody said.
+fn not_one(name: &RegionName, answers: Answers) -> ManagerError {
+    let mut holders = Vec::new();
+    let mut silent = None;
+    for (unit, shown) in answers {
+        match shown {
+            Ok(_) => holders.push(unit.name.to_string()),
+            Err(error) if error.reason() == Some(Reason::NoSuchRegion) => {}
+            Err(error) => silent = silent.or(Some(error)),
+        }
+    }
+    match (holders.is_empty(), silent) {
+        (false, _) => usage(format!(
+            "which unit? --unit names it; a region {name} is on {}",
+            holders.join(", ")
+        )),
+        // It may be there.
+        (true, Some(error)) => error,
+        (true, None) => ManagerError::NoSuchRegion {
+            region: name.to_string(),
+        },
     }
 }
 

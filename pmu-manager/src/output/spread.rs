@@ -173,7 +173,11 @@ fn given_lines(page: &mut String, given: &[pmu_client::rebuild::RebuiltUnit]) {
     }
 }
 
-fn missing_lines(page: &mut String, missing: &[MissingReport], rights_left_on: &[String]) {
+pub(super) fn missing_lines(
+    page: &mut String,
+    missing: &[MissingReport],
+    rights_left_on: &[String],
+) {
     for missing in missing {
         let _ = writeln!(page, "{}: {}", plain(&missing.unit), plain(&missing.reason));
     }
