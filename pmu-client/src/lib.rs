@@ -63,6 +63,7 @@ mod sets;
 mod spread;
 mod staging;
 mod unit;
+pub mod verify;
 
 pub use distributed::{Distributed, DistributedPut};
 pub use error::{Attempt, ClientError, Result};

@@ -45,6 +45,10 @@ pub struct RegionInfo {
     pub writer: Option<String>,
     /// For a region that is a member of one spread over several units: who the others are.
     pub membership: Option<Arc<Membership>>,
+    /// When the unit last ended a scrub of it, or heard of one, in seconds since 1970; 0: never, or not asked.
+    pub scrubbed_at_s: u64,
+    /// The unit scrubs it now.
+    pub is_being_scrubbed: bool,
 }
 
 impl RegionInfo {
@@ -71,6 +75,8 @@ impl RegionInfo {
             rights: Rights::empty(),
             writer: None,
             membership: None,
+            scrubbed_at_s: 0,
+            is_being_scrubbed: false,
         }
     }
 
@@ -119,6 +125,8 @@ impl RegionInfo {
             rights: Rights::empty(),
             writer: None,
             membership,
+            scrubbed_at_s: 0,
+            is_being_scrubbed: false,
         })
     }
 }

@@ -193,6 +193,8 @@ impl Unit {
         let mut info = RegionInfo::from_wire(&descriptor)?;
         info.rights = Rights::from_bits_truncate(answer.rights);
         info.writer = Some(answer.writer).filter(|writer| !writer.is_empty());
+        info.scrubbed_at_s = answer.scrubbed_s;
+        info.is_being_scrubbed = answer.scrubbing;
         Ok(info)
     }
 

@@ -1,22 +1,16 @@
 //! Checking what lies in a region: every set or record, read over a data connection and held against its checksums.
 //!
-//! It writes nothing, and takes only the right to read. A primary may go on writing meanwhile: what a live primary
-//! overwrote while it was read is not damage, and so nothing counts as damage that a second look does not find again.
+//! [`pmu_client::verify`] does it, with a manager's rights.
 
 use std::time::Duration;
 
 use pmu_auth::Identity;
-use pmu_client::{
-    ClientError, ConnectOptions, Finding, Mode, OpenOptions, SetChoice, SetInfo, SetReader,
-    SetState,
-};
+use pmu_client::verify::{self, Opened, Severity};
+use pmu_client::{ClientError, ConnectOptions, Mode, OpenOptions};
 
 use crate::config::Unit;
 use crate::error::exit;
 use crate::report::{ContentsReport, FindingReport};
-
-/// How often a region is looked at, at most: what is damaged in both of two looks counts.
-const LOOKS_MAX: usize = 2;
 
 /// What was found in a region itself.
 #[derive(Clone, Debug)]
@@ -60,140 +54,41 @@ pub async fn contents(task: Task) -> Contents {
 }
 
 fn look_twice(task: &Task) -> Contents {
-    let mut earlier: Option<Vec<FindingReport>> = None;
-    for _ in 0..LOOKS_MAX {
-        let (report, mut findings) = match look(task) {
-            Ok(looked) => looked,
-            Err(error) => return unchecked(&error, &task.unit.name),
-        };
-        if let Some(earlier) = &earlier {
-            findings.retain(|finding| finding.severity == NOTE || earlier.contains(finding));
-        }
-        let sound = findings.iter().all(|finding| finding.severity == NOTE);
-        if sound || earlier.is_some() {
-            return Contents {
-                checked: Ok(report),
-                findings,
-            };
-        }
-        earlier = Some(findings);
+    match verify::check(&mut || open(task)) {
+        Ok(checked) => Contents {
+            checked: Ok(ContentsReport {
+                sets_good: checked.sets_good,
+                newest_set: checked.newest_set,
+                records_good: checked.records_good,
+                bytes_checked: checked.bytes_checked,
+            }),
+            findings: checked.findings.into_iter().map(finding).collect(),
+        },
+        Err(error) => unchecked(&error, &task.unit.name),
     }
-    // Not reached: the second look always returns.
-    unchecked(
-        &ClientError::Protocol("no look at the region ended".to_owned()),
-        &task.unit.name,
-    )
 }
 
-type Looked = (ContentsReport, Vec<FindingReport>);
-
-fn look(task: &Task) -> Result<Looked, ClientError> {
+fn open(task: &Task) -> Result<Opened, ClientError> {
     let mut options = ConnectOptions::with_timeout(task.timeout);
     options.unit_name = Some(task.unit.name.to_string());
     let address = task.unit.address.to_string();
     let unit = pmu_client::Unit::connect(&address, &task.identity, &options)?;
-    match task.mode {
-        Mode::Overwrite => look_at_sets(unit.open_sets_reader(&task.region, &OpenOptions::new())?),
-        Mode::Append => look_at_log(&unit, &task.region),
-    }
+    let options = OpenOptions::new();
+    Ok(match task.mode {
+        Mode::Overwrite => Opened::Sets(unit.open_sets_reader(&task.region, &options)?),
+        Mode::Append => Opened::Log(unit.open_log_backup(&task.region, false, &options)?),
+    })
 }
 
-fn look_at_sets(mut reader: SetReader) -> Result<Looked, ClientError> {
-    let catalog = reader.sets()?;
-    let mut findings: Vec<_> = catalog.findings.iter().map(set_finding).collect();
-    let mut report = ContentsReport {
-        sets_good: Some(0),
-        newest_set: Some(catalog.published.get()).filter(|number| *number != 0),
-        records_good: None,
-        bytes_checked: 0,
-    };
-    for set in catalog.sets.iter().filter(|set| is_whole(set)) {
-        let part = format!("set {}", set.number.get());
-        match reader.read(SetChoice::Number(set.number), &mut ()) {
-            Ok(_) => {
-                report.sets_good = report.sets_good.map(|good| good + 1);
-                report.bytes_checked = report.bytes_checked.saturating_add(set.bytes);
-            }
-            Err(ClientError::Damaged { what, .. }) => findings.push(damage(part, what)),
-            // A live primary has reused its slot since the sets were listed.
-            Err(error @ ClientError::NoSuchSet { .. }) => {
-                findings.push(note(part, error.to_string()));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok((report, findings))
-}
-
-/// A set that should read well: not one that a primary is at.
-fn is_whole(set: &SetInfo) -> bool {
-    !matches!(
-        set.state,
-        SetState::BeingWritten | SetState::BeingOverwritten
-    )
-}
-
-fn look_at_log(unit: &pmu_client::Unit, region: &str) -> Result<Looked, ClientError> {
-    let mut backup = unit.open_log_backup(region, false, &OpenOptions::new())?;
-    // More than the ring holds is more than there was at the beginning: a live primary fills it faster than it is read.
-    let enough_bytes = backup.region().length_bytes;
-    let mut bytes_checked = 0_u64;
-    let recovered = backup.recover(|record| {
-        bytes_checked = bytes_checked.saturating_add(record.payload.len() as u64);
-        if bytes_checked > enough_bytes {
-            return Err(ClientError::Invalid(
-                "records come faster than they can be checked; try again when the primary rests"
-                    .to_owned(),
-            ));
-        }
-        Ok(())
-    })?;
-    let mut findings = Vec::new();
-    if let Some(what) = recovered.damage {
-        findings.push(damage("log".to_owned(), what));
-    }
-    if recovered.cursor_disagreed {
-        let what = "a clear was cut short: the lower of both cursors counts";
-        findings.push(note("cursor".to_owned(), what.to_owned()));
-    }
-    let report = ContentsReport {
-        sets_good: None,
-        newest_set: None,
-        records_good: Some(recovered.records),
-        bytes_checked,
-    };
-    Ok((report, findings))
-}
-
-const NOTE: &str = "note";
-
-fn set_finding(finding: &Finding) -> FindingReport {
-    let (part, text) = ("sets".to_owned(), finding.to_string());
-    match finding {
-        Finding::Overtaken { .. } => note(part, text),
-        // Every byte of every set may be good all the same.
-        Finding::PublishBehind { .. } => FindingReport {
-            part,
-            severity: "degraded",
-            detail: text,
+fn finding(found: verify::Found) -> FindingReport {
+    FindingReport {
+        part: found.part,
+        severity: match found.severity {
+            Severity::Note => "note",
+            Severity::Degraded => "degraded",
+            Severity::Damaged => "damaged",
         },
-        _ => damage(part, text),
-    }
-}
-
-fn damage(part: String, detail: String) -> FindingReport {
-    FindingReport {
-        part,
-        severity: "damaged",
-        detail,
-    }
-}
-
-fn note(part: String, detail: String) -> FindingReport {
-    FindingReport {
-        part,
-        severity: NOTE,
-        detail,
+        detail: found.detail,
     }
 }
 
@@ -207,7 +102,11 @@ fn unchecked(error: &ClientError, unit: &dyn std::fmt::Display) -> Contents {
         });
         return Contents {
             checked,
-            findings: vec![damage("region".to_owned(), what.clone())],
+            findings: vec![FindingReport {
+                part: "region".to_owned(),
+                severity: "damaged",
+                detail: what.clone(),
+            }],
         };
     }
     let (why, exit_code) = match error {

@@ -96,6 +96,10 @@ impl UnitState {
                     .collect()
             },
             uptime_s: self.started.elapsed().as_secs(),
+            scrubbing: self.scrubs.as_ref().filter(|_| !locked).map(|scrubs| {
+                let entries = self.entries().into_iter().map(|(_, entry)| entry);
+                scrubs.show_all(&entries.collect::<Vec<_>>())
+            }),
         }
     }
 
@@ -238,6 +242,7 @@ impl UnitState {
                 .iter()
                 .map(session_status)
                 .collect(),
+            scrub: self.scrubs.as_ref().and_then(|scrubs| scrubs.show(&entry)),
         })
     }
 

@@ -15,6 +15,7 @@ use pmu_format::{Medium, PrincipalName};
 use serde::{Deserialize, Deserializer};
 
 use crate::distributor::config::DistributorSection;
+use crate::scrub::config::ScrubSection;
 
 /// The longest configuration file, in bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -136,6 +137,8 @@ pub struct Config {
     pub pool: Vec<PoolSection>,
     /// Spreads sets of programs over the units of their regions; absent: does not.
     pub distributor: Option<DistributorSection>,
+    /// Scrubs the regions; absent: does not.
+    pub scrub: Option<ScrubSection>,
     /// Metrics and health over HTTP; absent: none.
     pub metrics: Option<MetricsSection>,
     /// Logging.
@@ -358,6 +361,10 @@ impl Config {
         self.distributor
             .iter_mut()
             .for_each(|distributor| resolve(&mut distributor.identity));
+        if let Some(scrub) = &mut self.scrub {
+            resolve(&mut scrub.state);
+            scrub.identity.iter_mut().for_each(resolve);
+        }
         self.data
             .iter_mut()
             .filter_map(|data| data.path.as_mut())
@@ -391,11 +398,17 @@ impl Config {
                 if !self.pool.is_empty() {
                     problems.push("pool: a distributor that names units has none".into());
                 }
+                if self.scrub.is_some() {
+                    problems.push("scrub: a distributor that names units has no regions".into());
+                }
             }
             (_, distributor) => {
                 self.pool_problems(&mut problems);
                 if let Some(distributor) = distributor {
                     distributor.problems_in_unit(&mut problems);
+                }
+                if let Some(scrub) = &self.scrub {
+                    scrub.problems(&mut problems);
                 }
             }
         }
@@ -508,6 +521,7 @@ impl Config {
                 .iter()
                 .filter_map(DistributorSection::missing_paths),
         );
+        problems.extend(self.scrub.iter().flat_map(ScrubSection::missing_paths));
         for (index, pool) in self.pool.iter().enumerate() {
             if let Some(path) = pool.path.as_ref().filter(|path| !path.exists()) {
                 let path = path.display();

@@ -10,7 +10,7 @@ use crate::control::reasons::Refusal;
 use crate::metrics;
 use crate::opening::writing_right;
 use crate::session::{End, Session};
-use crate::state::{Desk, Region, UnitState, no_grant, rights_of};
+use crate::state::{Desk, Region, UnitState, no_grant};
 
 impl UnitState {
     /// A fence for a principal that manages the region, or that could be its next primary.
@@ -24,7 +24,7 @@ impl UnitState {
         let mut desk = region.desk();
         let entry = self.entry(&region, &desk)?;
         let needed = writing_right(entry.mode) | Rights::MANAGE;
-        if !rights_of(&entry, principal)?.intersects(needed) {
+        if !self.rights_of(&entry, principal)?.intersects(needed) {
             return Err(no_grant(
                 &entry,
                 principal,
@@ -84,8 +84,9 @@ impl UnitState {
         }
         self.pools[region.pool].set_grants(region.id, grants)?;
         tracing::info!(%rights, "grant set");
+        let has = rights | self.loans.rights_of(region.id, &principal);
         let unfounded = |session: &Session| {
-            session.principal == principal && !rights.contains(session.rights_needed())
+            session.principal == principal && !has.contains(session.rights_needed())
         };
         self.end_sessions(&region, &mut desk, End::Revoked, unfounded)
             .map(|(_, windows)| windows)
@@ -103,6 +104,7 @@ impl UnitState {
         let mut grants = self.entry(&region, &desk)?.grants;
         let before = grants.len();
         grants.retain(|grant| grant.principal != *principal);
+        let had_loan = self.loans.end(region.id, principal);
         let had_grant = grants.len() < before;
         let durable = match had_grant {
             true => self.pools[region.pool].set_grants(region.id, grants),
@@ -113,7 +115,7 @@ impl UnitState {
         let mut hands = self.hands(&region);
         desk.writers.revoke(principal, &mut hands)?;
         durable?;
-        if !had_grant && hands.sessions == 0 {
+        if !had_grant && !had_loan && hands.sessions == 0 {
             let message = format!("{principal} has no grant on region {name}");
             return Err(Refusal::new(Reason::NoSuchGrant, message));
         }

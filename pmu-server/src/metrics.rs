@@ -44,6 +44,16 @@ pub const DISTRIBUTED_SETS: &str = "pmu_distributed_sets_total";
 pub const DISTRIBUTED_BYTES: &str = "pmu_distributed_bytes_total";
 /// Programs whose sets are distributed now.
 pub const DISTRIBUTOR_SESSIONS: &str = "pmu_distributor_sessions";
+/// Bytes that scrubs of this unit have read.
+pub const SCRUBBED_BYTES: &str = "pmu_scrubbed_bytes_total";
+/// Scrubs of regions by `result`: sound, damaged, repaired, failed.
+pub const SCRUBS: &str = "pmu_scrubs_total";
+/// Damage that scrubs found, by `state`: damaged (all), repaired, unreadable (members).
+pub const SCRUB_FINDINGS: &str = "pmu_scrub_findings_total";
+/// 1 while a region is scrubbed.
+pub const SCRUB_RUNNING: &str = "pmu_scrub_running";
+/// Since the last scrub of the region that has waited longest.
+pub const SCRUB_OLDEST: &str = "pmu_scrub_oldest_seconds";
 /// 1 while the pool by `pool` has failed.
 pub const POOL_FAILED: &str = "pmu_pool_failed";
 
@@ -112,6 +122,17 @@ fn describe() {
         DISTRIBUTOR_SESSIONS,
         "Programs whose sets are distributed now"
     );
+    metrics::describe_counter!(SCRUBBED_BYTES, "Bytes that scrubs have read");
+    metrics::describe_counter!(SCRUBS, "Scrubs of regions by result");
+    metrics::describe_counter!(
+        SCRUB_FINDINGS,
+        "Damage that scrubs found, by what became of it"
+    );
+    metrics::describe_gauge!(SCRUB_RUNNING, "1 while a region is scrubbed");
+    metrics::describe_gauge!(
+        SCRUB_OLDEST,
+        "Since the last scrub of the region that has waited longest"
+    );
     metrics::describe_gauge!(LOCKED, "1 while the unit is locked");
 }
 
@@ -130,6 +151,34 @@ pub fn count_fence(took: Duration) {
 pub fn count_distributed(bytes: u64) {
     metrics::counter!(DISTRIBUTED_SETS).increment(1);
     metrics::counter!(DISTRIBUTED_BYTES).increment(bytes);
+}
+
+/// Counts bytes that a scrub has read.
+pub fn count_scrubbed(bytes: u64) {
+    metrics::counter!(SCRUBBED_BYTES).increment(bytes);
+}
+
+/// Counts the scrub of a region: sound, damaged, repaired, failed.
+pub fn count_scrub(result: &'static str) {
+    metrics::counter!(SCRUBS, "result" => result).increment(1);
+}
+
+/// Counts what a scrub found: what was damaged, how much of it was repaired, and members that could not be read.
+pub fn count_damage(damaged: u64, repaired: u64, unreadable: u64) {
+    for (state, count) in [
+        ("damaged", damaged),
+        ("repaired", repaired),
+        ("unreadable", unreadable),
+    ] {
+        metrics::counter!(SCRUB_FINDINGS, "state" => state).increment(count);
+    }
+}
+
+/// Sets whether a region is scrubbed, and how long the one has waited that was not for the longest time.
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+pub fn set_scrubs(is_running: bool, oldest_s: u64) {
+    metrics::gauge!(SCRUB_RUNNING).set(f64::from(u8::from(is_running)));
+    metrics::gauge!(SCRUB_OLDEST).set(oldest_s as f64);
 }
 
 /// Sets the number of programs whose sets are distributed.

@@ -17,7 +17,7 @@ use crate::control::convert;
 use crate::control::reasons::Refusal;
 use crate::pools::UnitPool;
 use crate::session::{DataConnection, End, Session, Stage, Wish};
-use crate::state::{Desk, Listener, Region, UnitState, rights_of};
+use crate::state::{Desk, Listener, Region, UnitState};
 use crate::writers::{Candidate, Granted};
 
 /// How often whoever waits for a data connection looks whether the session is still there.
@@ -42,7 +42,7 @@ impl UnitState {
         let region = self.region(&wish.region)?;
         let mut desk = region.desk();
         let entry = self.entry(&region, &desk)?;
-        let allowed = rights_of(&entry, principal)?;
+        let allowed = self.rights_of(&entry, principal)?;
         if wish.wants_clear && wish.role != SessionRole::Backup {
             return Err(Refusal::new(Reason::BadRequest, "only a backup can clear"));
         }
@@ -290,8 +290,9 @@ impl UnitState {
             .end(session.id, End::Disconnected, Instant::now());
     }
 
-    /// Ends sessions that were not activated in time, and cuts connections whose sessions ended a while ago.
+    /// Ends loans whose time is over, and sessions that were not activated in time; cuts connections whose sessions ended a while ago.
     pub(crate) fn sweep(&self, now: Instant) {
+        self.end_loans(now);
         let (to_end, forgotten) = self.sessions.overdue(now);
         for session in to_end {
             self.end_by_itself(&session, End::Expired);
@@ -332,11 +333,15 @@ impl UnitState {
         let region = self.region(name)?;
         let desk = region.desk();
         let entry = self.entry(&region, &desk)?;
-        let rights = rights_of(&entry, principal)?;
+        let rights = self.rights_of(&entry, principal)?;
+        let scrubs = self.scrubs.as_ref();
+        let (scrubbed_s, scrubbing) = scrubs.map_or((0, false), |scrubs| scrubs.times(&entry.id));
         Ok(DescribeRegionResponse {
             region: Some(convert::descriptor(&entry)),
             rights: rights.bits(),
             writer: desk.writers.primary_name(),
+            scrubbed_s,
+            scrubbing,
         })
     }
 }
@@ -406,7 +411,7 @@ fn choose_persistence(
     }
 }
 
-fn exposed_extents(entry: &RegionEntry) -> Vec<ExposedExtent> {
+pub(crate) fn exposed_extents(entry: &RegionEntry) -> Vec<ExposedExtent> {
     let mut address = entry.base.get();
     let extents = entry.extents.iter().map(|extent| {
         let exposed = ExposedExtent {

@@ -11,14 +11,16 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use pmu_fabric::{Provider, UnitFabric};
-use pmu_format::{Epoch, PrincipalName, RegionEntry, RegionId, RegionName, RegionState, Rights};
+use pmu_format::{Epoch, PrincipalName, RegionEntry, RegionId, RegionName, RegionState};
 use pmu_proto::v1::{Reason, SessionRole};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::Config;
 use crate::control::reasons::Refusal;
+use crate::loans::Loans;
 use crate::metrics::{self, Health, Observed};
 use crate::pools::UnitPool;
+use crate::scrub::Scrubs;
 use crate::session::{End, Session, Sessions, Stage};
 use crate::writers::{World, Writers};
 
@@ -65,6 +67,9 @@ pub(crate) struct UnitState {
     pub(crate) pools: Vec<UnitPool>,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) sessions: Sessions,
+    /// Absent: the unit doesn't scrub by itself.
+    pub(crate) scrubs: Option<Scrubs>,
+    pub(crate) loans: Loans,
     /// Empty while the unit is locked.
     pub(crate) regions: RwLock<HashMap<RegionName, Arc<Region>>>,
     /// Held while the set of regions changes, so that names are unique over all pools.
@@ -75,11 +80,18 @@ pub(crate) struct UnitState {
 }
 
 impl UnitState {
-    pub(crate) fn new(config: Config, pools: Vec<UnitPool>, listeners: Vec<Listener>) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        pools: Vec<UnitPool>,
+        listeners: Vec<Listener>,
+        scrubs: Option<Scrubs>,
+    ) -> Self {
         Self {
             sessions: Sessions::new(&config.limits),
+            scrubs,
             config,
             started: Instant::now(),
+            loans: Loans::default(),
             pools,
             listeners,
             regions: RwLock::default(),
@@ -331,23 +343,14 @@ impl Observed for UnitState {
                 pool.has_failed(),
             );
         }
+        if let Some(scrubs) = &self.scrubs {
+            scrubs.set_metrics();
+        }
         metrics::set_unit(
             self.is_locked(),
             self.pools.iter().map(|pool| pool.region_count()).sum(),
         );
     }
-}
-
-/// The rights that a principal has on a region.
-///
-/// # Errors
-/// `NO_GRANT` if none.
-pub(crate) fn rights_of(entry: &RegionEntry, principal: &PrincipalName) -> Result<Rights, Refusal> {
-    let rights = entry.rights_of(principal);
-    if rights.is_empty() {
-        return Err(no_grant(entry, principal, "any right"));
-    }
-    Ok(rights)
 }
 
 pub(crate) fn no_grant(entry: &RegionEntry, principal: &PrincipalName, what: &str) -> Refusal {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -23,6 +24,8 @@ use crate::distributor::{Distributor, DistributorService, Host};
 use crate::metrics::{self, Health, Observed};
 use crate::pool::PoolError;
 use crate::pools::UnitPool;
+use crate::scrub::clock::{Clock, SystemClock};
+use crate::scrub::{Scrubber, Scrubs};
 use crate::session::{DataConnection, End};
 use crate::state::{Listener, UnitState};
 
@@ -84,6 +87,9 @@ pub enum StartError {
     /// The distributor's own identity can't be used.
     #[error("distributor.identity: {0}")]
     Distributor(String),
+    /// The identity to scrub spread regions with can't be used.
+    #[error("scrub.identity: {0}")]
+    Scrub(String),
     /// A thread of the unit died.
     #[error("the start was cut short: {0}")]
     CutShort(String),
@@ -95,6 +101,7 @@ pub struct UnitHandle {
     distributor: Option<Arc<Distributor>>,
     control_address: SocketAddr,
     metrics_address: Option<SocketAddr>,
+    scrubber: Option<Scrubber>,
     stop: watch::Sender<bool>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     tasks: JoinSet<()>,
@@ -132,6 +139,18 @@ impl Unit {
         config: Config,
         recorder: Option<PrometheusHandle>,
     ) -> Result<UnitHandle, StartError> {
+        Self::start_with_clock(config, recorder, Arc::new(SystemClock::default())).await
+    }
+
+    /// As [`Unit::start_with_metrics`]; scrubs go by `clock`.
+    ///
+    /// # Errors
+    /// As [`Unit::start`].
+    pub async fn start_with_clock(
+        config: Config,
+        recorder: Option<PrometheusHandle>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<UnitHandle, StartError> {
         let mut problems = config.problems();
         if config.place() != Place::Unit {
             problems.push(
@@ -153,14 +172,15 @@ impl Unit {
         };
         let (stop, stopped) = watch::channel(false);
         let told = stopped.clone();
-        let (state, distributor, events) = blocking(move || {
-            let (state, events) = assemble(config)?;
+        let (state, distributor, scrubber, events) = blocking(move || {
+            let (state, events) = assemble(config, clock)?;
             let host = Arc::clone(&state) as Arc<dyn Host>;
             let distributor = match &state.config.distributor {
                 Some(section) => Some(Distributor::new(section, host, told)?),
                 None => None,
             };
-            Ok((state, distributor, events))
+            let scrubber = Scrubber::start(&state)?;
+            Ok((state, distributor, scrubber, events))
         })
         .await?;
         let mut tasks = JoinSet::new();
@@ -195,6 +215,7 @@ impl Unit {
             distributor,
             control_address,
             metrics_address,
+            scrubber,
             stop,
             server,
             tasks,
@@ -242,6 +263,7 @@ impl UnitHandle {
         let Self {
             state,
             distributor,
+            scrubber,
             stop,
             mut server,
             mut tasks,
@@ -256,6 +278,9 @@ impl UnitHandle {
             .collect();
         state.begin_stop();
         stop.send_replace(true);
+        if let Some(scrubber) = scrubber {
+            scrubber.stop().await;
+        }
         if !server.is_finished() && tokio::time::timeout(within, &mut server).await.is_err() {
             tracing::warn!(
                 within_ms = within.as_millis(),
@@ -307,6 +332,21 @@ pub(crate) fn own_identity(section: &UnitSection) -> Result<Identity, StartError
     check_principal(&identity, &section.name)?;
     check_validity(&identity)?;
     Ok(identity)
+}
+
+/// Reads an identity of the role client, with which the unit acts at other units. Blocks.
+///
+/// # Errors
+/// Why it can't be used.
+pub(crate) fn client_identity(directory: &Path) -> Result<Identity, String> {
+    let identity = Identity::load(directory).map_err(|error| error.to_string())?;
+    let principal = identity.principal();
+    match principal.role {
+        Role::Client => Ok(identity),
+        _ => Err(format!(
+            "the certificate is of {principal}: issue one of the role client"
+        )),
+    }
 }
 
 /// Peers hold the certificate against the name that they know the unit by.
@@ -372,7 +412,10 @@ fn listen_error(key: &str, address: &str, error: &io::Error) -> StartError {
 type Events = mpsc::UnboundedReceiver<(usize, FabricEvent)>;
 
 /// Opens listeners and pools. Blocks.
-fn assemble(config: Config) -> Result<(Arc<UnitState>, Events), StartError> {
+fn assemble(config: Config, clock: Arc<dyn Clock>) -> Result<(Arc<UnitState>, Events), StartError> {
+    let section = config.scrub.as_ref();
+    let scrubs = section.map(|section| Scrubs::open(section, &config.unit.name, clock));
+    let scrubs = scrubs.transpose()?;
     // One event for each connection, and those are limited.
     let (sender, events) = mpsc::unbounded_channel();
     let mut listeners = Vec::new();
@@ -390,7 +433,8 @@ fn assemble(config: Config) -> Result<(Arc<UnitState>, Events), StartError> {
         let key = format!("pool[{index}] ({})", section.name);
         pools.push(UnitPool::open(section).map_err(|source| StartError::Pool { key, source })?);
     }
-    Ok((Arc::new(UnitState::new(config, pools, listeners)), events))
+    let state = UnitState::new(config, pools, listeners, scrubs);
+    Ok((Arc::new(state), events))
 }
 
 pub(crate) fn listen(index: usize, section: &DataSection) -> Result<Listener, StartError> {

@@ -7,10 +7,10 @@ use pmu_proto::v1::admin_server::Admin;
 use pmu_proto::v1::{
     CreateRegionRequest, CreateRegionResponse, DeleteRegionRequest, DeleteRegionResponse,
     FenceRegionRequest, FenceRegionResponse, InitializeRequest, InitializeResponse,
-    ListRegionsRequest, ListRegionsResponse, RevokeGrantRequest, RevokeGrantResponse,
-    SetGrantRequest, SetGrantResponse, SetMembershipRequest, SetMembershipResponse,
-    ShowRegionRequest, ShowRegionResponse, StatusRequest, StatusResponse, VerifyPoolRequest,
-    VerifyPoolResponse,
+    LendRightsRequest, LendRightsResponse, ListRegionsRequest, ListRegionsResponse,
+    RevokeGrantRequest, RevokeGrantResponse, SetGrantRequest, SetGrantResponse,
+    SetMembershipRequest, SetMembershipResponse, ShowRegionRequest, ShowRegionResponse,
+    StatusRequest, StatusResponse, VerifyPoolRequest, VerifyPoolResponse,
 };
 use tokio_stream::Iter;
 use tonic::{Request, Response, Status};
@@ -109,6 +109,21 @@ impl Admin for Control {
             Ok(RevokeGrantResponse {
                 windows_invalidated,
             })
+        })
+        .await
+    }
+
+    async fn lend_rights(
+        &self,
+        request: Request<LendRightsRequest>,
+    ) -> Result<Response<LendRightsResponse>, Status> {
+        let arrived = Instant::now();
+        let caller = self.manager(&request)?;
+        let request = request.into_inner();
+        let region = RegionName::new(&request.region).map_err(Refusal::from)?;
+        let span = info_span!("lend_rights", principal = %caller.name, %region);
+        self.run(span, move |state| {
+            state.lend_rights(&caller.name, &region, &request, arrived)
         })
         .await
     }

@@ -7,7 +7,7 @@ use super::Host;
 use crate::config::Limits;
 use crate::control::reasons::Refusal;
 use crate::opening::writing_right;
-use crate::state::{Listener, UnitState, no_grant, rights_of};
+use crate::state::{Listener, UnitState, no_grant};
 
 impl Host for UnitState {
     fn name(&self) -> &str {
@@ -28,7 +28,7 @@ impl Host for UnitState {
         let region = self.region(name)?;
         let entry = self.entry(&region, &region.desk())?;
         let right = writing_right(entry.mode);
-        if !rights_of(&entry, principal)?.contains(right) {
+        if !self.rights_of(&entry, principal)?.contains(right) {
             return Err(no_grant(&entry, principal, &format!("the right {right}")));
         }
         let refuse =

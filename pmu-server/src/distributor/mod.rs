@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pmu_auth::{Identity, Role};
+use pmu_auth::Identity;
 use pmu_format::{PrincipalName, RegionName};
 use tokio::sync::{Semaphore, watch};
 
@@ -21,7 +21,7 @@ use crate::config::Limits;
 use crate::control::reasons::Refusal;
 use crate::metrics;
 use crate::state::Listener;
-use crate::unit::StartError;
+use crate::unit::{StartError, client_identity};
 use config::DistributorSection;
 
 pub(crate) use service::DistributorService;
@@ -72,14 +72,8 @@ impl Distributor {
         host: Arc<dyn Host>,
         stopped: watch::Receiver<bool>,
     ) -> Result<Arc<Self>, StartError> {
-        let identity = Identity::load(&section.identity)
-            .map_err(|error| StartError::Distributor(error.to_string()))?;
+        let identity = client_identity(&section.identity).map_err(StartError::Distributor)?;
         let principal = identity.principal();
-        if principal.role != Role::Client {
-            return Err(StartError::Distributor(format!(
-                "the certificate is of {principal}: issue one of the role client"
-            )));
-        }
         tracing::info!(distributor = host.name(), principal = %principal.name, "sets of others are distributed");
         Ok(Arc::new(Self {
             host,
