@@ -46,7 +46,7 @@ pub struct Found {
 #[non_exhaustive]
 pub struct Checked {
     /// Overwrite mode: sets every chunk of which is right.
-    pub sets_good: Option<u32>,
+    pub sets_good: Option<u64>,
     /// Overwrite mode: the newest committed set, if there is one.
     pub newest_set: Option<u64>,
     /// Append mode: records that are right.

@@ -33,7 +33,7 @@ const TIMEOUT_LONG_DEFAULT: Duration = Duration::from_secs(600);
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong arguments or not confirmed, 3 not authenticated or not authorised, 4 not found, \
-5 verify found damage, 6 a unit is locked or can't be reached.";
+5 verify found damage, 6 a unit is locked or can't be reached, 130 ended by Ctrl-C.";
 
 /// Administer persistent memory units: certificates, units, regions.
 #[derive(Debug, Parser)]

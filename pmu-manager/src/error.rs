@@ -24,6 +24,8 @@ pub mod exit {
     pub const DAMAGED: u8 = 5;
     /// A unit is locked or can't be reached.
     pub const UNAVAILABLE: u8 = 6;
+    /// Ended by Ctrl-C, as shells count it.
+    pub const INTERRUPTED: u8 = 130;
 }
 
 /// Why a command failed.
@@ -123,6 +125,16 @@ pub enum ManagerError {
         /// Why it failed.
         source: Box<ManagerError>,
     },
+    /// Ctrl-C ended a rebuild or scrub.
+    #[error(
+        "region {region}: interrupted {done}; what was written stays whole, and the next call goes on"
+    )]
+    Interrupted {
+        /// The region.
+        region: String,
+        /// How far it was.
+        done: String,
+    },
     /// A rebuild or scrub failed.
     #[error("{source} ({})", source.advice())]
     Client {
@@ -203,6 +215,7 @@ impl ManagerError {
             Self::Auth(error) => auth_exit_code(error),
             Self::Refused { status, .. } => status_exit_code(status),
             Self::Client { source } => client_exit_code(source),
+            Self::Interrupted { .. } => exit::INTERRUPTED,
             Self::NotCreated { source, .. } => source.exit_code(),
             Self::File { .. }
             | Self::Config { .. }

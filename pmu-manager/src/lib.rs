@@ -14,6 +14,7 @@ pub mod config;
 pub mod confirm;
 pub mod connect;
 pub mod error;
+pub mod loans;
 pub mod output;
 pub mod report;
 pub mod spread;

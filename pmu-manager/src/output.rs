@@ -18,8 +18,8 @@ use crate::error::ManagerError;
 use crate::report::{
     AuthorityReport, DeleteReport, Failure, FenceReport, FindingReport, GrantChange, GrantReport,
     IdentityReport, ManualReport, PoolReport, RegionDetails, RegionList, RegionReport,
-    RevocationReport, SessionReport, StatusList, UnitDetails, UnitEntry, UnitList, UnlockList,
-    VerifyReport,
+    RegionScrubReport, RevocationReport, ScrubbingReport, SessionReport, StatusList, UnitDetails,
+    UnitEntry, UnitList, UnlockList, VerifyReport,
 };
 use crate::values::{ByteSize, duration_text};
 
@@ -365,8 +365,74 @@ impl Page for UnitDetails {
         if !self.locked {
             section(&mut page, "Sessions", &sessions(&self.sessions));
         }
+        if let Some(scrubbing) = &self.scrubbing {
+            section(&mut page, "Scrubs", &scrubs(scrubbing));
+        }
         page
     }
+}
+
+/// How a unit scrubs by itself, and what became of each region.
+fn scrubs(scrubbing: &ScrubbingReport) -> String {
+    let repairs = if scrubbing.repairs {
+        "repairs"
+    } else {
+        "repairs nothing"
+    };
+    let mut page = format!(
+        "every {}, at most {} in a second, {repairs}\n",
+        duration_text(scrubbing.every_s),
+        size(scrubbing.rate_bytes_per_s)
+    );
+    let mut grid = Grid::new(&[
+        "REGION", "LAST", "BY", "READ", "DAMAGED", "REPAIRED", "NEXT",
+    ]);
+    for scrub in &scrubbing.regions {
+        let next = match scrub.running_bytes {
+            Some(bytes) => format!("now, {} read", size(bytes)),
+            None => date(scrub.due_at_s),
+        };
+        grid.row([
+            scrub.region.clone(),
+            or_nothing(scrub.finished_at_s.map(date)),
+            or_nothing(scrub.by.clone()),
+            size(scrub.bytes),
+            scrub.damaged.to_string(),
+            scrub.repaired.to_string(),
+            next,
+        ]);
+    }
+    page.push_str(&grid.right(&[3, 4, 5]).page());
+    for scrub in &scrubbing.regions {
+        notes(&mut page, scrub);
+    }
+    page
+}
+
+/// The scrubs of one region.
+fn scrub_of(scrub: &RegionScrubReport) -> String {
+    let mut page = facts([
+        ("last", or_nothing(scrub.finished_at_s.map(date))),
+        ("by", or_nothing(scrub.by.clone())),
+        ("read", size(scrub.bytes)),
+        ("damaged", scrub.damaged.to_string()),
+        ("repaired", scrub.repaired.to_string()),
+        ("unreadable", scrub.unreadable.to_string()),
+        ("now", or_nothing(scrub.running_bytes.map(size))),
+        ("next", date(scrub.due_at_s)),
+    ]);
+    notes(&mut page, scrub);
+    page
+}
+
+fn notes(page: &mut String, scrub: &RegionScrubReport) {
+    for note in scrub.findings.iter().chain(&scrub.failure) {
+        let _ = writeln!(page, "{}: {}", plain(&scrub.region), plain(note));
+    }
+}
+
+fn date(seconds: u64) -> String {
+    time_text(i64::try_from(seconds).unwrap_or(i64::MAX))
 }
 
 impl Page for UnlockList {
@@ -496,6 +562,9 @@ impl RegionDetails {
         section(&mut page, "Extents", &grid.right(&[1, 2]).page());
         section(&mut page, "Grants", &grants(&self.grants));
         section(&mut page, "Sessions", &sessions(&self.open_sessions));
+        if let Some(scrub) = &self.scrub {
+            section(&mut page, "Scrub", &scrub_of(scrub));
+        }
         page
     }
 }
@@ -641,6 +710,7 @@ mod tests {
             extents: vec![],
             grants: vec![],
             open_sessions: vec![],
+            scrub: None,
             spread: None,
             placement: None,
         };

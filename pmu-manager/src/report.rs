@@ -123,6 +123,48 @@ pub struct UnitDetails {
     pub providers: Vec<ProviderReport>,
     /// Who is connected. Empty while locked.
     pub sessions: Vec<SessionReport>,
+    /// How the unit scrubs its regions by itself. `null` while locked, and where it doesn't.
+    pub scrubbing: Option<ScrubbingReport>,
+}
+
+/// How a unit scrubs its regions by itself.
+#[derive(Clone, Debug, Serialize)]
+pub struct ScrubbingReport {
+    /// From one scrub of a region to the next.
+    pub every_s: u64,
+    /// How fast it reads, at most.
+    pub rate_bytes_per_s: u64,
+    /// Whether it repairs spread regions.
+    pub repairs: bool,
+    /// What became of each region.
+    pub regions: Vec<RegionScrubReport>,
+}
+
+/// The scrubs of a region by a unit itself. Times are seconds since 1970.
+#[derive(Clone, Debug, Serialize)]
+pub struct RegionScrubReport {
+    /// The region.
+    pub region: String,
+    /// When the last one ended. `null`: never.
+    pub finished_at_s: Option<u64>,
+    /// The unit that did it. `null`: nobody yet.
+    pub by: Option<String>,
+    /// Bytes that it read. This and the next three are 0 where another unit did it.
+    pub bytes: u64,
+    /// What it found damaged.
+    pub damaged: u64,
+    /// How much of that it repaired.
+    pub repaired: u64,
+    /// Members that it could not read.
+    pub unreadable: u64,
+    /// The first few things that it found.
+    pub findings: Vec<String>,
+    /// When the next one begins.
+    pub due_at_s: u64,
+    /// Why the last attempt came to nothing.
+    pub failure: Option<String>,
+    /// Bytes that the one under way has read. `null`: none is.
+    pub running_bytes: Option<u64>,
 }
 
 /// One pool.
@@ -265,6 +307,8 @@ pub struct RegionDetails {
     pub grants: Vec<GrantReport>,
     /// Who is connected.
     pub open_sessions: Vec<SessionReport>,
+    /// Its scrubs by units themselves. `null` where none does that.
+    pub scrub: Option<RegionScrubReport>,
     /// All members. `null` for a region that is not spread.
     pub spread: Option<SpreadReport>,
     /// With `--placement`: unit by unit, in the order of their indices.
@@ -536,6 +580,36 @@ impl From<v1::Pool> for PoolReport {
     }
 }
 
+impl From<v1::Scrubbing> for ScrubbingReport {
+    fn from(scrubbing: v1::Scrubbing) -> Self {
+        Self {
+            every_s: scrubbing.every_s,
+            rate_bytes_per_s: scrubbing.rate_bytes_per_s,
+            repairs: scrubbing.repairs,
+            regions: scrubbing.regions.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<v1::RegionScrub> for RegionScrubReport {
+    fn from(scrub: v1::RegionScrub) -> Self {
+        let said = |text: String| Some(text).filter(|text| !text.is_empty());
+        Self {
+            region: scrub.region,
+            finished_at_s: Some(scrub.finished_s).filter(|seconds| *seconds > 0),
+            by: said(scrub.by),
+            bytes: scrub.bytes,
+            damaged: scrub.damaged,
+            repaired: scrub.repaired,
+            unreadable: scrub.unreadable,
+            findings: scrub.findings,
+            due_at_s: scrub.due_s,
+            failure: said(scrub.failure),
+            running_bytes: scrub.running.then_some(scrub.bytes_done),
+        }
+    }
+}
+
 impl From<v1::ProviderStatus> for ProviderReport {
     fn from(status: v1::ProviderStatus) -> Self {
         let methods = status
@@ -643,8 +717,6 @@ pub struct RebuildReport {
     pub missing: Vec<MissingReport>,
     /// Whether the region was deleted on the unit that was replaced; null if nobody asked for that.
     pub old_deleted: Option<bool>,
-    /// Units on which the manager's rights could not be taken back.
-    pub rights_left_on: Vec<String>,
     /// What the command exits with.
     #[serde(skip)]
     pub exit_code: u8,
@@ -686,8 +758,6 @@ pub struct ScrubReport {
     pub damaged: bool,
     /// Whether all of that is right now.
     pub is_repaired: bool,
-    /// Units on which the manager's rights could not be taken back.
-    pub rights_left_on: Vec<String>,
     /// What the command exits with.
     #[serde(skip)]
     pub exit_code: u8,

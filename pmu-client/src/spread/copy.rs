@@ -15,6 +15,9 @@ use crate::spread::reader::{Chosen, SpreadReader};
 use crate::spread::share::{PIECE_BYTES_MAX, ShareReader};
 use crate::spread::{Spread, TRAILER_BYTES};
 
+/// The longest time in which nobody is asked whether to go on, for the sake of a rate.
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+
 /// How far a rebuild or scrub is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -44,13 +47,28 @@ impl Course<'_, '_> {
         self.progress.bytes_done += bytes;
         self.progress.bytes_total = self.progress.bytes_total.max(self.progress.bytes_done);
         if let Some(rate) = self.rate_bytes_per_s.filter(|rate| *rate > 0) {
-            let seconds = bytes as f64 / rate as f64;
-            self.spread_reach.pause(Duration::from_secs_f64(seconds));
+            let mut left = Duration::from_secs_f64(bytes as f64 / rate as f64);
+            // Whoever wants it to end does not wait for the rate.
+            while left > PAUSE_MAX {
+                self.spread_reach.pause(PAUSE_MAX);
+                left -= PAUSE_MAX;
+                self.tell()?;
+            }
+            self.spread_reach.pause(left);
         }
+        self.tell()
+    }
+
+    fn tell(&mut self) -> Result<()> {
         match (self.report)(&self.progress) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(ClientError::Interrupted),
         }
+    }
+
+    /// So many bytes more are to be done, as far as is known now.
+    pub(super) fn expect(&mut self, bytes: u64) {
+        self.progress.bytes_total = self.progress.bytes_done + bytes;
     }
 
     pub(super) fn begin(&mut self, set: SetNumber) {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use pmu_format::SetNumber;
-use pmu_stripe::{Code, Group, Placement};
+use pmu_stripe::{Code, Group, Placement, UnitIndex};
 
 use crate::error::{ClientError, Result};
 use crate::region::RegionInfo;
@@ -145,16 +145,20 @@ fn read_all(
     course: &mut Course<'_, '_>,
 ) -> Result<()> {
     let newest = reader.newest()?;
-    for number in kept(&newest, reader.spread.sets_kept) {
+    let numbers = kept(&newest, reader.spread.sets_kept);
+    let last = *numbers.end();
+    for number in numbers {
         let Some(term) = newest.term_of(number) else {
             continue;
         };
+        let sets_left = last - number + 1;
         let number = SetNumber(number);
         course.begin(number);
         let mut now = found.clone();
-        let read = reader
-            .choose(number, term)
-            .and_then(|chosen| read_set(reader, &chosen, &mut now, course));
+        let read = reader.choose(number, term).and_then(|chosen| {
+            course.expect(sets_left * bytes_of(&chosen, reader.spread)?);
+            read_set(reader, &chosen, &mut now, course)
+        });
         if let Err(error) = read {
             gone_or(reader, number, error)?;
             continue;
@@ -167,6 +171,16 @@ fn read_all(
         }
     }
     Ok(())
+}
+
+/// What the members that have their share of a set hold of it.
+fn bytes_of(chosen: &Chosen, spread: &Spread) -> Result<u64> {
+    let placement = placement(&chosen.trailer, spread)?;
+    let seats = chosen.seats.iter().enumerate();
+    let held = seats.filter(|(_, seat)| seat.is_ok());
+    Ok(held
+        .map(|(index, _)| placement.unit_len(UnitIndex(index)))
+        .sum())
 }
 
 fn read_set(

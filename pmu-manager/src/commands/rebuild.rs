@@ -2,8 +2,8 @@
 //! Ctrl-C that leaves everything to be gone on with.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pmu_auth::Identity;
@@ -23,6 +23,7 @@ use crate::cli::{RegionArgument, RegionRebuildArguments, RegionScrubArguments};
 use crate::config::Unit;
 use crate::connect::Connection;
 use crate::error::{ManagerError, exit};
+use crate::loans::Loans;
 use crate::report::{
     FindingReport, MemberVerifyReport, MissingReport, RebuildReport, ScrubReport,
     SpreadVerifyReport, Verified,
@@ -86,7 +87,7 @@ pub async fn rebuild(
             },
         )
         .await;
-    let rights_left_on = work.end().await;
+    work.end().await;
     let done = done?;
     let mut old_deleted = None;
     if let (true, Some(old)) = (arguments.delete_old, old) {
@@ -95,7 +96,6 @@ pub async fn rebuild(
     let report = rebuild_report(arguments.name.as_str(), done, is_replacement);
     Ok(RebuildReport {
         old_deleted,
-        rights_left_on,
         ..report
     })
 }
@@ -109,7 +109,6 @@ fn rebuild_report(region: &str, done: Rebuilt, is_replacement: bool) -> RebuildR
         units: done.units,
         missing: missing_reports(&done.missing),
         old_deleted: None,
-        rights_left_on: Vec::new(),
         exit_code: if is_short {
             exit::UNAVAILABLE
         } else {
@@ -148,11 +147,8 @@ pub async fn scrub(
             pmu_client::scrub::scrub(info, reach, admin, repair, options)
         })
         .await;
-    let rights_left_on = work.end().await;
-    Ok(ScrubReport {
-        rights_left_on,
-        ..scrub_report(arguments.name.as_str(), done?)
-    })
+    work.end().await;
+    Ok(scrub_report(arguments.name.as_str(), done?))
 }
 
 fn is_log(spread: &Spread) -> Result<bool, ManagerError> {
@@ -171,7 +167,7 @@ async fn scrub_log(work: Work) -> Result<ScrubReport, ManagerError> {
     });
     let read = read.await;
     let region = work.name.clone();
-    let rights_left_on = work.end().await;
+    work.end().await;
     let (found, missing) = read?;
     let damaged = found.damage.is_some();
     let exit_code = match (damaged, missing.is_empty()) {
@@ -192,7 +188,6 @@ async fn scrub_log(work: Work) -> Result<ScrubReport, ManagerError> {
         missing: missing_reports(&missing),
         damaged,
         is_repaired: false,
-        rights_left_on,
         exit_code,
     })
 }
@@ -302,7 +297,6 @@ fn scrub_report(region: &str, found: Scrubbed) -> ScrubReport {
         repaired: found.repaired,
         damaged,
         is_repaired,
-        rights_left_on: Vec::new(),
         exit_code,
     }
 }
@@ -333,20 +327,15 @@ struct Work {
     identity: Arc<Identity>,
     timeout: Duration,
     timeout_long: Duration,
-    /// Where the region was found, and which rights the manager had there.
-    given: Vec<(Connection, Option<Rights>)>,
-    /// What the manager may do with the region for good.
-    own: Option<Rights>,
-    /// The grants of the others.
+    loans: Loans,
+    /// What a new member is to grant.
     grants: Vec<v1::Grant>,
     /// Units that know the region.
     seeds: Vec<Unit>,
-    /// Units that were reached, for the new region.
-    units: Vec<Unit>,
     is_json: bool,
 }
 
-const TEMPORARY: Rights = Rights::READ.union(Rights::WRITE);
+const NEEDED: Rights = Rights::READ.union(Rights::WRITE);
 
 impl Work {
     /// Gives the manager rights on all units that answer and have a region of this name.
@@ -359,21 +348,13 @@ impl Work {
         let identity = context.identity()?;
         let (unit, shown) = spread.first_shown(None)?;
         tracing::debug!(unit, "the grants are those of this unit");
-        let me = identity.principal().name.to_string();
-        let (own, others): (Vec<_>, Vec<_>) = shown
-            .grants
-            .iter()
-            .cloned()
-            .partition(|grant| grant.principal == me);
         let mut work = Self {
             name: name.to_string(),
             timeout: context.timeout(),
             timeout_long: context.timeout_long(),
-            given: Vec::new(),
-            own: own.first().map(rights),
-            grants: others,
+            loans: Loans::begin(name.as_str(), context.timeout()),
+            grants: shown.grants.clone(),
             seeds: Vec::new(),
-            units: units.to_vec(),
             is_json: context.common.json,
             identity,
         };
@@ -393,20 +374,13 @@ impl Work {
     async fn give(&mut self, unit: &Unit) -> Result<(), ManagerError> {
         let connection = Connection::open(unit, &self.identity, self.timeout).await?;
         let shown = region::ask_show(&connection, self.timeout, &self.name).await?;
-        let me = self.identity.principal().name.to_string();
-        let before = shown.grants.iter().find(|grant| grant.principal == me);
-        let before = before.map(rights);
         let region = shown.region.as_ref();
         // A log is read, and never written by a manager.
-        let temporary = match region.is_some_and(|region| region.mode() == v1::Mode::Append) {
+        let needed = match region.is_some_and(|region| region.mode() == v1::Mode::Append) {
             true => Rights::READ,
-            false => TEMPORARY,
+            false => NEEDED,
         };
-        let needed = before.unwrap_or(Rights::empty()) | temporary;
-        if before != Some(needed) {
-            set_rights(&connection, self.timeout, &self.name, &me, Some(needed)).await?;
-            self.given.push((connection, before));
-        }
+        self.loans.lend(connection, needed).await?;
         self.seeds.push(unit.clone());
         Ok(())
     }
@@ -431,11 +405,13 @@ impl Work {
             handle: Handle::current(),
             identity: self.identity.clone(),
             timeout: self.timeout_long,
-            grants: self.grants_of_a_member(),
+            grants: self.grants.clone(),
+            loans: self.loans.clone(),
         };
         let bar = bar(self.is_json);
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, shown) = (stop.clone(), bar.clone());
+        let last = Arc::new(Mutex::new(None));
+        let (stopped, shown, latest) = (stop.clone(), bar.clone(), last.clone());
         let work = tokio::task::spawn_blocking(move || {
             let info = describe(&seeds, &name, &identity, &options)?;
             let reach = Arc::new(Network::new(&identity, &options));
@@ -443,6 +419,9 @@ impl Work {
                 shown.set_length(progress.bytes_total);
                 shown.set_position(progress.bytes_done);
                 shown.set_message(format!("set {}", progress.set));
+                if let Ok(mut latest) = latest.lock() {
+                    *latest = Some(*progress);
+                }
                 match stopped.load(Ordering::Relaxed) {
                     true => ControlFlow::Break(()),
                     false => ControlFlow::Continue(()),
@@ -464,91 +443,35 @@ impl Work {
         signal.abort();
         bar.finish_and_clear();
         done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
-            .map_err(|source| ManagerError::Client {
-                source: Box::new(source),
+            .map_err(|source| match source {
+                ClientError::Interrupted => interrupted(&self.name, &last),
+                source => ManagerError::Client {
+                    source: Box::new(source),
+                },
             })
     }
 
-    /// Those that the other members have, and the manager's own for the time of the work.
-    fn grants_of_a_member(&self) -> Vec<v1::Grant> {
-        let own = v1::Grant {
-            principal: self.identity.principal().name.to_string(),
-            rights: (self.own.unwrap_or(Rights::empty()) | TEMPORARY).bits(),
-        };
-        let mut grants = self.grants.clone();
-        grants.push(own);
-        grants
-    }
-
-    /// Takes the manager's rights back, on a unit that was given the region meanwhile too. Returns where that failed.
-    async fn end(&self) -> Vec<String> {
-        let me = self.identity.principal().name.to_string();
-        let mut left = Vec::new();
-        for (connection, before) in &self.given {
-            let taken = set_rights(connection, self.timeout, &self.name, &me, *before).await;
-            if taken.is_err_and(|error| error.exit_code() != exit::NOT_FOUND) {
-                left.push(connection.unit().to_owned());
-            }
-        }
-        for unit in &self.units {
-            if self.seeds.contains(unit) {
-                continue;
-            }
-            // It was not there before: it had no region, or did not answer.
-            let Ok(connection) = Connection::open(unit, &self.identity, self.timeout).await else {
-                continue;
-            };
-            let Ok(shown) = region::ask_show(&connection, self.timeout, &self.name).await else {
-                continue;
-            };
-            let has = shown.grants.iter().find(|grant| grant.principal == me);
-            if has.map(rights) == self.own {
-                continue;
-            }
-            let taken = set_rights(&connection, self.timeout, &self.name, &me, self.own).await;
-            if taken.is_err() {
-                left.push(connection.unit().to_owned());
-            }
-        }
-        left
+    /// Takes the manager's rights back, on a unit that was given the region meanwhile too.
+    async fn end(&self) {
+        self.loans.end().await;
     }
 }
 
-fn rights(grant: &v1::Grant) -> Rights {
-    Rights::from_bits_truncate(grant.rights)
-}
-
-async fn set_rights(
-    connection: &Connection,
-    timeout: Duration,
-    region: &str,
-    principal: &str,
-    rights: Option<Rights>,
-) -> Result<(), ManagerError> {
-    match rights {
-        Some(rights) => {
-            let request = v1::SetGrantRequest {
-                region: region.to_owned(),
-                grant: Some(v1::Grant {
-                    principal: principal.to_owned(),
-                    rights: rights.bits(),
-                }),
-            };
-            let call = connection.call(request, timeout, |mut client, request| async move {
-                client.set_grant(request).await
-            });
-            call.await.map(drop)
-        }
-        None => {
-            let request = v1::RevokeGrantRequest {
-                region: region.to_owned(),
-                principal: principal.to_owned(),
-            };
-            let call = connection.call(request, timeout, |mut client, request| async move {
-                client.revoke_grant(request).await
-            });
-            call.await.map(drop)
-        }
+fn interrupted(region: &str, last: &Mutex<Option<RebuildProgress>>) -> ManagerError {
+    let last = last.lock().ok().and_then(|last| *last);
+    let done = last.map_or_else(
+        || "before anything was read".to_owned(),
+        |last| {
+            format!(
+                "after {}, in set {}",
+                crate::values::ByteSize(last.bytes_done),
+                last.set
+            )
+        },
+    );
+    ManagerError::Interrupted {
+        region: region.to_owned(),
+        done,
     }
 }
 
@@ -601,6 +524,7 @@ struct Desk {
     identity: Arc<Identity>,
     timeout: Duration,
     grants: Vec<v1::Grant>,
+    loans: Loans,
 }
 
 impl Desk {
@@ -658,7 +582,8 @@ impl Administer for Desk {
         };
         let created = self.handle.block_on(async {
             let connection = self.connect(member).await?;
-            region::create_on(&connection, self.timeout, request).await
+            region::create_on(&connection, self.timeout, request).await?;
+            self.loans.lend(connection, NEEDED).await
         });
         Self::answer(member, created)
     }

@@ -212,6 +212,7 @@ pub async fn show(
         Sought::Spread(spread) => {
             let (unit, shown) = spread.first_shown(show.on.unit.as_ref())?;
             let mut details = details(unit, shown.clone())?;
+            details.scrub = spread.newest_scrub().map(Into::into);
             let report = spread.report();
             if show.placement && report.ring_bytes.is_some() {
                 return Err(ManagerError::Usage {
@@ -242,6 +243,7 @@ fn details(unit: &str, shown: v1::ShowRegionResponse) -> Result<RegionDetails, M
         extents: shown.extents.into_iter().map(Into::into).collect(),
         grants: shown.grants.into_iter().map(Into::into).collect(),
         open_sessions: shown.sessions.into_iter().map(Into::into).collect(),
+        scrub: shown.scrub.map(Into::into),
         spread: None,
         placement: None,
     })

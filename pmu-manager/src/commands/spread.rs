@@ -491,6 +491,15 @@ impl Spread {
             })
     }
 
+    /// What the members know of scrubs by units themselves: that of the one which scrubs now, or did it last.
+    pub fn newest_scrub(&self) -> Option<v1::RegionScrub> {
+        let known = self.parts().filter_map(|(_, shown)| shown.scrub.as_ref());
+        known
+            // Where another one did it, that one has the details.
+            .max_by_key(|scrub| (scrub.running, scrub.finished_s, scrub.bytes))
+            .cloned()
+    }
+
     /// The members' units.
     pub fn units(&self) -> impl Iterator<Item = &Unit> {
         self.seats.iter().map(|seat| &seat.unit)

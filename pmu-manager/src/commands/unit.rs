@@ -79,6 +79,7 @@ pub async fn show(context: &Context, name: &PrincipalName) -> Result<UnitDetails
         pools: status.pools.into_iter().map(Into::into).collect(),
         providers: status.providers.into_iter().map(Into::into).collect(),
         sessions: status.sessions.into_iter().map(Into::into).collect(),
+        scrubbing: status.scrubbing.map(Into::into),
     })
 }
 

@@ -173,20 +173,9 @@ fn given_lines(page: &mut String, given: &[pmu_client::rebuild::RebuiltUnit]) {
     }
 }
 
-pub(super) fn missing_lines(
-    page: &mut String,
-    missing: &[MissingReport],
-    rights_left_on: &[String],
-) {
+pub(super) fn missing_lines(page: &mut String, missing: &[MissingReport]) {
     for missing in missing {
         let _ = writeln!(page, "{}: {}", plain(&missing.unit), plain(&missing.reason));
-    }
-    for unit in rights_left_on {
-        let unit = plain(unit);
-        let _ = writeln!(
-            page,
-            "{unit}: the manager's own rights could not be taken back"
-        );
     }
 }
 
@@ -194,7 +183,7 @@ impl Page for RebuildReport {
     fn page(&self) -> String {
         let mut page = String::new();
         given_lines(&mut page, &self.units);
-        missing_lines(&mut page, &self.missing, &self.rights_left_on);
+        missing_lines(&mut page, &self.missing);
         match self.old_deleted {
             Some(true) => page.push_str("the region is deleted on the unit that was replaced\n"),
             Some(false) => {
@@ -246,7 +235,7 @@ impl Page for ScrubReport {
             let _ = writeln!(page, "set {set}, group {group}: {what}");
         }
         given_lines(&mut page, &self.repaired);
-        missing_lines(&mut page, &self.missing, &self.rights_left_on);
+        missing_lines(&mut page, &self.missing);
         let verdict = match (self.damaged, self.is_repaired) {
             (false, _) => "no damage found",
             (true, true) => "damage found and repaired",

@@ -8,11 +8,13 @@
 )]
 
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 
 use pmu_server::cli::InitArguments;
 use pmu_server::config::{ByteSize, Config};
 use pmu_server::distributor::process::Process;
+use pmu_server::scrub::clock::{Clock, SystemClock};
 use pmu_server::unit::UnitHandle;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -24,6 +26,8 @@ pub struct Site {
     runtime: Runtime,
     servers: Vec<Option<UnitHandle>>,
     addresses: Vec<String>,
+    /// The clock of the scrubs of every unit that starts from now on, and the keys of its section `[scrub]`.
+    scrub: Option<(Arc<dyn Clock>, String)>,
 }
 
 impl Site {
@@ -38,6 +42,7 @@ impl Site {
             runtime: Runtime::new().unwrap(),
             servers: Vec::new(),
             addresses: Vec::new(),
+            scrub: None,
         };
         site.ok("ca init");
         site.ok("ca issue alice --role manager --out HOME/identity");
@@ -79,10 +84,30 @@ impl Site {
             self.addresses[number - 1],
             self.pool(number),
         );
-        let start = pmu_server::unit::Unit::start(Config::parse(&config).unwrap());
+        let (clock, scrub) = match &self.scrub {
+            Some((clock, keys)) => {
+                let state = self.path(&format!("scrub-{number}.json"));
+                let section = format!("[scrub]\nstate = {state:?}\n{keys}\n");
+                (Arc::clone(clock), section)
+            }
+            None => (Arc::new(SystemClock::default()) as _, String::new()),
+        };
+        let config = Config::parse(&(config + &scrub)).unwrap();
+        let start = pmu_server::unit::Unit::start_with_clock(config, None, clock);
         let server = self.runtime.block_on(start).unwrap();
         self.addresses[number - 1] = server.control_address().to_string();
         self.servers[number - 1] = Some(server);
+    }
+
+    /// Starts all units again; they scrub their regions, with the identity of the client `scrubber`.
+    pub fn scrub(&mut self, clock: Arc<dyn Clock>, keys: &str) {
+        self.ok("ca issue scrubber --role client --out HOME/scrubber");
+        let identity = self.path("scrubber");
+        self.scrub = Some((clock, format!("identity = {identity:?}\n{keys}")));
+        for number in 1..=self.servers.len() {
+            self.kill(number);
+            self.back(number);
+        }
     }
 
     /// A distributor with the certificate of a unit of this name; in the list of units.
@@ -145,6 +170,19 @@ impl Site {
             .env_remove("PMM_IDENTITY")
             .stdin(Stdio::null())
             .output()
+            .unwrap()
+    }
+
+    /// Begins a command, whose output nobody reads until its end.
+    pub fn begin(&self, line: &str) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_pmm"))
+            .args(line.split_whitespace())
+            .env("PMU_HOME", self.directory.path())
+            .env_remove("PMM_IDENTITY")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
             .unwrap()
     }
 

@@ -147,6 +147,7 @@ impl Admin for FakeUnit {
             }],
             sessions: Vec::new(),
             uptime_s: 61,
+            scrubbing: None,
         }))
     }
 
@@ -202,6 +203,7 @@ impl Admin for FakeUnit {
             grants: region.grants.clone(),
             writer: "trainer-7".to_owned(),
             sessions: Vec::new(),
+            scrub: None,
         }))
     }
 
@@ -221,6 +223,15 @@ impl Admin for FakeUnit {
         Ok(Response::new(v1::SetGrantResponse {
             windows_invalidated: 1,
         }))
+    }
+
+    async fn lend_rights(
+        &self,
+        request: Request<v1::LendRightsRequest>,
+    ) -> Result<Response<v1::LendRightsResponse>, Status> {
+        let state = self.admit(&request, false)?;
+        region(&state, &request.get_ref().region)?;
+        Ok(Response::new(v1::LendRightsResponse {}))
     }
 
     async fn revoke_grant(
