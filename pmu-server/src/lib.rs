@@ -1,5 +1,5 @@
 //! The persistent memory unit: pools, region tables, sessions, and the control service in front of them.
-//! It never looks at what programs write into their regions, and moves none of those bytes itself, unless it is asked to distribute them.
+//! It never looks at what programs write into their regions, and moves none of those bytes itself, unless it is asked to distribute or to scrub them.
 //!
 //! * [`unit::Unit::start`] runs a unit in-process; the binary `pmu-server` is a thin shell around it.
 //! * [`config`] is its configuration; `example.toml` documents every key.
