@@ -13,9 +13,9 @@ use crate::sets::{SetChoice, SetInfo, SetReader};
 #[derive(Debug)]
 pub enum Opened {
     /// One in overwrite mode.
-    Sets(SetReader),
+    Sets(Box<SetReader>),
     /// One in append mode.
-    Log(LogBackup),
+    Log(Box<LogBackup>),
 }
 
 /// How bad it is.
@@ -86,8 +86,8 @@ pub fn check(open: &mut dyn FnMut() -> Result<Opened>) -> Result<Checked> {
 
 fn look(opened: Opened) -> Result<Checked> {
     match opened {
-        Opened::Sets(reader) => look_at_sets(reader),
-        Opened::Log(backup) => look_at_log(backup),
+        Opened::Sets(reader) => look_at_sets(*reader),
+        Opened::Log(backup) => look_at_log(*backup),
     }
 }
 

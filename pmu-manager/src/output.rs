@@ -497,7 +497,7 @@ impl Page for RegionReport {
 impl Page for RegionList {
     fn page(&self) -> String {
         let mut page = regions(&self.regions);
-        spread::missing_lines(&mut page, &self.missing, &[]);
+        spread::missing_lines(&mut page, &self.missing);
         page
     }
 }
@@ -710,6 +710,7 @@ mod tests {
             extents: vec![],
             grants: vec![],
             open_sessions: vec![],
+            scrub: None,
             scrub: None,
             spread: None,
             placement: None,

@@ -75,8 +75,12 @@ fn open(task: &Task) -> Result<Opened, ClientError> {
     let unit = pmu_client::Unit::connect(&address, &task.identity, &options)?;
     let options = OpenOptions::new();
     Ok(match task.mode {
-        Mode::Overwrite => Opened::Sets(unit.open_sets_reader(&task.region, &options)?),
-        Mode::Append => Opened::Log(unit.open_log_backup(&task.region, false, &options)?),
+        Mode::Overwrite => Opened::Sets(Box::new(unit.open_sets_reader(&task.region, &options)?)),
+        Mode::Append => Opened::Log(Box::new(unit.open_log_backup(
+            &task.region,
+            false,
+            &options,
+        )?)),
     })
 }
 

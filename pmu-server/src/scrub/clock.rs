@@ -102,3 +102,60 @@ impl Pace {
         !stop.is_given()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Passes where somebody pauses, and where bytes are copied.
+    #[derive(Default)]
+    struct Fake(Mutex<Duration>);
+
+    impl Clock for Fake {
+        fn date(&self) -> SystemTime {
+            SystemTime::UNIX_EPOCH + self.elapsed()
+        }
+
+        fn elapsed(&self) -> Duration {
+            *self.0.lock()
+        }
+
+        fn pause(&self, time: Duration, _: &Stop) {
+            *self.0.lock() += time;
+        }
+    }
+
+    #[test]
+    fn b07_no_more_is_read_than_the_rate_allows_at_any_time() {
+        let (clock, stop) = (Fake::default(), Stop::default());
+        let (rate, step) = (1_000_000, 300_000);
+        let mut pace = Pace::new(rate);
+        let mut read = 0;
+        for index in 0..100 {
+            assert!(pace.take(step, &clock, &stop));
+            read += step;
+            let allowed = (clock.elapsed().as_secs_f64() * rate as f64) as u64 + step;
+            assert!(read <= allowed, "{read} of {allowed}");
+            // What was not used of an idle time is not made up for.
+            if index % 10 == 9 {
+                clock.pause(Duration::from_secs(20), &stop);
+            }
+        }
+        // Nor is it slower than it may be.
+        assert!(clock.elapsed() <= Duration::from_secs(30 + 10 * 20));
+    }
+
+    #[test]
+    fn b07_the_sign_to_stop_ends_a_pause_at_once() {
+        let stop = std::sync::Arc::new(Stop::default());
+        let giver = std::sync::Arc::clone(&stop);
+        let clock = SystemClock::default();
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(move || giver.give());
+            clock.pause(Duration::from_secs(600), &stop);
+        });
+        assert!(stop.is_given() && begun.elapsed() < Duration::from_secs(60));
+        assert!(!Pace::new(1).take(1, &clock, &stop));
+    }
+}

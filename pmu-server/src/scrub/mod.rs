@@ -269,8 +269,8 @@ impl Worker {
         let checked = verify::check(&mut || {
             let parts = source.parts(&reading).map_err(ClientError::Fabric)?;
             Ok(match source.entry.mode {
-                Mode::Overwrite => Opened::Sets(SetReader::over(parts)?),
-                Mode::Append => Opened::Log(LogBackup::over(parts)?),
+                Mode::Overwrite => Opened::Sets(Box::new(SetReader::over(parts)?)),
+                Mode::Append => Opened::Log(Box::new(LogBackup::over(parts)?)),
             })
         });
         // What was erased meanwhile is not damaged.
