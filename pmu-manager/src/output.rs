@@ -711,7 +711,6 @@ mod tests {
             grants: vec![],
             open_sessions: vec![],
             scrub: None,
-            scrub: None,
             spread: None,
             placement: None,
         };
@@ -737,14 +736,15 @@ mod tests {
             extents: vec![],
             grants: vec![],
             open_sessions: vec![],
+            scrub: None,
             spread: None,
             placement: None,
         };
         assert_eq!(
             names(serde_json::to_value(details).unwrap()),
             "capacity_bytes created_at_s epoch extents grants layout length_bytes mode need \
-             open_sessions placement pool region region_id ring_bytes sessions sets_kept \
-             spread state unit virtual_address writer"
+             open_sessions placement pool region region_id ring_bytes scrub sessions \
+             sets_kept spread state unit virtual_address writer"
         );
         let failure = Failure {
             error: String::new(),
