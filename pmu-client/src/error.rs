@@ -275,6 +275,17 @@ impl ClientError {
         }
     }
 
+    /// The region's epoch and the own one, of a primary that was fenced.
+    pub(crate) fn fence(&self) -> Option<(Epoch, Epoch)> {
+        match self {
+            Self::Fenced {
+                epoch, own_epoch, ..
+            } => Some((*epoch, *own_epoch)),
+            Self::UnknownOutcome { cause, .. } => cause.fence(),
+            _ => None,
+        }
+    }
+
     /// True if what was being stored may nevertheless be durable.
     #[must_use]
     pub const fn outcome_is_unknown(&self) -> bool {

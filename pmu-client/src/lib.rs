@@ -72,7 +72,8 @@ pub use log::{
     Ticket,
 };
 pub use options::{
-    ConnectOptions, OpenOptions, PersistenceChoice, ProviderChoice, STAGING_BYTES_DEFAULT,
+    ConnectOptions, OpenOptions, PersistenceChoice, ProviderChoice, REJOIN_DEFAULT,
+    STAGING_BYTES_DEFAULT,
     STAGING_BYTES_MIN, Timeouts,
 };
 pub use pmu_auth::Identity;

@@ -144,7 +144,14 @@ pub struct OpenOptions {
     /// Registered memory through which bytes that are not registered themselves pass. More allows more in flight; what fits the
     /// processor's cache is fastest.
     pub staging_bytes: usize,
+    /// Regions over several units: how long after a primary has missed a unit it first tries to connect to it again, beside its commits;
+    /// after each try twice as long, up to half a minute. A unit that was reached is taken in when the next set or record begins. None:
+    /// only when the program asks for it.
+    pub rejoin: Option<Duration>,
 }
+
+/// The default of [`OpenOptions::rejoin`].
+pub const REJOIN_DEFAULT: Duration = Duration::from_secs(1);
 
 impl Default for OpenOptions {
     fn default() -> Self {
@@ -153,6 +160,7 @@ impl Default for OpenOptions {
             persistence: PersistenceChoice::default(),
             timeouts: Timeouts::default(),
             staging_bytes: STAGING_BYTES_DEFAULT,
+            rejoin: Some(REJOIN_DEFAULT),
         }
     }
 }
@@ -189,6 +197,13 @@ impl OpenOptions {
     #[must_use]
     pub fn staging_bytes(mut self, bytes: usize) -> Self {
         self.staging_bytes = bytes;
+        self
+    }
+
+    /// Sets when units that are missing are called again, if at all.
+    #[must_use]
+    pub fn rejoin(mut self, first_pause: Option<Duration>) -> Self {
+        self.rejoin = first_pause;
         self
     }
 

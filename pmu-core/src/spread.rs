@@ -8,7 +8,7 @@
 //!   its writer between two of them. No share of it is overwritten before the next set but one.
 //! * Of any [`Quorum::units_to_decide`] members at least one has published the newest acknowledged
 //!   set. With fewer, nobody can tell a member that missed it from one that didn't.
-//! * A fence that reached as many leaves a writer without the members for one more commit.
+//! * A fence that reached as many leaves a writer without the members for one more commit. It takes none of them back ([`Tenure`]).
 //!
 //! A writer that was fenced on some members can still publish on the others what it had prepared, without ever acknowledging it.
 //! Therefore each writer has a **term** ([`Newest`]), and what a member has published counts only if no member that answers knows of a
@@ -16,8 +16,10 @@
 
 mod log;
 mod quorum;
+mod tenure;
 mod term;
 
 pub use log::cursor_of;
 pub use quorum::{Quorum, TooFewUnits};
+pub use tenure::Tenure;
 pub use term::{Newest, Stand, StandError, TermOpening};

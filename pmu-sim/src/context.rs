@@ -1,7 +1,7 @@
 //! What a simulated program can do: run, sleep, ask units, and open regions for the real client.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pmu_client::{ClientError, FenceReport, Parts, RegionInfo, SessionControl, Timeouts};
 use pmu_fabric::Limits;
@@ -62,6 +62,10 @@ impl Context {
 
     pub(crate) fn sleep(&self, how_long: Duration) {
         self.world.wait(self.me, Wait::Time, Some(how_long));
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.world.now(self.me)
     }
 
     /// Does something with everything that is simulated.

@@ -1,6 +1,7 @@
 //! The way to simulated units, for regions that are spread over several.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use pmu_client::{ClientError, FenceReport, OpenOptions, Parts, Reach, ReachedUnit, RegionInfo};
 use pmu_format::{Member, Mode};
@@ -44,6 +45,15 @@ impl Reach for SimReach {
             let next = self.0.draw(|random| random.below(left.len() as u64));
             work(left.swap_remove(next as usize));
         }
+    }
+
+    /// Before it returns: the program has one turn, and goes on with it.
+    fn beside(&self, work: Box<dyn FnOnce() + Send>) {
+        work();
+    }
+
+    fn now(&self) -> Instant {
+        self.0.now()
     }
 
     fn random(&self) -> Result<[u8; 16], ClientError> {

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use pmu_core::spread::Tenure;
+use pmu_format::Epoch;
+
 use crate::error::{ClientError, Result};
 use crate::sets::SetPrimary;
 use crate::spread::{Spread, SpreadPrimary, generation};
@@ -21,6 +24,29 @@ impl Spread {
             .max_by_key(generation)?;
         Self::over(&later, std::sync::Arc::clone(&self.reach)).ok()
     }
+
+    /// [`ClientError::Fenced`] if as many members were fenced, or opened by somebody else, as a take-over fences. `epochs` are the own ones on
+    /// members that work: those that have not told yet are asked.
+    pub(super) fn taken_over(
+        &self,
+        tenure: &Tenure,
+        epochs: &[Option<Epoch>],
+    ) -> Option<ClientError> {
+        let asked = self.on_each(|member, index| {
+            let own = epochs[index]?;
+            let now = self.describe(member).ok()?.1.epoch;
+            (now > own).then_some((now, own))
+        });
+        let told = tenure.lost().map(|(_, epoch, own)| (epoch, own));
+        let fenced: Vec<_> = told.chain(asked.into_iter().flatten()).collect();
+        self.quorum.check_fence(fenced.len()).ok()?;
+        let (epoch, own_epoch) = *fenced.first()?;
+        Some(ClientError::Fenced {
+            region: self.name.as_ref().into(),
+            epoch,
+            own_epoch,
+        })
+    }
 }
 
 impl SpreadPrimary {
@@ -35,10 +61,7 @@ impl SpreadPrimary {
             Ok(true) => ClientError::MembersChanged {
                 region: self.spread.name.as_ref().into(),
             },
-            Ok(false) if error.is_fenced() && !self.is_taken_over() => {
-                self.check_commit().err().unwrap_or(error)
-            }
-            Ok(false) => error,
+            Ok(false) => self.or_taken_over(error),
             Err(other) => {
                 tracing::warn!(region = %self.spread.name, error = %other, "the members were changed, and the region can't be opened anew");
                 match other {
@@ -49,21 +72,15 @@ impl SpreadPrimary {
         }
     }
 
-    /// Whether so many members were fenced as a take-over fences: fewer were only taken away from this primary, to be worked on.
-    fn is_taken_over(&self) -> bool {
-        let members = self.members.iter();
-        let own: Vec<_> = members
-            .map(|member| member.as_ref().ok().map(SetPrimary::epoch))
-            .collect();
-        // Those that have not told yet are asked.
-        let spread = &self.spread;
-        let fenced = spread.on_each(|member, index| {
-            let now = own[index].and_then(|_| spread.describe(member).ok());
-            now.is_some_and(|(_, info)| Some(info.epoch) > own[index])
-        });
-        let known = self.fenced.count_ones() as usize;
-        let fenced = known + fenced.into_iter().filter(|fenced| *fenced).count();
-        self.spread.quorum.check_fence(fenced).is_ok()
+    /// A fence on fewer members than a take-over fences has only taken them away from this primary, to be worked on.
+    fn or_taken_over(&self, error: ClientError) -> ClientError {
+        let epochs = self.members.iter().map(|member| member.as_ref().ok().map(SetPrimary::epoch));
+        let taken_over = self.spread.taken_over(&self.tenure, &epochs.collect::<Vec<_>>());
+        match (taken_over, error.is_fenced()) {
+            (Some(fenced), false) => fenced,
+            (None, true) => self.check_commit().err().unwrap_or(error),
+            _ => error,
+        }
     }
 
     /// Opens the region anew if its members were changed; false if they were not, or another primary has taken over.

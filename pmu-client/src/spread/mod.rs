@@ -5,18 +5,21 @@
 //! have published it, in two steps (`pmu_core::spread`): a writer that dies between two units leaves the last set as it was, and no mixture.
 //!
 //! [`SpreadPrimary`] goes on while units fail, down to the region's minimum; receipts name the units that hold the set. [`SpreadReader`]
-//! reconstructs what missing units held. A unit that returns gets whole sets again from the next commit on after
-//! [`SpreadPrimary::rejoin`] (or a new opening), and is never believed for what it missed.
+//! reconstructs what missing units held. A unit that returns is taken back by itself ([`crate::OpenOptions::rejoin`]): it gets whole sets
+//! again from the next commit on, and is never believed for what it missed.
 
 mod assembly;
 mod change;
 mod copy;
+mod fence;
 mod log;
 mod primary;
 mod put;
 mod reach;
 mod reader;
 pub mod rebuild;
+mod rejoin;
+mod returns;
 pub mod scrub;
 mod share;
 mod source;
@@ -360,30 +363,6 @@ impl Spread {
     /// The units that did not answer when the region was found.
     pub fn missing(&self) -> impl Iterator<Item = &MissingUnit> {
         self.units.iter().filter_map(|unit| unit.as_ref().err())
-    }
-
-    /// Takes the right to write from whoever has it, on all units that answer. When this returns `Ok`, no earlier primary can complete a
-    /// commit any more.
-    ///
-    /// # Errors
-    /// [`ClientError::TooFewUnits`]: fewer were fenced than it takes; the ones that were stay fenced. [`ClientError::NoGrant`].
-    pub fn fence(&self) -> Result<SpreadFence> {
-        let mut done = SpreadFence {
-            fenced: Vec::new(),
-            missing: Vec::new(),
-        };
-        let answers =
-            self.on_each_unit(|unit| Ok((Arc::<str>::from(unit.name()), unit.fence(&self.name)?)));
-        for answer in answers {
-            match answer {
-                Ok(fenced) => done.fenced.push(fenced),
-                Err(failed) => done.missing.push(failed.or_grant()?),
-            }
-        }
-        self.quorum
-            .check_fence(done.fenced.len())
-            .map_err(|what| self.too_few(what, &done.missing))?;
-        Ok(done)
     }
 
     fn too_few<'a>(

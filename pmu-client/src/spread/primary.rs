@@ -3,7 +3,7 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use pmu_core::spread::{Newest, TermOpening, TooFewUnits};
+use pmu_core::spread::{Newest, Tenure, TermOpening, TooFewUnits};
 use pmu_fabric::Counters;
 use pmu_format::{Epoch, Label, Mode, SetNumber, ShareTrailer, Term};
 use pmu_proto::v1::SessionRole;
@@ -16,9 +16,11 @@ use crate::sets::SetSink;
 use crate::sets::primary::SetPrimary;
 use crate::sets::primary::member::{OpenedMember, PreparedShare};
 use crate::spread::put::SpreadPut;
+use crate::spread::rejoin::Called;
+use crate::spread::returns::Returns;
 use crate::spread::source::Source;
 use crate::spread::{
-    MissingUnit, ReachedUnit, Spread, SpreadFence, SpreadRead, TRAILER_BYTES, missing, too_few,
+    MissingUnit, Spread, SpreadFence, SpreadRead, TRAILER_BYTES, missing, too_few,
 };
 
 /// Stores checkpoints on all units of a spread region that can be reached, and goes on while units fail.
@@ -40,8 +42,9 @@ pub struct SpreadPrimary {
     gathered: Vec<u8>,
     proofs: Arc<[UnitProof]>,
     pub(super) ended: bool,
-    /// The members that were given up because somebody fenced them, one bit for each.
-    pub(super) fenced: u32,
+    /// What was granted on each member.
+    pub(super) tenure: Tenure,
+    pub(super) returns: Returns<Called<OpenedMember>>,
 }
 
 /// What a take-over did.
@@ -166,7 +169,7 @@ impl Spread {
         Ok(started.collect())
     }
 
-    fn propose(&self, opened: &mut OpenedMember, newest: &Newest) -> Result<TermOpening> {
+    pub(super) fn propose(&self, opened: &mut OpenedMember, newest: &Newest) -> Result<TermOpening> {
         let membership = &self.membership;
         let opening = opened
             .stand
@@ -219,12 +222,19 @@ impl SpreadPrimary {
             attempt: 0,
             proofs: Arc::from([]),
             ended: false,
-            fenced: 0,
+            tenure: Tenure::new(members.len()),
+            returns: Returns::new(members.len(), options.rejoin),
             spread,
             options,
             members,
             newest,
         };
+        for (index, member) in primary.members.iter().enumerate() {
+            if let Ok(member) = member {
+                let (region, epoch) = member.grant();
+                primary.tenure.hold(index, region, epoch);
+            }
+        }
         primary.check_commit()?;
         primary.collect_proofs();
         Ok(primary)
@@ -288,6 +298,7 @@ impl SpreadPrimary {
             });
         }
         let placement = self.placement(bytes.unwrap_or(capacity))?;
+        self.look_for_returns();
         if let Err(error) = self.check_commit() {
             return Err(self.give_set_up(error));
         }
@@ -345,6 +356,10 @@ impl SpreadPrimary {
         }
         let error = self.or_changed(error);
         self.ended |= error.is_fenced();
+        if self.ended {
+            // Its heir shall not find it in its way.
+            self.returns.stop();
+        }
         error
     }
 
@@ -483,7 +498,7 @@ impl SpreadPrimary {
     }
 
     /// The same while publishing: from there on nothing ends early.
-    fn with_published<T>(
+    pub(super) fn with_published<T>(
         &mut self,
         index: usize,
         work: impl FnOnce(&mut SetPrimary) -> Result<T>,
@@ -501,51 +516,10 @@ impl SpreadPrimary {
     fn give_up(&mut self, index: usize, error: &ClientError) {
         let member = &self.spread.membership.members[index];
         tracing::warn!(unit = %member.unit, region = %self.spread.name, %error, "a unit is given up");
-        self.fenced |= u32::from(error.is_fenced()) << index;
+        if let Some((epoch, _)) = error.fence() {
+            self.tenure.raised(index, epoch);
+        }
         self.members[index] = Err(missing(member, error));
-    }
-
-    /// Connects again to units that were missing or given up. Each takes part in the next commit: from then on it holds the newest set.
-    /// Gives how many came back.
-    ///
-    /// # Errors
-    /// None but those that no unit can make good: [`ClientError::NoGrant`], [`ClientError::WriterExists`] (another primary took over).
-    pub fn rejoin(&mut self) -> Result<usize> {
-        let mut back = 0;
-        if self.check_commit().is_err() && !self.ended {
-            self.follow_change()?;
-        }
-        for index in 0..self.members.len() {
-            if self.members[index].is_ok() {
-                continue;
-            }
-            let member = &self.spread.membership.members[index];
-            let opened = self.spread.connect(member).and_then(|unit| {
-                let joined = self.join(unit.as_ref());
-                joined.map_err(|error| missing(member, &error))
-            });
-            if opened.is_ok() {
-                back += 1;
-                self.fenced &= !(1 << index);
-            }
-            self.members[index] = opened;
-        }
-        self.collect_proofs();
-        Ok(back)
-    }
-
-    fn join(&self, unit: &dyn ReachedUnit) -> Result<SetPrimary> {
-        let name = &self.spread.name;
-        let parts = unit.open(name, SessionRole::Primary, Mode::Overwrite, &self.options)?;
-        self.spread.check_opened(&parts)?;
-        let mut opened = OpenedMember::look(parts, self.spread.membership.id)?;
-        if opened.stand.highest > self.newest.term() {
-            return Err(ClientError::Protocol(
-                "it knows of a later primary than this one".into(),
-            ));
-        }
-        let opening = self.spread.propose(&mut opened, &self.newest)?;
-        opened.start(&opening, self.newest.set())
     }
 
     fn next_number(&self) -> SetNumber {
@@ -580,7 +554,7 @@ impl SpreadPrimary {
             .map_err(|what| too_few(&self.spread.name, what, self.missing()))
     }
 
-    fn collect_proofs(&mut self) {
+    pub(super) fn collect_proofs(&mut self) {
         let alive = self.members.iter().flatten().map(SetPrimary::unit);
         // As many others may have taken the place of those that were lost.
         if !alive.eq(self.proofs.iter()) {

@@ -20,6 +20,21 @@ pub trait Reach: Send + Sync {
     /// Calls `work` with 0 to `count` - 1, all at one time where that helps, and returns when each has ended.
     fn at_once(&self, count: usize, work: &(dyn Fn(usize) + Sync));
 
+    /// Does something beside the caller, who goes on meanwhile: on a thread of its own. A simulator may do it before it returns.
+    fn beside(&self, work: Box<dyn FnOnce() + Send>) {
+        let spawned = std::thread::Builder::new()
+            .name("pmu-rejoin".into())
+            .spawn(work);
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread to connect to a missing unit");
+        }
+    }
+
+    /// The time by which attempts to connect again are spaced.
+    fn now(&self) -> std::time::Instant {
+        std::time::Instant::now()
+    }
+
     /// Lets some time pass.
     fn pause(&self, time: std::time::Duration) {
         std::thread::sleep(time);

@@ -4,6 +4,7 @@ mod model;
 pub(super) mod programs;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use pmu_client::{ClientError, Layout, OpenOptions, RegionInfo, SetChoice, Spread};
@@ -137,10 +138,13 @@ fn draw_region(random: &mut Random) -> Option<(Vec<RegionInfo>, Site)> {
     Some((infos.collect(), site))
 }
 
-pub(super) fn options() -> OpenOptions {
+/// Primaries call units that are missing by themselves, or leave it to the program.
+pub(super) fn options(context: &Context) -> OpenOptions {
+    let rejoin = context.draw(|random| random.pick(&[None, Some(10), Some(1000)]));
     OpenOptions::new()
         .staging_bytes(STAGING_BYTES)
         .timeouts(timeouts())
+        .rejoin(rejoin.map(Duration::from_micros))
 }
 
 impl Site {

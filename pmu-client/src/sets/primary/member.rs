@@ -3,7 +3,7 @@
 use pmu_core::WordWrite;
 use pmu_core::commit::SetOpening;
 use pmu_core::spread::{Stand, TermOpening};
-use pmu_format::{Label, RegionPiece, SetGeometry, SetNumber, SpreadId};
+use pmu_format::{Epoch, Label, RegionId, RegionPiece, SetGeometry, SetNumber, SpreadId};
 
 use super::{SetPrimary, flush, flushed_range, without};
 use crate::error::{Attempt, ClientError, Result};
@@ -33,6 +33,11 @@ impl OpenedMember {
             desk,
             stand,
         })
+    }
+
+    /// The region that was opened, and the epoch of the grant.
+    pub(crate) fn grant(&self) -> (RegionId, Epoch) {
+        (self.region.info.id, self.region.epoch)
     }
 
     /// Makes a term durable here, without anything counting by it.
@@ -66,6 +71,27 @@ pub(crate) struct PreparedShare {
 }
 
 impl SetPrimary {
+    /// The region that was opened, and the epoch of the grant.
+    pub(crate) fn grant(&self) -> (RegionId, Epoch) {
+        (self.region.info.id, self.region.epoch)
+    }
+
+    /// Asks whether this member is held still, by a read through its windows. No share is in progress.
+    pub(crate) fn ask_held(&mut self) -> Result<Posted> {
+        let address = self.region.address(self.writer.geometry().publish_offset().get());
+        let word = self.metadata.slice(0, 8);
+        let posted = self.outbox.post(&mut self.region.link, |chain| {
+            chain.read(address, word);
+        });
+        posted.map_err(|error| self.region.error(error))
+    }
+
+    /// Waits for the answer: it was held when it was asked.
+    pub(crate) fn wait_held(&mut self, asked: Posted) -> Result<()> {
+        let done = self.region.link.wait_for(asked.last);
+        done.map_err(|error| self.region.error(error))
+    }
+
     /// Begins a share; without a length it may become as long as there is room.
     pub(crate) fn begin_share(&mut self, bytes: Option<u64>, label: Label) -> Result<()> {
         self.start_set(bytes, label)

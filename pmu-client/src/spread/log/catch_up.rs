@@ -77,11 +77,26 @@ fn data_shard(record: &[u8], index: usize, shard_bytes: usize) -> &[u8] {
     &record[begin..end]
 }
 
+/// Who helps to bring a member up: the names of all, and what reads and computes their records.
+pub(super) struct Helpers<'a> {
+    pub(super) names: &'a Names<'a>,
+    pub(super) reader: &'a mut ShardReader,
+    pub(super) shards: &'a mut Shards,
+}
+
 /// What a member needs to be brought up to.
 pub(super) struct Goal<'a> {
     pub(super) newest: &'a Newest,
     pub(super) cursor: LogPosition,
-    pub(super) opening: &'a TermOpening,
+}
+
+/// How far a member has been brought up, which doesn't take part yet. What it has been given is durable, and nothing of it counts.
+#[derive(Debug)]
+pub(super) struct Climb {
+    out: Out,
+    position: u64,
+    /// What it has prepared is as it should be up to where it broke off, and stays: others may depend on it.
+    prepared: bool,
 }
 
 /// Brings a member that has the proposal up to the end of the committed log, and makes it take the term.
@@ -91,45 +106,110 @@ pub(super) struct Goal<'a> {
 pub(super) fn bring_up(
     seats: &mut [Seat],
     index: usize,
-    names: &Names<'_>,
-    reader: &mut ShardReader,
-    shards: &mut Shards,
+    helpers: &mut Helpers<'_>,
     goal: &Goal<'_>,
+    opening: &TermOpening,
 ) -> Result<Out> {
-    let end = goal.newest.committed;
-    let seat = own(seats, index)?;
-    let from = seat.own_to.max(goal.cursor.get()).min(end);
-    // What it has prepared is as it should be up to where it broke off, and stays: others may depend on it.
-    let mut prepared = seat.valid_to > from;
-    let mut out = Out::new(seat, end)?;
-    let mut position = from;
-    while position < end {
-        let found = reader.read(seats, names, goal.newest, position, end)?;
-        prepared = prepared && reader.holds(seats, names, index, &found);
-        if prepared {
-            position = found.end;
-            continue;
-        }
-        let place = Place {
-            position: LogPosition(position),
-            continues: found.continues,
-        };
-        let share = RecordShare {
-            own_index: index as u8,
-            ..found.share
-        };
-        let shard_bytes = share.shard_bytes() as usize;
-        shards.encode(&reader.record, shard_bytes)?;
-        let shard = shards.of(&reader.record, index, shard_bytes);
-        out.place(own(seats, index)?, place, &share, shard)?;
-        position = found.end;
+    let mut climb = Climb::begin(own(seats, index)?, goal)?;
+    climb.climb(seats, index, helpers, goal, u64::MAX)?;
+    climb.finish(own(seats, index)?, goal, opening)
+}
+
+impl Climb {
+    /// The member was judged by `goal.newest`.
+    pub(super) fn begin(seat: &mut LogSeat, goal: &Goal<'_>) -> Result<Self> {
+        let end = goal.newest.committed;
+        let position = seat.own_to.max(goal.cursor.get()).min(end);
+        Ok(Self {
+            out: Out::new(seat, position)?,
+            position,
+            prepared: seat.valid_to > position,
+        })
     }
-    let seat = own(seats, index)?;
-    take_part(seat, &mut out, from, end, goal.opening)?;
-    seat.stand.record = TermRecord::decode(&goal.opening.record).ok();
-    seat.stand.published = end;
-    seat.is_up(end);
-    Ok(out)
+
+    /// Bytes of the log that it still lacks.
+    pub(super) fn lacks_bytes(&self, end: u64) -> u64 {
+        end.saturating_sub(self.position)
+    }
+
+    /// Gives the member what it misses, up to the end of the committed log, or until that were `bytes_max` of the log and a record more. It is
+    /// durable when this returns.
+    ///
+    /// # Errors
+    /// As [`bring_up`].
+    pub(super) fn climb(
+        &mut self,
+        seats: &mut [Seat],
+        index: usize,
+        helpers: &mut Helpers<'_>,
+        goal: &Goal<'_>,
+        bytes_max: u64,
+    ) -> Result<()> {
+        let end = goal.newest.committed;
+        // What was cleared meanwhile, nobody reads any more.
+        self.position = self.position.max(goal.cursor.get()).min(end);
+        let from = self.position;
+        while self.position < end && self.position - from < bytes_max {
+            self.copy_record(seats, index, helpers, goal)?;
+        }
+        if self.position == from {
+            return Ok(());
+        }
+        let seat = own(seats, index)?;
+        let missed = seat.geometry.pieces(LogPosition(from), self.position - from);
+        self.out.send(seat, Some((missed, self.position)), None)?;
+        while self.out.is_busy() {
+            self.out.wait_oldest(seat)?;
+        }
+        Ok(())
+    }
+
+    fn copy_record(
+        &mut self,
+        seats: &mut [Seat],
+        index: usize,
+        helpers: &mut Helpers<'_>,
+        goal: &Goal<'_>,
+    ) -> Result<()> {
+        let (names, end) = (helpers.names, goal.newest.committed);
+        let found = helpers
+            .reader
+            .read(seats, names, goal.newest, self.position, end)?;
+        self.prepared = self.prepared && helpers.reader.holds(seats, names, index, &found);
+        if !self.prepared {
+            let place = Place {
+                position: LogPosition(self.position),
+                continues: found.continues,
+            };
+            let share = RecordShare {
+                own_index: index as u8,
+                ..found.share
+            };
+            let shard_bytes = share.shard_bytes() as usize;
+            let record = &helpers.reader.record;
+            helpers.shards.encode(record, shard_bytes)?;
+            let shard = helpers.shards.of(record, index, shard_bytes);
+            self.out.place(own(seats, index)?, place, &share, shard)?;
+        }
+        self.position = found.end;
+        Ok(())
+    }
+
+    /// The member has everything: it takes the term.
+    pub(super) fn finish(
+        mut self,
+        seat: &mut LogSeat,
+        goal: &Goal<'_>,
+        opening: &TermOpening,
+    ) -> Result<Out> {
+        let end = goal.newest.committed;
+        take_part(seat, end, opening)?;
+        seat.stand.record = TermRecord::decode(&opening.record).ok();
+        seat.stand.published = end;
+        seat.is_up(end);
+        self.out.stands_at(end);
+        Ok(self.out)
+    }
 }
 
 fn own(seats: &mut [Seat], index: usize) -> Result<&mut LogSeat> {
@@ -138,22 +218,12 @@ fn own(seats: &mut [Seat], index: usize) -> Result<&mut LogSeat> {
         .map_err(|missing| ClientError::Protocol(missing.reason.clone()))
 }
 
-/// The records durable, then the tail, then the epoch, then the term. A member that dies in between has as much as it says.
-fn take_part(
-    seat: &mut LogSeat,
-    out: &mut Out,
-    from: u64,
-    end: u64,
-    opening: &TermOpening,
-) -> Result<()> {
-    if end > from {
-        let missed = seat.geometry.pieces(LogPosition(from), end - from);
-        out.send(seat, Some((missed, end)), None)?;
-    }
-    while out.is_busy() {
-        out.wait_oldest(seat)?;
-    }
+/// The records are durable. What the member has published and doesn't count is taken back; then it takes the term, and then its tail says what
+/// it has. A member that dies in between has as much as it says, and its vote.
+fn take_part(seat: &mut LogSeat, end: u64, opening: &TermOpening) -> Result<()> {
     let epoch = seat.region.epoch;
+    let own_to = seat.own_to.min(end);
+    let lowered = (seat.stand.published > own_to).then_some((LOG_TAIL_OFFSET, own_to));
     let posted = seat.post_chain(|chain, base| {
         let cursor = RegionPiece {
             offset: LOG_CURSOR_OFFSET,
@@ -161,11 +231,13 @@ fn take_part(
         };
         // Its last change may be visible without being durable.
         add_flush(chain, base, cursor);
-        let words = [(LOG_TAIL_OFFSET, end), (LOG_EPOCH_OFFSET, epoch.get())];
-        for (offset, value) in words {
+        if let Some((offset, value)) = lowered {
             add_word(chain, base, WordWrite { offset, value });
         }
         add_word(chain, base, opening.term);
+        for (offset, value) in [(LOG_TAIL_OFFSET, end), (LOG_EPOCH_OFFSET, epoch.get())] {
+            add_word(chain, base, WordWrite { offset, value });
+        }
     })?;
     seat.wait(posted)
 }

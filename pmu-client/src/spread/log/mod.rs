@@ -37,7 +37,7 @@ impl Spread {
     }
 
     /// This region without its connections: enough to connect to a member later.
-    fn apart(&self) -> Self {
+    pub(super) fn apart(&self) -> Self {
         Self {
             name: std::sync::Arc::clone(&self.name),
             membership: std::sync::Arc::clone(&self.membership),

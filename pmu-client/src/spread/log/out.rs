@@ -63,6 +63,11 @@ impl Out {
         })
     }
 
+    /// The member has everything up to `end`, published.
+    pub(super) fn stands_at(&mut self, end: u64) {
+        (self.prepared, self.published, self.tail_sent) = (end, end, end);
+    }
+
     /// Bytes gathered and not yet sent.
     pub(super) fn bytes(&self) -> u64 {
         self.outbox.bytes()

@@ -13,7 +13,7 @@ use pmu_core::WordWrite;
 use pmu_core::log::{
     AppendError, Batch, CursorSeen, LogWriter, Payload, PublishError, PublishId, Record, RecordMark,
 };
-use pmu_core::spread::{Newest, TooFewUnits};
+use pmu_core::spread::{Newest, Tenure, TooFewUnits};
 use pmu_fabric::Counters;
 use pmu_format::{
     CursorPair, Epoch, LOG_TAIL_OFFSET, LogPosition, Pieces, RECORD_SHARE_BYTES, RecordShare,
@@ -23,6 +23,7 @@ use pmu_format::{
 use super::catch_up::Shards;
 use super::out::{Out, Place};
 use super::seat::{LogSeat, Seat};
+use rejoin::Recruit;
 use super::shards::{FoundRecord, ShardReader};
 use crate::error::{Attempt, ClientError, Result};
 use crate::log::Ticket;
@@ -31,6 +32,8 @@ use crate::log::primary::{
 };
 use crate::options::OpenOptions;
 use crate::receipt::{Receipt, Stored, UnitProof};
+use crate::spread::rejoin::Called;
+use crate::spread::returns::Returns;
 use crate::spread::{MissingUnit, Spread};
 
 const SHARE: u64 = RECORD_SHARE_BYTES as u64;
@@ -66,8 +69,11 @@ pub struct SpreadLogPrimary {
     /// The highest tail that any member was sent.
     tail_sent: u64,
     proofs: Arc<[UnitProof]>,
-    /// The epoch of a unit that was given up because somebody fenced it, and our own there.
-    fenced: Option<(Epoch, Epoch)>,
+    /// What was granted on each member.
+    tenure: Tenure,
+    returns: Returns<Called<LogSeat>>,
+    /// A member that was reached again and gets what it missed.
+    recruit: Option<Recruit>,
     ended: bool,
 }
 
@@ -145,7 +151,10 @@ impl SpreadLogPrimary {
     fn submit_within(&mut self, records: &[&[u8]], patience: Duration) -> Result<Ticket> {
         self.check_open()?;
         self.look_for_completions()?;
-        self.check_commit()?;
+        self.look_for_returns()?;
+        if let Err(few) = self.check_commit() {
+            return Err(self.failed(few));
+        }
         self.make_room(records, patience)?;
         let from = self.submitted;
         let last = records.len() - 1;
@@ -553,11 +562,8 @@ impl SpreadLogPrimary {
             Ok(done) => Ok(Some(done)),
             Err(error) => {
                 self.outs[index] = None;
-                if let ClientError::Fenced {
-                    epoch, own_epoch, ..
-                } = error
-                {
-                    self.fenced = Some((epoch, own_epoch));
+                if let Some((epoch, _)) = error.fence() {
+                    self.tenure.raised(index, epoch);
                 }
                 self.spread.names().give_up(&mut self.seats, index, &error);
                 match self.check_commit() {
@@ -570,19 +576,18 @@ impl SpreadLogPrimary {
 
     /// Too few members are left: what that means for records that are not acknowledged.
     fn failed(&mut self, few: ClientError) -> ClientError {
-        let cause = match self.fenced {
-            Some((epoch, own_epoch)) => ClientError::Fenced {
-                region: self.spread.name.as_ref().into(),
-                epoch,
-                own_epoch,
-            },
-            None => few,
-        };
+        let seats = self.seats.iter();
+        let epochs = seats.map(|seat| seat.as_ref().ok().map(|seat| seat.region.epoch));
+        let epochs: Vec<_> = epochs.collect();
+        let cause = self.spread.taken_over(&self.tenure, &epochs).unwrap_or(few);
         self.ended |= cause.is_fenced() || self.submitted > self.acknowledged();
         if !self.ended {
             return cause;
         }
         self.writer.fail();
+        // Its heir shall not find it in its way.
+        self.returns.stop();
+        self.recruit = None;
         let from = self.acknowledged();
         if self.tail_sent <= from.get() {
             // No member has published any of them.

@@ -3,7 +3,8 @@
 use pmu_core::spread::{Newest, Stand, TermOpening};
 use pmu_fabric::Chain;
 use pmu_format::{
-    CursorPair, LOG_CURSOR_OFFSET, LogGeometry, LogPosition, PAGE_BYTES, PAGE_PAIR_BYTES, SpreadId,
+    CursorPair, Epoch, LOG_CURSOR_OFFSET, LogGeometry, LogPosition, PAGE_BYTES, PAGE_PAIR_BYTES,
+    RegionId, SpreadId,
 };
 
 use crate::error::{ClientError, Result};
@@ -80,6 +81,11 @@ impl LogSeat {
         let posted = seat.post_look()?;
         seat.take_look(posted, id)?;
         Ok(seat)
+    }
+
+    /// The region that was opened, and the epoch of the grant.
+    pub(super) fn grant(&self) -> (RegionId, Epoch) {
+        (self.region.info.id, self.region.epoch)
     }
 
     /// Asks for the publish page, twice, and for the cursor.

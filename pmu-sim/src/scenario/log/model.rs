@@ -29,6 +29,8 @@ struct Attempt {
     /// Its batch goes on with the next record.
     continues: bool,
     ending: Ending,
+    /// Submitted after its primary had been fenced.
+    too_late: bool,
 }
 
 /// A record as it was handed out.
@@ -55,6 +57,8 @@ pub(crate) struct LogModel {
     clearing: u64,
     /// Epoch of each primary that was opened, and the position that it went on from.
     opened: Vec<(u64, u64)>,
+    /// Primaries of this epoch or a lower one are fenced.
+    fenced: u64,
 }
 
 /// The payload of attempt `id`.
@@ -88,6 +92,7 @@ impl LogModel {
             length,
             continues,
             ending: Ending::None,
+            too_late: epoch <= self.fenced,
         });
         self.attempts.len() as u64
     }
@@ -118,7 +123,14 @@ impl LogModel {
         to: u64,
     ) -> Result<(), String> {
         for id in ids {
-            self.attempts[*id as usize - 1].ending = Ending::Acknowledged;
+            let attempt = &mut self.attempts[*id as usize - 1];
+            attempt.ending = Ending::Acknowledged;
+            if attempt.too_late {
+                return Err(format!(
+                    "record {id} of epoch {} is acknowledged, and was submitted after a fence",
+                    attempt.epoch
+                ));
+            }
         }
         self.acknowledged = self.acknowledged.max(to);
         self.floor = self.floor.max(to);
@@ -264,6 +276,15 @@ impl LogModel {
                 Some(attempt) => self.check_epoch(&attempt, *position),
                 None => Ok(()),
             })
+    }
+
+    /// The highest epoch of a primary that was opened: what a fence that begins now ends.
+    pub(crate) fn newest_epoch(&self) -> u64 {
+        self.opened.iter().map(|(epoch, _)| *epoch).max().unwrap_or(0)
+    }
+
+    pub(crate) fn fenced(&mut self, epoch: u64) {
+        self.fenced = self.fenced.max(epoch);
     }
 
     pub(crate) fn clears(&mut self, to: u64) {

@@ -1,6 +1,6 @@
 //! What is known of the sets of a spread region, and what must hold of every one that is read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use pmu_client::SetInfo;
 
@@ -47,8 +47,6 @@ pub(crate) struct SpreadModel {
     opened: Vec<(u64, u64)>,
     /// Primaries of this term or a lower one are fenced.
     fenced: u64,
-    /// Terms of primaries that got units back: a unit that was fenced takes its old primary in again, until the new one has opened it.
-    rejoined: BTreeSet<u64>,
 }
 
 impl SpreadModel {
@@ -67,13 +65,12 @@ impl SpreadModel {
     }
 
     pub(crate) fn begin(&mut self, number: u64, term: u64, length: u64) -> u64 {
-        let too_late = term <= self.fenced && !self.rejoined.contains(&term);
         self.attempts.push(Attempt {
             number,
             term,
             length,
             ending: Ending::None,
-            too_late,
+            too_late: term <= self.fenced,
         });
         self.attempts.len() as u64
     }
@@ -107,10 +104,6 @@ impl SpreadModel {
     /// The highest term of a primary that was opened: what a fence that begins now ends.
     pub(crate) fn newest_term(&self) -> u64 {
         self.opened.iter().map(|(term, _)| *term).max().unwrap_or(0)
-    }
-
-    pub(crate) fn rejoined(&mut self, term: u64) {
-        self.rejoined.insert(term);
     }
 
     pub(crate) fn fenced(&mut self, term: u64) {

@@ -39,7 +39,7 @@ fn open_primary(context: &Context, site: &Site) -> Result<SpreadPrimary, ClientE
     let since = site.model.lock().since();
     let opened = site
         .find(context)
-        .and_then(|spread| spread.open_primary(&options()));
+        .and_then(|spread| spread.open_primary(&options(context)));
     let primary = judge_opening(context, opened)?;
     is_primary(context, site, &primary, since);
     Ok(primary)
@@ -75,7 +75,7 @@ fn take_over(context: &Context, site: &Site) -> Result<SpreadPrimary, ClientErro
         return open_primary(context, site);
     }
     let mut bytes = Vec::new();
-    let taken = judge_opening(context, spread.take_over(&options(), &mut bytes))?;
+    let taken = judge_opening(context, spread.take_over(&options(context), &mut bytes))?;
     site.model.lock().fenced(older);
     is_primary(context, site, &taken.primary, since);
     let now = site.model.lock().since();
@@ -128,9 +128,6 @@ fn commit_some(context: &Context, site: &Site, primary: &mut SpreadPrimary) -> b
         if primary.missing().next().is_some() && context.draw(|random| random.chance(1, 2)) {
             context.doing("rejoin");
             let back = primary.rejoin();
-            if back.as_ref().is_ok_and(|back| *back > 0) {
-                site.model.lock().rejoined(primary.term().0);
-            }
             context.note(|| format!("has {back:?} units back"));
         }
         if let Err(error) = commit_one(context, site, primary) {
@@ -245,7 +242,7 @@ pub(super) fn reader(context: &Context, site: &Site) {
         let Ok(spread) = site.find(context) else {
             continue;
         };
-        let Ok(mut reader) = spread.open_reader(&options()) else {
+        let Ok(mut reader) = spread.open_reader(&options(context)) else {
             continue;
         };
         for _ in 0..context.draw(|random| random.between(1, 3)) {
@@ -281,7 +278,7 @@ fn judge_refusal(context: &Context, error: &ClientError, since: Since) {
 pub(super) fn read(context: &Context, site: &Site, choice: SetChoice) -> Result<(), ClientError> {
     let since = site.model.lock().since();
     let spread = site.find(context)?;
-    let mut reader = spread.open_reader(&options())?;
+    let mut reader = spread.open_reader(&options(context))?;
     let mut bytes = Vec::new();
     let read = reader.read(choice, &mut bytes)?;
     let at_least = if choice == SetChoice::Newest {

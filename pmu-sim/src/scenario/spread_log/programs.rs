@@ -53,7 +53,7 @@ fn open_primary(context: &Context, site: &Site) -> Result<SpreadLogPrimary, Clie
     let floor = site.model.lock().floor();
     let opened = site
         .find(context)
-        .and_then(|spread| spread.open_log_primary(&options()));
+        .and_then(|spread| spread.open_log_primary(&options(context)));
     let log = judge(context, "a log can't be opened", opened)?;
     let (term, end) = (log.term(), log.newest().get());
     context.note(|| format!("is primary in term {term}, behind {end}"));
@@ -68,18 +68,24 @@ fn open_primary(context: &Context, site: &Site) -> Result<SpreadLogPrimary, Clie
 
 fn take_over(context: &Context, site: &Site) -> Result<SpreadLogPrimary, ClientError> {
     context.doing("take over");
-    let (floor, cleared) = {
+    let (floor, cleared, older) = {
         let model = site.model.lock();
-        (model.floor(), model.cursors().0)
+        (model.floor(), model.cursors().0, model.newest_epoch())
     };
+    let spread = site.find(context)?;
+    if context.draw(|random| random.chance(1, 4)) {
+        let fence = judge(context, "a log can't be fenced", spread.fence())?;
+        context.note(|| format!("has fenced {} units", fence.fenced.len()));
+        site.model.lock().fenced(older);
+        return open_primary(context, site);
+    }
     let mut handed = Vec::new();
-    let taken = site.find(context).and_then(|spread| {
-        spread.take_over_log(&options(), |record| {
-            handed.extend(take(context, site, record));
-            Ok(())
-        })
+    let taken = spread.take_over_log(&options(context), |record| {
+        handed.extend(take(context, site, record));
+        Ok(())
     });
     let taken = judge(context, "a log can't be taken over", taken)?;
+    site.model.lock().fenced(older);
     let (term, found) = (taken.primary.term(), &taken.recovered);
     context.note(|| {
         format!(
@@ -269,7 +275,7 @@ pub(super) fn backup(context: &Context, site: &Site) {
         let cleared = site.model.lock().cursors().0;
         let opened = site
             .find(context)
-            .and_then(|spread| spread.open_log_backup(clears, &options()));
+            .and_then(|spread| spread.open_log_backup(clears, &options(context)));
         let Ok(mut backup) = opened else { continue };
         let mut follower = Follower { at: None, cleared };
         for _ in 0..context.draw(|random| random.between(1, 6)) {
@@ -376,7 +382,7 @@ pub(super) fn last_round(context: &Context, site: &Site) -> Result<(), String> {
     let mut log = log.map_err(|error| format!("the last take-over failed: {error}"))?;
     let opened = site
         .find(context)
-        .and_then(|spread| spread.open_log_backup(true, &options()));
+        .and_then(|spread| spread.open_log_backup(true, &options(context)));
     let mut backup = opened.map_err(|error| format!("the last backup failed: {error}"))?;
     let cleared = site.model.lock().cursors().0;
     let mut follower = Follower { at: None, cleared };

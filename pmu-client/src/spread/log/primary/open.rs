@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pmu_core::log::{LogStart, LogWriter};
-use pmu_core::spread::{Newest, TermOpening};
+use pmu_core::spread::{Newest, Tenure, TermOpening};
 use pmu_format::{Epoch, LogGeometry, LogPosition, Mode};
 use pmu_proto::v1::SessionRole;
 use pmu_stripe::Code;
@@ -16,10 +16,11 @@ use crate::error::{ClientError, Result};
 use crate::log::primary::PUBLISHES_IN_FLIGHT_MAX;
 use crate::log::{LogRecord, RecoveredLog};
 use crate::options::OpenOptions;
-use crate::spread::log::catch_up::{Goal, Shards, bring_up};
+use crate::spread::log::catch_up::{Goal, Helpers, Shards, bring_up};
 use crate::spread::log::out::Out;
 use crate::spread::log::seat::{LogSeat, Seat};
 use crate::spread::log::shards::ShardReader;
+use crate::spread::returns::Returns;
 use crate::spread::{Spread, SpreadFence, missing};
 
 /// What taking over a log came to.
@@ -86,13 +87,16 @@ impl Spread {
             let parts = unit.open(&self.name, SessionRole::Primary, Mode::Append, options)?;
             LogSeat::open(parts, id)
         });
-        let seats = opened.into_iter();
-        seats
-            .map(|opened| match opened {
-                Ok(seat) => Ok(Ok(seat)),
-                Err(failed) => Ok(Err(failed.or_grant()?)),
-            })
-            .collect()
+        let mut seats = Vec::with_capacity(opened.len());
+        let mut held = None;
+        for opened in opened {
+            seats.push(match opened {
+                Ok(seat) => Ok(seat),
+                Err(failed) => Err(failed.or_held(&mut held)?),
+            });
+        }
+        check_alive(self, &seats).map_err(|few| held.unwrap_or(few))?;
+        Ok(seats)
     }
 
     /// Proposes a term on all members at the same time.
@@ -123,7 +127,6 @@ impl SpreadLogPrimary {
     fn open(spread: Spread, options: &OpenOptions) -> Result<(Self, Opened)> {
         spread.check_mode(Mode::Append)?;
         let mut seats = spread.open_seats(options)?;
-        check_alive(&spread, &seats)?;
         let (newest, cursor) = spread.judge(&mut seats)?;
         let newest = newest
             .next_term()
@@ -145,14 +148,17 @@ impl SpreadLogPrimary {
             let goal = Goal {
                 newest: &newest,
                 cursor,
-                opening,
             };
-            let names = spread.names();
-            let up = bring_up(&mut seats, index, &names, &mut reader, &mut shards, &goal);
+            let mut helpers = Helpers {
+                names: &spread.names(),
+                reader: &mut reader,
+                shards: &mut shards,
+            };
+            let up = bring_up(&mut seats, index, &mut helpers, &goal, opening);
             outs.push(match up {
                 Ok(out) => Some(out),
                 Err(error) => {
-                    names.give_up(&mut seats, index, &error);
+                    spread.names().give_up(&mut seats, index, &error);
                     None
                 }
             });
@@ -182,6 +188,14 @@ impl SpreadLogPrimary {
             cursor: opened.cursor,
         };
         let term = Epoch(opened.newest.term().0);
+        let members = seats.len();
+        let mut tenure = Tenure::new(members);
+        for (index, seat) in seats.iter().enumerate() {
+            if let Ok(seat) = seat {
+                let (region, epoch) = seat.grant();
+                tenure.hold(index, region, epoch);
+            }
+        }
         let mut primary = Self {
             writer: LogWriter::new(geometry, term, start, PUBLISHES_IN_FLIGHT_MAX),
             newest: opened.newest.clone(),
@@ -200,7 +214,9 @@ impl SpreadLogPrimary {
             prepared: tail.get(),
             tail_sent: tail.get(),
             proofs: Arc::from([]),
-            fenced: None,
+            tenure,
+            returns: Returns::new(members, options.rejoin),
+            recruit: None,
             ended: false,
         };
         primary.collect_proofs();
