@@ -19,8 +19,9 @@ use pmu_client::{
 use support::{PATIENCE, pattern};
 use units::{Units, unit};
 
+/// Units come back when the test says so.
 fn options() -> OpenOptions {
-    OpenOptions::new()
+    OpenOptions::new().rejoin(None)
 }
 
 fn open_at(

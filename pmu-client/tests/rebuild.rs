@@ -28,8 +28,9 @@ use pmu_proto::v1::{self};
 use support::{PATIENCE, READ, WRITE, name, pattern};
 use units::{Units, unit};
 
+/// Units come back when the test says so.
 fn options() -> OpenOptions {
-    OpenOptions::new()
+    OpenOptions::new().rejoin(None)
 }
 
 fn commit(primary: &mut SpreadPrimary, bytes: &[u8]) -> pmu_client::Receipt {

@@ -17,8 +17,9 @@ use pmu_client::{ClientError, Label, OpenOptions, SetChoice, SetNumber, SpreadPr
 use support::pattern;
 use units::{Units, unit};
 
+/// Units come back when the test says so.
 fn options() -> OpenOptions {
-    OpenOptions::new()
+    OpenOptions::new().rejoin(None)
 }
 
 fn commit(primary: &mut SpreadPrimary, bytes: &[u8]) -> pmu_client::Receipt {

@@ -20,8 +20,9 @@ use support::pattern;
 
 const FOREVER: u64 = u64::MAX;
 
+/// Units come back when the test says so.
 fn options() -> OpenOptions {
-    OpenOptions::new()
+    OpenOptions::new().rejoin(None)
 }
 
 fn record(index: usize) -> Vec<u8> {

@@ -20,8 +20,9 @@ use units::{Units, unit};
 
 const SIZE: u64 = 1 << 20;
 
+/// Units come back when the test says so.
 fn options() -> OpenOptions {
-    OpenOptions::new()
+    OpenOptions::new().rejoin(None)
 }
 
 fn primary(units: &Units, who: &str) -> SpreadLogPrimary {
