@@ -217,6 +217,49 @@ fn p12_a_crash_while_a_stale_unit_is_caught_up_changes_nothing() {
 }
 
 #[test]
+fn d07_a_unit_that_dies_while_it_is_caught_up_for_the_first_time_keeps_its_vote() {
+    let fresh = || RawUnits::logs("mirror:3", 2, 64 << 10);
+    let life = Life::of(FOREVER);
+    drop(open(&fresh(), &life).unwrap());
+    let all = life.used();
+    let mut cut = 0;
+    // The first primary dies before the last unit has taken its term, or while it does.
+    for first in all - 12..all {
+        for at in 0.. {
+            let units = fresh();
+            // It may even succeed, where only the last unit is lost.
+            drop(open(&units, &Life::of(first)));
+            units.away.store(4, Ordering::SeqCst);
+            let life = Life::of(FOREVER);
+            let mut log = open(&units, &life).unwrap();
+            let records: Vec<_> = (0..4).map(record).collect();
+            for record in &records {
+                log.append(record).unwrap();
+            }
+            units.away.store(0, Ordering::SeqCst);
+            let before = life.used();
+            life.ends_in(at);
+            let back = log.rejoin();
+            let done = life.used() - before <= at;
+            drop(log);
+            // It has a vote still, and what it says is right: without it too few would answer.
+            units.away.store(1 << (at % 2), Ordering::SeqCst);
+            let context = format!("first at {first} of {all}, then at {at}: {back:?}");
+            let mut log = open(&units, &Life::of(FOREVER)).expect(&context);
+            log.append(b"next").expect(&context);
+            let mut found = read_all(&mut backup(&units));
+            assert_eq!(found.pop().unwrap(), b"next", "{context}");
+            assert!(found == records, "{context}");
+            if done {
+                break;
+            }
+            cut += 1;
+        }
+    }
+    assert!(cut > 12 * 10, "{cut} fault points");
+}
+
+#[test]
 fn p13_a_clear_that_is_cut_short_on_any_unit_never_loses_a_record() {
     for at in 0..90 {
         let units = prepared();

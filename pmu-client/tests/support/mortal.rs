@@ -36,6 +36,11 @@ impl Life {
         }
     }
 
+    /// From now on it has so many operations.
+    pub fn ends_in(&self, operations: u64) {
+        self.left.store(operations, Ordering::SeqCst);
+    }
+
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::SeqCst)
     }
@@ -300,6 +305,8 @@ impl ReachedUnit for RawUnit {
             })
         });
         parts.timeouts = options.timeouts;
+        parts.info = self.units.info(self.index);
+        parts.unit = self.name.as_str().into();
         Ok(parts)
     }
 
