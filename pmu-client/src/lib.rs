@@ -73,8 +73,7 @@ pub use log::{
 };
 pub use options::{
     ConnectOptions, OpenOptions, PersistenceChoice, ProviderChoice, REJOIN_DEFAULT,
-    STAGING_BYTES_DEFAULT,
-    STAGING_BYTES_MIN, Timeouts,
+    STAGING_BYTES_DEFAULT, STAGING_BYTES_MIN, Timeouts,
 };
 pub use pmu_auth::Identity;
 pub use pmu_core::commit::{Finding, SetState};

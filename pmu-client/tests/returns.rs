@@ -139,7 +139,10 @@ fn d07_a_unit_that_was_stopped_and_started_is_in_the_receipts_again_without_any_
     units.stop(3);
     let label = Label::default();
     let error = primary.commit(&[IoSlice::new(b"two are too few")], label);
-    assert!(matches!(error, Err(ClientError::TooFewUnits { .. })), "{error:?}");
+    assert!(
+        matches!(error, Err(ClientError::TooFewUnits { .. })),
+        "{error:?}"
+    );
     units.start(3);
     let begun = Instant::now();
     loop {
@@ -175,7 +178,10 @@ fn d07_a_unit_that_stays_away_costs_commits_nothing_and_is_called_ever_more_rare
     // After 1, 3, 7, 15 .. pauses.
     let most = (took.as_secs_f64() / FIRST_PAUSE.as_secs_f64() + 1.0).log2();
     let calls = watched.calls() - before;
-    assert!((1..=most as usize + 1).contains(&calls), "{calls} calls in {took:?}");
+    assert!(
+        (1..=most as usize + 1).contains(&calls),
+        "{calls} calls in {took:?}"
+    );
     assert!(commits as usize > calls, "{commits} commits");
 
     // One that takes the connection and answers nothing is waited for by nobody, and called once.
@@ -191,7 +197,10 @@ fn d07_a_unit_that_stays_away_costs_commits_nothing_and_is_called_ever_more_rare
     assert_eq!(watched.calls(), before + 1);
     // Nor has the program's thread ever called it, but to open the region.
     let own = std::thread::current().id();
-    let callers: HashSet<_> = watched.calls.lock().unwrap()[before..].iter().copied().collect();
+    let callers: HashSet<_> = watched.calls.lock().unwrap()[before..]
+        .iter()
+        .copied()
+        .collect();
     assert!(!callers.contains(&own));
 
     watched.is_away.store(false, Ordering::SeqCst);
@@ -206,7 +215,10 @@ fn b03_an_old_primary_takes_no_unit_back_that_was_fenced_meanwhile() {
     units.spread("state", "parity:3+1", 3, 1 << 20);
     units.spread_log("log", "parity:3+1", 3, 4 << 20);
     let mut sets = units.find("app", "state").open_primary(&options()).unwrap();
-    let mut log = units.find("app", "log").open_log_primary(&options()).unwrap();
+    let mut log = units
+        .find("app", "log")
+        .open_log_primary(&options())
+        .unwrap();
     commit(&mut sets, b"acknowledged");
     log.append(b"acknowledged").unwrap();
     let identity = units.identity("backup", Role::Client);
@@ -281,7 +293,10 @@ fn d07_a_unit_far_behind_gets_the_log_piece_by_piece_while_appends_go_on() {
     const RECORD: usize = 500_000;
     let mut units = Units::new(3, 48 << 20);
     units.spread_log("log", "mirror:3", 2, 32 << 20);
-    let mut log = units.find("app", "log").open_log_primary(&options()).unwrap();
+    let mut log = units
+        .find("app", "log")
+        .open_log_primary(&options())
+        .unwrap();
     let mut count = 0;
     let mut next = |log: &mut SpreadLogPrimary| {
         count += 1;
@@ -332,7 +347,10 @@ fn d07_a_unit_far_behind_gets_the_log_piece_by_piece_while_appends_go_on() {
 fn d04_a_log_takes_a_returned_unit_in_without_any_call_and_any_other_may_go() {
     let mut units = Units::new(4, 16 << 20);
     units.spread_log("log", "parity:3+1", 3, 4 << 20);
-    let mut log = units.find("app", "log").open_log_primary(&options()).unwrap();
+    let mut log = units
+        .find("app", "log")
+        .open_log_primary(&options())
+        .unwrap();
     append(&mut log, 1000, 1);
     units.stop(0);
     assert_eq!(append(&mut log, 1000, 2).units.len(), 3);

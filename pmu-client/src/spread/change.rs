@@ -74,8 +74,13 @@ impl SpreadPrimary {
 
     /// A fence on fewer members than a take-over fences has only taken them away from this primary, to be worked on.
     fn or_taken_over(&self, error: ClientError) -> ClientError {
-        let epochs = self.members.iter().map(|member| member.as_ref().ok().map(SetPrimary::epoch));
-        let taken_over = self.spread.taken_over(&self.tenure, &epochs.collect::<Vec<_>>());
+        let epochs = self
+            .members
+            .iter()
+            .map(|member| member.as_ref().ok().map(SetPrimary::epoch));
+        let taken_over = self
+            .spread
+            .taken_over(&self.tenure, &epochs.collect::<Vec<_>>());
         match (taken_over, error.is_fenced()) {
             (Some(fenced), false) => fenced,
             (None, true) => self.check_commit().err().unwrap_or(error),

@@ -25,7 +25,9 @@ impl Spread {
         let answers = self.on_each_unit(|unit| unit.fence(&self.name));
         let answers = answers.into_iter();
         let mut fenced = answers
-            .map(|answer| answer.map_or_else(|failed| failed.or_grant().map(Err), |done| Ok(Ok(done))))
+            .map(|answer| {
+                answer.map_or_else(|failed| failed.or_grant().map(Err), |done| Ok(Ok(done)))
+            })
             .collect::<Result<Vec<Fenced>>>()?;
         let mut steady = 0;
         for _ in 0..LOOKS_MAX {
@@ -48,15 +50,21 @@ impl Spread {
 
     /// Fences those again whose epoch is not the one that this fence has set; gives how many needed it not.
     fn fence_again(&self, fenced: &mut [Fenced]) -> usize {
-        let set: Vec<_> = fenced.iter().map(|fenced| fenced.as_ref().ok()).map(|report| report.map(|report| report.epoch)).collect();
+        let set: Vec<_> = fenced
+            .iter()
+            .map(|fenced| fenced.as_ref().ok())
+            .map(|report| report.map(|report| report.epoch))
+            .collect();
         let again = self.on_each(|member, index| {
             let (Some(epoch), Ok(unit)) = (set[index], &self.units[index]) else {
                 return None;
             };
-            let now = unit.describe(&self.name).and_then(|info| match info.epoch == epoch {
-                true => Ok(None),
-                false => unit.fence(&self.name).map(Some),
-            });
+            let now = unit
+                .describe(&self.name)
+                .and_then(|info| match info.epoch == epoch {
+                    true => Ok(None),
+                    false => unit.fence(&self.name).map(Some),
+                });
             now.map_err(|error| missing(member, &error)).transpose()
         });
         let mut steady = 0;

@@ -169,7 +169,11 @@ impl Spread {
         Ok(started.collect())
     }
 
-    pub(super) fn propose(&self, opened: &mut OpenedMember, newest: &Newest) -> Result<TermOpening> {
+    pub(super) fn propose(
+        &self,
+        opened: &mut OpenedMember,
+        newest: &Newest,
+    ) -> Result<TermOpening> {
         let membership = &self.membership;
         let opening = opened
             .stand

@@ -29,7 +29,8 @@ impl<T> Called<T> {
 
 /// What a primary says of a unit that it may not count.
 pub(super) fn may_be_fenced() -> ClientError {
-    let text = "somebody may have fenced it while it was away, and too few others are there to be sure";
+    let text =
+        "somebody may have fenced it while it was away, and too few others are there to be sure";
     ClientError::Protocol(text.into())
 }
 
@@ -52,7 +53,10 @@ impl Spread {
             return Called::failed(missing(member, &ClientError::Interrupted));
         }
         let parts = unit.open(&self.name, SessionRole::Primary, mode, options);
-        let grant = parts.as_ref().ok().map(|parts| (parts.info.id, parts.epoch));
+        let grant = parts
+            .as_ref()
+            .ok()
+            .map(|parts| (parts.info.id, parts.epoch));
         let opened = parts.and_then(|parts| {
             self.check_opened(&parts)?;
             look(parts)
@@ -114,12 +118,19 @@ impl SpreadPrimary {
             if self.members[index].is_ok() {
                 continue;
             }
-            let early = self.returns.wait(index).filter(|early| early.opened.is_ok());
+            let early = self
+                .returns
+                .wait(index)
+                .filter(|early| early.opened.is_ok());
             let id = self.spread.membership.id;
-            called.push((index, early.unwrap_or_else(|| {
-                let look = |parts| OpenedMember::look(parts, id);
-                self.spread.call(index, Mode::Overwrite, &self.options, || false, look)
-            })));
+            called.push((
+                index,
+                early.unwrap_or_else(|| {
+                    let look = |parts| OpenedMember::look(parts, id);
+                    self.spread
+                        .call(index, Mode::Overwrite, &self.options, || false, look)
+                }),
+            ));
         }
         Ok(self.take_in(called))
     }
@@ -136,7 +147,8 @@ impl SpreadPrimary {
             if let Next::Attempt(attempting) = next {
                 let id = self.spread.membership.id;
                 let look = move |parts| OpenedMember::look(parts, id);
-                self.spread.call_beside(index, Mode::Overwrite, self.options, attempting, look);
+                self.spread
+                    .call_beside(index, Mode::Overwrite, self.options, attempting, look);
                 next = self.returns.next(index, now);
             }
             if let Next::Ended(ended) = next {

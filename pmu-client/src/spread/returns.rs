@@ -180,7 +180,8 @@ mod tests {
     }
 
     #[test]
-    fn d07_an_attempt_whose_thread_dies_is_followed_by_another_and_none_is_made_where_nobody_asks() {
+    fn d07_an_attempt_whose_thread_dies_is_followed_by_another_and_none_is_made_where_nobody_asks()
+    {
         let now = Instant::now();
         let mut returns = Returns::new(1, Some(FIRST));
         assert!(attempt(&mut returns, now).is_none());

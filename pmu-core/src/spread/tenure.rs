@@ -90,12 +90,12 @@ mod tests {
         assert!(!tenure.is_unbroken(1, ID, Epoch(1)) && !tenure.is_unbroken(9, ID, Epoch(1)));
         tenure.raised(0, Epoch(6));
         tenure.raised(1, Epoch(2));
-        assert_eq!(
-            tenure.lost().collect::<Vec<_>>(),
-            [(0, Epoch(6), Epoch(4))]
-        );
+        assert_eq!(tenure.lost().collect::<Vec<_>>(), [(0, Epoch(6), Epoch(4))]);
         tenure.hold(0, ID, Epoch(7));
-        assert_eq!((tenure.lost().count(), tenure.epoch(0)), (0, Some(Epoch(7))));
+        assert_eq!(
+            (tenure.lost().count(), tenure.epoch(0)),
+            (0, Some(Epoch(7)))
+        );
     }
 
     /// Numbers that follow each other in no way one could see.
@@ -103,7 +103,10 @@ mod tests {
 
     impl Draw {
         fn below(&mut self, bound: usize) -> usize {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (self.0 >> 33) as usize % bound
         }
     }
@@ -157,7 +160,9 @@ mod tests {
         }
 
         fn alive(&self) -> usize {
-            (0..self.epochs.len()).filter(|member| self.is_held(*member)).count()
+            (0..self.epochs.len())
+                .filter(|member| self.is_held(*member))
+                .count()
         }
 
         fn rejoin(&mut self, member: usize, answered: bool) {
@@ -166,7 +171,9 @@ mod tests {
                 self.held[member] = None;
                 return;
             }
-            let unbroken = self.tenure.is_unbroken(member, ID, Epoch(self.epochs[member]));
+            let unbroken = self
+                .tenure
+                .is_unbroken(member, ID, Epoch(self.epochs[member]));
             if unbroken || self.quorum.check_commit(self.alive()).is_ok() {
                 self.count(member);
             }

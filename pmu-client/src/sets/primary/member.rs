@@ -78,7 +78,9 @@ impl SetPrimary {
 
     /// Asks whether this member is held still, by a read through its windows. No share is in progress.
     pub(crate) fn ask_held(&mut self) -> Result<Posted> {
-        let address = self.region.address(self.writer.geometry().publish_offset().get());
+        let address = self
+            .region
+            .address(self.writer.geometry().publish_offset().get());
         let word = self.metadata.slice(0, 8);
         let posted = self.outbox.post(&mut self.region.link, |chain| {
             chain.read(address, word);

@@ -156,7 +156,9 @@ impl Climb {
             return Ok(());
         }
         let seat = own(seats, index)?;
-        let missed = seat.geometry.pieces(LogPosition(from), self.position - from);
+        let missed = seat
+            .geometry
+            .pieces(LogPosition(from), self.position - from);
         self.out.send(seat, Some((missed, self.position)), None)?;
         while self.out.is_busy() {
             self.out.wait_oldest(seat)?;

@@ -23,7 +23,6 @@ use pmu_format::{
 use super::catch_up::Shards;
 use super::out::{Out, Place};
 use super::seat::{LogSeat, Seat};
-use rejoin::Recruit;
 use super::shards::{FoundRecord, ShardReader};
 use crate::error::{Attempt, ClientError, Result};
 use crate::log::Ticket;
@@ -35,6 +34,7 @@ use crate::receipt::{Receipt, Stored, UnitProof};
 use crate::spread::rejoin::Called;
 use crate::spread::returns::Returns;
 use crate::spread::{MissingUnit, Spread};
+use rejoin::Recruit;
 
 const SHARE: u64 = RECORD_SHARE_BYTES as u64;
 

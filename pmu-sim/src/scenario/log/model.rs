@@ -280,7 +280,11 @@ impl LogModel {
 
     /// The highest epoch of a primary that was opened: what a fence that begins now ends.
     pub(crate) fn newest_epoch(&self) -> u64 {
-        self.opened.iter().map(|(epoch, _)| *epoch).max().unwrap_or(0)
+        self.opened
+            .iter()
+            .map(|(epoch, _)| *epoch)
+            .max()
+            .unwrap_or(0)
     }
 
     pub(crate) fn fenced(&mut self, epoch: u64) {

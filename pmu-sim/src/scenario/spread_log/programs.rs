@@ -73,7 +73,7 @@ fn take_over(context: &Context, site: &Site) -> Result<SpreadLogPrimary, ClientE
         (model.floor(), model.cursors().0, model.newest_epoch())
     };
     let spread = site.find(context)?;
-    if context.draw(|random| random.chance(1, 4)) {
+    if context.draw(|random| random.chance(1, 2)) {
         let fence = judge(context, "a log can't be fenced", spread.fence())?;
         context.note(|| format!("has fenced {} units", fence.fenced.len()));
         site.model.lock().fenced(older);

@@ -48,7 +48,8 @@ impl SpreadLogPrimary {
         if let Some(recruit) = self.recruit.take() {
             back += usize::from(self.lead(recruit, u64::MAX)?);
         }
-        let mut wanting = self.join_missing(&(0..self.seats.len()).collect::<Vec<_>>(), &mut back)?;
+        let mut wanting =
+            self.join_missing(&(0..self.seats.len()).collect::<Vec<_>>(), &mut back)?;
         // Those that came back may hold what others still lack.
         while back > 0 && !wanting.is_empty() {
             let before = back;
@@ -66,7 +67,10 @@ impl SpreadLogPrimary {
     fn join_missing(&mut self, indices: &[usize], back: &mut usize) -> Result<Vec<usize>> {
         let mut called = Vec::new();
         for &index in indices.iter().filter(|index| self.seats[**index].is_err()) {
-            let early = self.returns.wait(index).filter(|early| early.opened.is_ok());
+            let early = self
+                .returns
+                .wait(index)
+                .filter(|early| early.opened.is_ok());
             let one = early.unwrap_or_else(|| self.call(index));
             called.push((!is_unbroken(&mut self.tenure, index, &one), index, one));
         }
