@@ -195,7 +195,7 @@ pub enum ClientError {
         missing: String,
     },
     /// The members of the spread region were changed while a set was under way. Nobody else took over: the primary goes on with the new
-    /// ones, and the set is to be written again (it may have been stored, too).
+    /// ones, and the set is to be written again (it may have been stored, too). The primary of a log writes its records again by itself.
     #[error("region {region}: its members were changed")]
     MembersChanged {
         /// The region.

@@ -6,26 +6,24 @@
     reason = "tests"
 )]
 
+#[path = "support/boss.rs"]
+mod boss;
 mod support;
 #[path = "support/units.rs"]
 mod units;
 
 use std::io::IoSlice;
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use pmu_client::rebuild::{
-    Administer, NewMember, RebuildOptions, Rebuilt, Replacement, rebuild, replace,
-};
+use boss::Boss;
+use pmu_client::rebuild::{Rebuilt, Replacement};
 use pmu_client::{
-    ClientError, ConnectOptions, Label, Network, OpenOptions, RegionInfo, SetChoice, SetNumber,
-    Spread, SpreadPrimary, Unit,
+    ClientError, ConnectOptions, Label, OpenOptions, SetChoice, SetNumber, Spread, SpreadPrimary,
 };
-use pmu_format::{Member, Membership};
 use pmu_proto::v1::create_region_request::Room;
 use pmu_proto::v1::{self};
-use support::{PATIENCE, READ, WRITE, name, pattern};
+use support::{PATIENCE, READ, pattern};
 use units::{Units, unit};
 
 /// Units come back when the test says so.
@@ -49,164 +47,6 @@ fn newest(units: &Units) -> (u64, Vec<u8>, bool) {
         .read(SetChoice::Newest, &mut bytes)
         .unwrap();
     (read.set.number.get(), bytes, read.reconstructed)
-}
-
-/// A manager, who may die before a call or before its answer.
-struct Boss<'a> {
-    units: &'a Units,
-    calls: AtomicUsize,
-    dies_at: Option<(usize, bool)>,
-}
-
-impl<'a> Boss<'a> {
-    fn new(units: &'a Units) -> Self {
-        Self {
-            units,
-            calls: AtomicUsize::new(0),
-            dies_at: None,
-        }
-    }
-
-    fn index(&self, member: &Member) -> usize {
-        (0..)
-            .find(|index| unit(*index) == member.unit.as_str())
-            .unwrap()
-    }
-
-    fn around(&self, call: impl FnOnce() -> Result<(), ClientError>) -> Result<(), ClientError> {
-        let number = self.calls.fetch_add(1, Ordering::SeqCst);
-        match self.dies_at {
-            Some((at, true)) if at == number => {
-                call()?;
-                return Err(ClientError::Interrupted);
-            }
-            Some((at, _)) if at <= number => return Err(ClientError::Interrupted),
-            _ => {}
-        }
-        call()
-    }
-
-    fn info(&self, seeds: &[usize]) -> RegionInfo {
-        let identity = self.units.identity("boss", pmu_auth::Role::Manager);
-        let described = seeds.iter().find_map(|seed| {
-            let address = &self.units.addresses[*seed];
-            let unit = Unit::connect(address, &identity, &ConnectOptions::default()).ok()?;
-            unit.describe("state").ok()
-        });
-        described.unwrap()
-    }
-
-    fn network(&self) -> Arc<Network> {
-        let identity = self.units.identity("boss", pmu_auth::Role::Manager);
-        let options = ConnectOptions::with_timeout(PATIENCE);
-        Arc::new(Network::new(&identity, &options))
-    }
-
-    fn member(&self, index: usize) -> Member {
-        Member {
-            unit: name(&unit(index)),
-            address: self.units.addresses[index].clone(),
-        }
-    }
-
-    fn replacement(&self, old: usize, new: usize) -> Replacement {
-        Replacement {
-            old: unit(old),
-            old_address: Some(self.units.addresses[old].clone()),
-            new: self.member(new),
-            old_is_lost: false,
-        }
-    }
-
-    fn replace(&self, old: usize, new: usize) -> Result<Rebuilt, ClientError> {
-        self.replace_as(&self.replacement(old, new), &mut |_| {
-            ControlFlow::Continue(())
-        })
-    }
-
-    fn replace_as(
-        &self,
-        replacement: &Replacement,
-        on_progress: &mut pmu_client::OnProgress<'_>,
-    ) -> Result<Rebuilt, ClientError> {
-        let mut on_progress = |progress: &_| on_progress(progress);
-        let options = RebuildOptions {
-            open: options(),
-            rate_bytes_per_s: None,
-            on_progress: &mut on_progress,
-        };
-        let info = self.info(&[0, 1, 2, 3, 4]);
-        replace(&info, self.network(), self, replacement, options)
-    }
-
-    fn rebuild(&self, unit: Option<&str>) -> Result<Rebuilt, ClientError> {
-        let mut on_progress = |_: &_| ControlFlow::Continue(());
-        let options = RebuildOptions {
-            open: options(),
-            rate_bytes_per_s: None,
-            on_progress: &mut on_progress,
-        };
-        let info = self.info(&[0, 1, 2, 3, 4]);
-        rebuild(&info, self.network(), self, unit, options)
-    }
-}
-
-fn refusal(status: &tonic::Status) -> ClientError {
-    let reason = pmu_proto::reason::of(status).map_or("", pmu_proto::reason::name);
-    ClientError::Refused {
-        unit: "of the test".into(),
-        reason,
-        message: status.message().into(),
-    }
-}
-
-impl Administer for Boss<'_> {
-    fn create_member(&self, member: &Member, new: &NewMember<'_>) -> Result<(), ClientError> {
-        let grant = |principal: &str| v1::Grant {
-            principal: principal.into(),
-            rights: READ | WRITE,
-        };
-        let request = v1::CreateRegionRequest {
-            name: new.region.into(),
-            mode: v1::Mode::Overwrite.into(),
-            need: v1::Need::Durable.into(),
-            sets_kept: new.sets_kept,
-            room: Some(Room::CapacityBytes(new.capacity_bytes)),
-            grants: vec![grant("app"), grant("backup"), grant("boss")],
-            attributes: new.membership.encode().unwrap(),
-            ..Default::default()
-        };
-        self.around(|| {
-            let created = self
-                .units
-                .admin(self.index(member), |mut admin| async move {
-                    admin.create_region(request).await
-                });
-            created.map(drop).map_err(|status| refusal(&status))
-        })
-    }
-
-    fn set_membership(
-        &self,
-        member: &Member,
-        region: &str,
-        expected: u64,
-        membership: &Membership,
-    ) -> Result<(), ClientError> {
-        let request = v1::SetMembershipRequest {
-            region: region.into(),
-            expected_generation: expected,
-            attributes: membership.encode().unwrap(),
-        };
-        self.around(|| {
-            let set = self
-                .units
-                .admin(self.index(member), |mut admin| async move {
-                    admin.set_membership(request).await
-                });
-            set.map(drop).map_err(|status| refusal(&status))
-        })
-    }
 }
 
 /// Ends a thread when it is dropped.
@@ -240,7 +80,7 @@ fn d07_a_dead_unit_is_replaced_and_the_next_loss_is_survived() {
     }
     units.stop(1);
     let mut last = (0, 0);
-    let boss = Boss::new(&units);
+    let boss = Boss::new(&units, "state");
     let done = boss
         .replace_as(&boss.replacement(1, 4), &mut |progress| {
             assert!(progress.bytes_done >= last.0 && progress.bytes_total >= progress.bytes_done);
@@ -314,7 +154,7 @@ fn dies_and_goes_on(dies_at: usize, after: bool, old_is_dead: bool) -> bool {
     if old_is_dead {
         units.stop(1);
     }
-    let mut boss = Boss::new(&units);
+    let mut boss = Boss::new(&units, "state");
     boss.dies_at = Some((dies_at, after));
     let died = boss.replace(1, 4);
     let died = match died {
@@ -335,7 +175,7 @@ fn dies_and_goes_on(dies_at: usize, after: bool, old_is_dead: bool) -> bool {
         Err(error) => panic!("at {dies_at}: {error}"),
     }
     drop(reader);
-    let boss = Boss::new(&units);
+    let boss = Boss::new(&units, "state");
     boss.replace(1, 4).unwrap();
     let bytes = pattern(650_000, 2);
     commit(&mut primary, &bytes);
@@ -374,7 +214,7 @@ fn d07_an_interrupted_copy_is_gone_on_with() {
     commit(&mut primary, &pattern(2_900_000, 1));
     commit(&mut primary, &pattern(2_900_001, 2));
     units.stop(1);
-    let boss = Boss::new(&units);
+    let boss = Boss::new(&units, "state");
     let mut first = 0;
     let share = 2_900_000 / 3;
     let error = boss.replace_as(&boss.replacement(1, 4), &mut |progress| {
@@ -399,7 +239,7 @@ fn d07_checkpoints_go_on_while_a_unit_is_replaced() {
     let units = Units::new(5, 48 << 20);
     units.spread("state", "parity:3+1", 3, 4 << 20);
     let stop = AtomicBool::new(false);
-    let boss = Boss::new(&units);
+    let boss = Boss::new(&units, "state");
     let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
     let (committed, last) = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
@@ -446,7 +286,7 @@ fn d07_a_unit_that_was_away_gets_only_what_it_missed() {
     units.start(2);
     // The primary lives, and has taken it back before: it can spare it for the time of the work.
     assert_eq!(primary.rejoin().unwrap(), 1);
-    let boss = Boss::new(&units);
+    let boss = Boss::new(&units, "state");
     let done = boss.rebuild(None).unwrap();
     assert_eq!(done.units.len(), 1, "{done:?}");
     let given = &done.units[0];
@@ -490,7 +330,7 @@ fn d07_a_unit_that_was_away_gets_only_what_it_missed() {
     for away in [0, 1] {
         units.start(away);
     }
-    let boss = Boss::new(&units);
+    let boss = Boss::new(&units, "state");
     let done = boss.rebuild(Some(&unit(2))).unwrap();
     assert_eq!((done.units[0].sets, done.units[0].newest_set), (2, 3));
     every_member_counts(&mut units, &[0, 1, 2, 3], &bytes);
@@ -507,7 +347,7 @@ fn d07_a_unit_in_use_that_can_not_be_spared_is_left_alone() {
     units.start(2);
     primary.rejoin().unwrap();
     units.stop(3);
-    let boss = Boss::new(&units);
+    let boss = Boss::new(&units, "state");
     let done = boss.rebuild(Some(&unit(2))).unwrap();
     assert!(
         done.units.is_empty() && done.missing[0].reason.contains("too few other units"),
@@ -523,7 +363,7 @@ fn d07_two_managers_at_once_and_strangers_are_told_apart() {
     let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
     let bytes = pattern(600_000, 1);
     commit(&mut primary, &bytes);
-    let boss = Boss::new(&units);
+    let boss = Boss::new(&units, "state");
     let invalid = |result: Result<Rebuilt, ClientError>, expected: &str| {
         let error = result.unwrap_err();
         assert!(
@@ -544,7 +384,7 @@ fn d07_two_managers_at_once_and_strangers_are_told_apart() {
     // The second one comes while the first copies.
     let mut second = None;
     let first = boss.replace_as(&boss.replacement(1, 4), &mut |_| {
-        second.get_or_insert_with(|| Boss::new(&units).replace(1, 4));
+        second.get_or_insert_with(|| Boss::new(&units, "state").replace(1, 4));
         ControlFlow::Continue(())
     });
     let error = second.unwrap().unwrap_err();
@@ -591,7 +431,7 @@ fn d07_two_managers_at_once_and_strangers_are_told_apart() {
     });
     units.stop(2);
     units.stop(3);
-    let error = Boss::new(&units).replace(0, 1).unwrap_err();
+    let error = Boss::new(&units, "state").replace(0, 1).unwrap_err();
     assert!(
         matches!(error, ClientError::TooFewUnits { .. })
             && error.to_string().contains("unit-3")
@@ -609,10 +449,10 @@ fn d07_two_changes_of_one_member_never_both_hold() {
     units.spread("state", "parity:3+1", 3, 1 << 20);
     let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
     commit(&mut primary, &pattern(600_000, 1));
-    let boss = Boss::new(&units);
+    let boss = Boss::new(&units, "state");
     let mut second = None;
     let first = boss.replace_as(&boss.replacement(1, 4), &mut |_| {
-        second.get_or_insert_with(|| Boss::new(&units).replace(1, 5));
+        second.get_or_insert_with(|| Boss::new(&units, "state").replace(1, 5));
         ControlFlow::Continue(())
     });
     second.unwrap().unwrap();
@@ -635,7 +475,7 @@ fn d07_a_put_in_progress_is_to_be_written_again() {
     let bytes = pattern(600_000, 1);
     let mut put = primary.begin(None, Label::default()).unwrap();
     put.write_bytes(&bytes[..300_000]).unwrap();
-    Boss::new(&units).replace(1, 4).unwrap();
+    Boss::new(&units, "state").replace(1, 4).unwrap();
     let error = put
         .write_bytes(&bytes[300_000..])
         .and_then(|()| put.finish().map(drop))
@@ -664,15 +504,7 @@ fn damage(units: &mut Units, index: usize, needle: &[u8]) {
 }
 
 fn scrub(units: &Units, repair: bool) -> pmu_client::scrub::Scrubbed {
-    let boss = Boss::new(units);
-    let mut on_progress = |_: &_| ControlFlow::Continue(());
-    let options = RebuildOptions {
-        open: options(),
-        rate_bytes_per_s: None,
-        on_progress: &mut on_progress,
-    };
-    let info = boss.info(&[0, 1, 2, 3, 4]);
-    pmu_client::scrub::scrub(&info, boss.network(), &boss, repair, options).unwrap()
+    Boss::new(units, "state").scrub(repair)
 }
 
 #[test]

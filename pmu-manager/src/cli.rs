@@ -247,13 +247,15 @@ pub enum RegionCommand {
     /// Check a region's sets or records, and its pool's tables; on all its units if it is spread, and whether their shares go together.
     /// Exits with 5 if something is damaged.
     Verify(RegionArgument),
-    /// Bring the units of a spread region up to date that were away, or put a new unit in the place of one, while checkpoints go on.
+    /// Bring the units of a spread region up to date that were away, or put a new unit in the place of one, while checkpoints (or records)
+    /// go on.
     ///
     /// Whatever ends it, it can be called again, and goes on where it was. For the time of the work the manager gives itself the
     /// rights to read and write the region, and takes them back afterwards; after being killed it leaves them until it is called again
     /// or they are revoked (`pmm region revoke`).
     Rebuild(RegionRebuildArguments),
-    /// Read all that the units of a spread region hold, check every checksum and all redundancy, and repair what is damaged.
+    /// Read all that the units of a spread region hold of sets or records, check every checksum and all redundancy, and repair what is
+    /// damaged.
     ///
     /// Exits with 5 if something was damaged and could not be repaired, or --no-repair is given. The manager gives itself rights for the
     /// time of the work, as for rebuild.

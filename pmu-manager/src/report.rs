@@ -742,9 +742,9 @@ pub struct ScrubReport {
     pub groups: u64,
     /// Groups of which it could not be.
     pub groups_incomplete: u64,
-    /// Of a log: its records that a backup has not cleared yet, each read and checked whole; `null` for sets.
+    /// Of a log: its records that a backup has not cleared yet, each read from every unit; `null` for sets.
     pub records: Option<u64>,
-    /// Of a log: why it ends before its end, if it does.
+    /// Of a log: from where on it can't be followed, if no unit has the record that stands there.
     pub log_damage: Option<String>,
     /// What each unit holds.
     pub units: Vec<pmu_client::scrub::ScrubbedUnit>,

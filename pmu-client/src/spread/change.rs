@@ -49,6 +49,57 @@ impl Spread {
     }
 }
 
+/// What came of following a change of members.
+pub(super) enum Followed<T> {
+    /// There was none.
+    No,
+    /// The region was opened over the new ones.
+    Opened(T),
+}
+
+impl Spread {
+    /// Calls `open` with the new members if they were changed, and again while too few of them can be used. They are told of the change one
+    /// after the other: it is waited a moment for the last of them.
+    ///
+    /// # Errors
+    /// That of `open`, where it still is too few units after `patience`.
+    pub(super) fn follow_change<T>(
+        &self,
+        patience: Duration,
+        mut open: impl FnMut(Self) -> Result<T>,
+    ) -> Result<Followed<T>> {
+        let looks = patience.as_millis() / PAUSE.as_millis();
+        let mut last = None;
+        for look in 0..=looks + u128::from(LOOKS_MAX) {
+            if look > 0 {
+                self.reach.pause(PAUSE);
+            }
+            let Some(later) = self.look_for_later() else {
+                // It is this generation's end that is looked for: without a later one there is nothing to follow.
+                return last.map_or(Ok(Followed::No), Err);
+            };
+            if later.untold > 0 && look < LOOKS_MAX.into() {
+                continue;
+            }
+            match open(later) {
+                Ok(opened) => return Ok(Followed::Opened(opened)),
+                Err(error) if may_be_a_change(&error) => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        last.map_or(Ok(Followed::No), Err)
+    }
+}
+
+/// Whether an error may come of a change of the members.
+pub(super) fn may_be_a_change(error: &ClientError) -> bool {
+    match error {
+        ClientError::UnknownOutcome { cause, .. } => may_be_a_change(cause),
+        ClientError::TooFewUnits { .. } => true,
+        error => error.is_fenced(),
+    }
+}
+
 impl SpreadPrimary {
     /// What became of an error: if the members were changed and no other primary is there, this one goes on with the new ones, and the
     /// set that was under way is to be written again.

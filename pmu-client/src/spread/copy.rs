@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use pmu_core::spread::Newest;
-use pmu_format::{SetNumber, ShareTrailer};
+use pmu_format::{LogPosition, SetNumber, ShareTrailer};
 use pmu_stripe::{Code, Group, Placement, Shard, ShardSet};
 
 use crate::error::{ClientError, Result};
@@ -22,8 +22,10 @@ const PAUSE_MAX: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RebuildProgress {
-    /// The set that is worked on.
+    /// The set that is worked on; 0 in a log.
     pub set: SetNumber,
+    /// Of a log: the record that is worked on.
+    pub position: LogPosition,
     /// Bytes done since it began.
     pub bytes_done: u64,
     /// Bytes that are to be done, as far as is known now: a live primary goes on committing.

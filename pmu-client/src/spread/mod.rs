@@ -12,6 +12,7 @@ mod assembly;
 mod change;
 mod copy;
 mod fence;
+mod filling;
 mod log;
 mod primary;
 mod put;
@@ -92,6 +93,8 @@ pub struct Spread {
     sets_kept: u32,
     reach: Arc<dyn Reach>,
     units: Vec<std::result::Result<Box<dyn ReachedUnit>, MissingUnit>>,
+    /// Members that answer, and were not told yet who the others are now.
+    untold: usize,
 }
 
 impl std::fmt::Debug for Spread {
@@ -194,6 +197,7 @@ impl Spread {
             sets_kept: info.sets_kept,
             reach,
             units: Vec::new(),
+            untold: 0,
             membership,
         })
     }
@@ -208,6 +212,12 @@ impl Spread {
         if let Some(later) = later {
             return Some(later.clone());
         }
+        let earlier = |info: &RegionInfo| {
+            let generation = generation(info);
+            generation > BEING_FILLED && generation < self.membership.generation
+        };
+        let untold = described.iter().flatten();
+        self.untold = untold.filter(|(_, info)| earlier(info)).count();
         let members = self.membership.members.iter().zip(described);
         self.units = members
             .map(|(member, described)| self.checked(member, described))

@@ -1,5 +1,5 @@
-//! Rebuilds members of a spread region: puts a new unit in the place of another while checkpoints go on, or brings one up to date that was
-//! away. It can be ended at any point and begun again: what is done is found done.
+//! Rebuilds members of a spread region: puts a new unit in the place of another while checkpoints or records go on, or brings one up to date
+//! that was away. It can be ended at any point and begun again: what is done is found done.
 //!
 //! **Replacing** is safe in this order. The new member is *being filled* (generation 0): nobody counts it. Then the new members are made
 //! known to so many of the old ones that, of those which don't know, too few are left to commit and too few to decide: from then on what the
@@ -9,21 +9,16 @@
 use std::sync::Arc;
 
 use pmu_core::spread::TooFewUnits;
-use pmu_format::{Member, Membership, Mode, Need, SetNumber};
+use pmu_format::{LogPosition, Member, Membership, Mode, Need, SetNumber};
 use pmu_proto::v1::SessionRole;
 
 use crate::error::{ClientError, Result};
 use crate::options::OpenOptions;
-use crate::region::RegionInfo;
-use crate::sets::primary::member::OpenedMember;
-use crate::spread::copy::{Course, OnProgress, Pass, RebuildProgress, Target, pass};
-use crate::spread::reader::SpreadReader;
-use crate::spread::share::ShareReader;
+use crate::region::{Parts, RegionInfo};
+use crate::spread::copy::{Course, OnProgress, RebuildProgress};
+use crate::spread::filling::{Filling, Reading};
+use crate::spread::log::Extent;
 use crate::spread::{BEING_FILLED, MissingUnit, Reach, ReachedUnit, Spread, missing, too_few};
-
-/// Passes over the kept sets before the members are changed, and after it, at most: a live primary commits meanwhile, and what it commits
-/// after the last one it writes to the new member too, once it has taken it in.
-const PASSES_MAX: u32 = 4;
 
 /// What only a manager may do, at a unit.
 pub trait Administer: Send + Sync {
@@ -60,8 +55,10 @@ pub struct NewMember<'a> {
     pub need: Need,
     /// Sets that are kept.
     pub sets_kept: u32,
-    /// The largest payload of a member's set.
+    /// The largest payload of a member's set; 0 in a log.
     pub capacity_bytes: u64,
+    /// The length of a member.
+    pub length_bytes: u64,
 }
 
 /// Which member is replaced, and by whom.
@@ -122,6 +119,9 @@ pub struct Rebuilt {
     pub units: Vec<RebuiltUnit>,
     /// Members that did not answer, or could not be brought up to date.
     pub missing: Vec<MissingUnit>,
+    /// Bytes that were read of the members, over their data connections: of shares, and what tells where they are. Those of units that were given
+    /// up meanwhile are not counted.
+    pub bytes_read: u64,
 }
 
 /// What one unit was given.
@@ -136,6 +136,12 @@ pub struct RebuiltUnit {
     pub bytes: u64,
     /// The newest set that it holds.
     pub newest_set: u64,
+    /// Of a log: the records of which it was given its shard.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub records: Option<u64>,
+    /// Of a log: up to where it has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_end: Option<u64>,
 }
 
 /// A rebuild of one region.
@@ -145,6 +151,7 @@ pub(super) struct Work<'a, 'b> {
     reach: Arc<dyn Reach>,
     admin: &'a dyn Administer,
     options: RebuildOptions<'b>,
+    progress: RebuildProgress,
 }
 
 /// Puts a unit in the place of another. `info` is what any member says of the region. Blocks as long as it takes.
@@ -160,7 +167,7 @@ pub fn replace(
     replacement: &Replacement,
     options: RebuildOptions<'_>,
 ) -> Result<Rebuilt> {
-    let mut work = Work::new(info, reach, admin, options)?;
+    let mut work = Work::new(info, reach, admin, options);
     let spread = work.look()?;
     let plan = Plan::of(&spread, replacement)?;
     match work.carry_out(&spread, &plan) {
@@ -188,7 +195,7 @@ pub fn rebuild(
     unit: Option<&str>,
     options: RebuildOptions<'_>,
 ) -> Result<Rebuilt> {
-    let mut work = Work::new(info, reach, admin, options)?;
+    let mut work = Work::new(info, reach, admin, options);
     work.bring_up_to_date(unit)
 }
 
@@ -281,21 +288,20 @@ impl<'a, 'b> Work<'a, 'b> {
         reach: Arc<dyn Reach>,
         admin: &'a dyn Administer,
         options: RebuildOptions<'b>,
-    ) -> Result<Self> {
-        if info.mode == Mode::Append {
-            // A primary that opens the region gives a member what it lacks of the log.
-            return Err(ClientError::Invalid(format!(
-                "region {} is a log: members of logs can't be rebuilt yet",
-                info.name
-            )));
-        }
-        Ok(Self {
+    ) -> Self {
+        Self {
             name: Arc::clone(&info.name),
             info,
             reach,
             admin,
             options,
-        })
+            progress: RebuildProgress {
+                set: SetNumber(0),
+                position: LogPosition(0),
+                bytes_done: 0,
+                bytes_total: 0,
+            },
+        }
     }
 
     pub(super) fn look(&self) -> Result<Spread> {
@@ -307,12 +313,20 @@ impl<'a, 'b> Work<'a, 'b> {
             spread_reach: self.reach.as_ref(),
             rate_bytes_per_s: self.options.rate_bytes_per_s,
             report: self.options.on_progress,
-            progress: RebuildProgress {
-                set: SetNumber(0),
-                bytes_done: 0,
-                bytes_total: 0,
-            },
+            progress: self.progress,
         }
+    }
+
+    fn fill(
+        &mut self,
+        (filling, reading): (&mut Filling, &mut Reading<'_>),
+        extent: Extent,
+        given: &mut RebuiltUnit,
+    ) -> Result<()> {
+        let mut course = self.course();
+        let filled = filling.fill(reading, extent, &mut course, given);
+        self.progress = course.progress;
+        filled
     }
 
     fn carry_out(&mut self, spread: &Spread, plan: &Plan) -> Result<Rebuilt> {
@@ -326,23 +340,25 @@ impl<'a, 'b> Work<'a, 'b> {
         }
         // Nothing is begun that can't be ended: before anything is copied.
         self.check_reachable(spread, plan)?;
-        let mut target = self.open_target(plan.member(), plan.index, &plan.next)?;
+        let mut filling = self.open_filling(plan.member(), plan.index, &plan.next)?;
         let mut given = given(plan.member());
+        let open = self.options.open;
         if !plan.begun {
-            let reader = spread.open_reader(&self.options.open)?;
-            self.fill(reader, &mut target, &mut given)?;
+            let mut reading = Reading::open(spread, &open)?;
+            self.fill((&mut filling, &mut reading), Extent::New, &mut given)?;
+            done.bytes_read += reading.bytes_read();
         }
         done.missing = self.switch(spread, plan)?;
         let changed = self.look()?;
-        let mut reader = changed.open_reader(&self.options.open)?;
+        let mut reading = Reading::open(&changed, &open)?;
         if let Some(old) = self.open_old(plan) {
-            reader.members[plan.index] = Ok(old);
+            reading.put_in_place(plan.index, old);
         }
-        let last = self.fill(reader, &mut target, &mut given)?;
-        target
-            .writer
-            .take_part(plan.next.generation, &last.newest, last.held)?;
-        drop(target);
+        self.fill((&mut filling, &mut reading), Extent::New, &mut given)?;
+        filling.take_part(plan.next.generation, &reading)?;
+        done.bytes_read += reading.bytes_read();
+        // Its sessions end with its being filled.
+        drop(filling);
         let own = plan.membership_of(plan.index);
         self.admin
             .set_membership(plan.member(), &self.name, BEING_FILLED, &own)?;
@@ -368,6 +384,7 @@ impl<'a, 'b> Work<'a, 'b> {
                     need: self.info.need,
                     sets_kept: self.info.sets_kept,
                     capacity_bytes: self.info.capacity_bytes,
+                    length_bytes: self.info.length_bytes,
                 };
                 self.admin.create_member(member, &new)?;
                 return Ok(false);
@@ -402,56 +419,45 @@ impl<'a, 'b> Work<'a, 'b> {
             return no("was a part of this one at an earlier time");
         }
         let (new, old) = (found, self.info);
-        if (new.capacity_bytes, new.sets_kept) != (old.capacity_bytes, old.sets_kept) {
+        if new.mode != old.mode {
+            return no("is of the other mode");
+        }
+        let size = |info: &RegionInfo| match info.mode {
+            Mode::Overwrite => (info.capacity_bytes, info.sets_kept),
+            Mode::Append => (info.length_bytes, 0),
+        };
+        if size(new) != size(old) {
             return no("is of another size");
         }
         Ok(membership.generation == plan.next.generation)
     }
 
     /// Opens a member for writing what it lacks. Nobody else writes it as long as that lasts.
-    fn open_target(&self, member: &Member, index: usize, next: &Membership) -> Result<Target> {
+    fn open_filling(&self, member: &Member, index: usize, next: &Membership) -> Result<Filling> {
         let unit = self.reach.unit(member)?;
-        let options = &self.options.open;
-        let open = |role| unit.open(&self.name, role, Mode::Overwrite, options);
-        let writer = OpenedMember::look(open(SessionRole::Primary)?, next.id)?.fill(next.id)?;
-        let checker = ShareReader::open(open(SessionRole::Backup)?)?;
-        Ok(Target {
-            index,
-            writer,
-            checker,
-        })
-    }
-
-    /// Passes over the kept sets until there is nothing left that the target lacks, or a primary is as fast as this.
-    fn fill(
-        &mut self,
-        mut reader: SpreadReader<'_>,
-        target: &mut Target,
-        given: &mut RebuiltUnit,
-    ) -> Result<Pass> {
-        let mut course = self.course();
-        let mut last = Pass::default();
-        for _ in 0..PASSES_MAX {
-            last = pass(&mut reader, target, &mut course)?;
-            given.sets += last.sets;
-            given.bytes += last.bytes;
-            if last.sets == 0 {
-                break;
+        let (mode, options) = (self.info.mode, &self.options.open);
+        let open = |role| unit.open(&self.name, role, mode, options);
+        match mode {
+            Mode::Overwrite => {
+                let checked = open(SessionRole::Primary)?;
+                Filling::of_sets(checked, open(SessionRole::Backup)?, index, next)
             }
+            Mode::Append => Filling::of_log(open(SessionRole::Primary)?, index, next),
         }
-        given.newest_set = last.held.get();
-        Ok(last)
     }
 
     /// The member that leaves, if it answers: what was committed last may lie on so few units that it is needed.
-    fn open_old(&self, plan: &Plan) -> Option<ShareReader> {
+    fn open_old(&self, plan: &Plan) -> Option<Parts> {
         let unit = self.reach.unit(plan.old.as_ref()?).ok()?;
         let info = unit.describe(&self.name).ok()?;
         info.membership
             .filter(|found| found.id == plan.next.id && found.generation > BEING_FILLED)?;
-        let options = &self.options.open;
-        let parts = unit.open(&self.name, SessionRole::Backup, Mode::Overwrite, options);
-        ShareReader::open(parts.ok()?).ok()
+        let (name, options) = (&self.name, &self.options.open);
+        let parts = match self.info.mode {
+            Mode::Overwrite => unit.open(name, SessionRole::Backup, Mode::Overwrite, options),
+            Mode::Append => unit.open_log_backup(name, false, options),
+        };
+        parts.ok()
     }
 
     /// Who, beside the new one, has a place: the one that leaves, and the other members. In this order they are told: what is committed
@@ -613,19 +619,21 @@ impl<'a, 'b> Work<'a, 'b> {
         is_damaged: bool,
     ) -> Result<Option<RebuiltUnit>> {
         let member = &spread.membership.members[index];
-        let open = self.options.open;
-        let mut reader = spread.open_reader(&open)?;
-        if !is_damaged && !lags(&mut reader, index)? {
+        let mut reading = Reading::open(spread, &self.options.open)?;
+        if !is_damaged && !reading.lags(index)? {
             return Ok(None);
         }
         self.take_away(spread, index, unit)?;
-        let mut target = self.open_target(member, index, &spread.membership)?;
+        reading.spare(index);
+        let mut filling = self.open_filling(member, index, &spread.membership)?;
         let mut given = given(member);
-        let last = self.fill(reader, &mut target, &mut given)?;
-        let generation = spread.membership.generation;
-        target
-            .writer
-            .take_part(generation, &last.newest, last.held)?;
+        let extent = if is_damaged {
+            Extent::Whole
+        } else {
+            Extent::Missed
+        };
+        self.fill((&mut filling, &mut reading), extent, &mut given)?;
+        filling.take_part(spread.membership.generation, &reading)?;
         Ok(Some(given))
     }
 
@@ -660,30 +668,9 @@ fn given(member: &Member) -> RebuiltUnit {
         sets: 0,
         bytes: 0,
         newest_set: 0,
+        records: None,
+        log_end: None,
     }
-}
-
-/// Whether a member lacks the share of a kept set, or knows of an earlier term only. What it has is not read but for its beginning and end.
-fn lags(reader: &mut SpreadReader<'_>, index: usize) -> Result<bool> {
-    let newest = reader.newest()?;
-    let id = reader.spread.membership.id;
-    let Ok(own) = &mut reader.members[index] else {
-        return Ok(true);
-    };
-    if own.stand(id)?.term() < newest.term() {
-        return Ok(true);
-    }
-    for number in super::copy::kept(&newest, reader.spread.sets_kept) {
-        let Some(term) = newest.term_of(number) else {
-            continue;
-        };
-        match reader.choose(SetNumber(number), term) {
-            Ok(chosen) if chosen.seats[index].is_err() => return Ok(true),
-            Ok(_) | Err(ClientError::NoSuchSet { .. }) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(false)
 }
 
 /// How many units know of a change, or could be told.

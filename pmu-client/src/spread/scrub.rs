@@ -1,15 +1,16 @@
-//! Scrubs a spread region: reads every share of every kept set, holds each chunk against its checksum and the redundancy of each group against
-//! its data, and gives members anew what is damaged.
+//! Scrubs a spread region: reads every share of every kept set (or record), holds each chunk against its checksum and the redundancy of each
+//! group against its data, and gives members anew what is damaged.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use pmu_format::SetNumber;
+use pmu_format::{Mode, SetNumber};
 use pmu_stripe::{Code, Group, Placement, UnitIndex};
 
 use crate::error::{ClientError, Result};
 use crate::region::RegionInfo;
 use crate::spread::copy::{Course, gone_or, kept, placement};
+use crate::spread::log::Sources;
 use crate::spread::reader::{Chosen, SpreadReader};
 use crate::spread::rebuild::{Administer, RebuildOptions, RebuiltUnit, Work};
 use crate::spread::{MissingUnit, Reach, Spread};
@@ -20,6 +21,10 @@ use crate::spread::{MissingUnit, Reach, Spread};
 pub struct Scrubbed {
     /// Sets that were read.
     pub sets: u32,
+    /// Of a log: records that were read. Each is a redundancy group.
+    pub records: Option<u64>,
+    /// Of a log: from where on it can't be followed, as no unit has the record that stands there.
+    pub log_damage: Option<String>,
     /// Redundancy groups whose redundancy was held against their data.
     pub groups: u64,
     /// Groups of which it could not be, for a shard was missing or damaged.
@@ -40,16 +45,17 @@ impl Scrubbed {
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         let damaged = |unit: &ScrubbedUnit| !unit.damage.is_empty();
-        !self.mismatches.is_empty() || self.units.iter().any(damaged)
+        let lost = !self.mismatches.is_empty() || self.log_damage.is_some();
+        lost || self.units.iter().any(damaged)
     }
 
     /// Whether everything that was found damaged or lacking is right now.
     #[must_use]
     pub fn is_repaired(&self) -> bool {
-        let needs = |unit: &ScrubbedUnit| !unit.damage.is_empty() || !unit.lacking.is_empty();
         let given = |name: &str| self.repaired.iter().any(|repaired| repaired.unit == name);
-        let mut needing = self.units.iter().filter(|unit| needs(unit));
-        self.mismatches.is_empty() && needing.all(|unit| given(&unit.unit))
+        let mut needing = self.units.iter().filter(|unit| unit.needs_something());
+        let lost = !self.mismatches.is_empty() || self.log_damage.is_some();
+        !lost && needing.all(|unit| given(&unit.unit))
     }
 }
 
@@ -67,21 +73,44 @@ pub struct ScrubbedUnit {
     pub damage: Vec<String>,
     /// Sets of which it has no share.
     pub lacking: Vec<u64>,
+    /// Of a log: records whose share was held against its checksums.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub records: u64,
+    /// Of a log: records behind the end of its own.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub records_lacking: u64,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde calls"
+)]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl ScrubbedUnit {
+    fn needs_something(&self) -> bool {
+        !self.damage.is_empty() || !self.lacking.is_empty() || self.records_lacking > 0
+    }
 }
 
 /// A group whose redundancy doesn't belong to its data.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Mismatch {
-    /// The set.
+    /// The set; 0 in a log.
     pub set: u64,
-    /// The group.
+    /// The group; 0 in a log.
     pub group: u64,
+    /// Of a log: where the record stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position: Option<u64>,
     /// What differs.
     pub what: String,
 }
 
-/// Reads everything that the members hold of the kept sets, and repairs it where `repair` says so. A live primary goes on meanwhile: what
+/// Reads everything that the members hold of the kept sets, or of a log that was not cleared, and repairs it where `repair` says so. A live primary goes on meanwhile: what
 /// it has overwritten is no damage.
 ///
 /// # Errors
@@ -95,9 +124,8 @@ pub fn scrub(
     options: RebuildOptions<'_>,
 ) -> Result<Scrubbed> {
     let open = options.open;
-    let mut work = Work::new(info, reach, admin, options)?;
+    let mut work = Work::new(info, reach, admin, options);
     let spread = work.look()?;
-    let mut reader = spread.open_reader(&open)?;
     let members = spread.membership.members.iter();
     let mut found = Scrubbed {
         units: members
@@ -108,9 +136,18 @@ pub fn scrub(
             .collect(),
         ..Scrubbed::default()
     };
-    read_all(&mut reader, &mut found, &mut work.course())?;
-    found.missing = reader.missing().cloned().collect();
-    drop(reader);
+    match spread.mode {
+        Mode::Overwrite => {
+            let mut reader = spread.open_reader(&open)?;
+            read_all(&mut reader, &mut found, &mut work.course())?;
+            found.missing = reader.missing().cloned().collect();
+        }
+        Mode::Append => {
+            let mut sources = Sources::open(&spread, &open, open.timeouts.stall)?;
+            super::log::scrub(&mut sources, &mut found, &mut work.course())?;
+            found.missing = sources.missing().cloned().collect();
+        }
+    }
     if repair {
         repair_all(&mut work, &spread, &mut found)?;
     }
@@ -124,7 +161,7 @@ fn repair_all(work: &mut Work<'_, '_>, spread: &Spread, found: &mut Scrubbed) ->
         let Some(reached) = spread.units[index].as_ref().ok() else {
             continue;
         };
-        if !is_damaged && unit.lacking.is_empty() {
+        if !unit.needs_something() {
             continue;
         }
         match work.repair(spread, index, reached.as_ref(), is_damaged) {
@@ -228,6 +265,7 @@ fn read_set(
             found.mismatches.push(Mismatch {
                 set: number,
                 group: group.group.0,
+                position: None,
                 what: error.to_string(),
             });
         }

@@ -42,13 +42,6 @@ pub async fn rebuild(
         None => None,
     };
     let spread = sought(context, &arguments.name).await?;
-    if is_log(&spread)? {
-        let detail = format!(
-            "region {} is a log: members of logs can't be rebuilt yet; one that was away is caught up by its primary",
-            arguments.name
-        );
-        return Err(ManagerError::Usage { detail });
-    }
     let mut units: Vec<_> = spread.units().cloned().collect();
     let old = arguments.replace.as_ref().and_then(|replace| {
         let known = units.iter().find(|unit| unit.name == replace.old);
@@ -61,7 +54,8 @@ pub async fn rebuild(
             units.push(more.clone());
         }
     }
-    let work = Work::begin(context, &arguments.name, &spread, &units).await?;
+    let rights = writing(&spread)?;
+    let work = Work::begin(context, &arguments.name, &spread, &units, rights).await?;
     let replacement = arguments
         .replace
         .as_ref()
@@ -136,12 +130,13 @@ pub async fn scrub(
 ) -> Result<ScrubReport, ManagerError> {
     let spread = sought(context, &arguments.name).await?;
     let units: Vec<_> = spread.units().cloned().collect();
-    let work = Work::begin(context, &arguments.name, &spread, &units).await?;
-    if is_log(&spread)? {
-        return scrub_log(work).await;
-    }
     let rate = arguments.rate.map(|rate| rate.0);
     let repair = !arguments.no_repair;
+    let rights = match repair {
+        true => writing(&spread)?,
+        false => Rights::READ,
+    };
+    let work = Work::begin(context, &arguments.name, &spread, &units, rights).await?;
     let done = work
         .run(rate, move |info, reach, admin, options| {
             pmu_client::scrub::scrub(info, reach, admin, repair, options)
@@ -151,45 +146,23 @@ pub async fn scrub(
     Ok(scrub_report(arguments.name.as_str(), done?))
 }
 
-fn is_log(spread: &Spread) -> Result<bool, ManagerError> {
+/// What it takes to write a member.
+fn writing(spread: &Spread) -> Result<Rights, ManagerError> {
     let (_, shown) = spread.first_shown(None)?;
     let region = shown.region.as_ref();
-    Ok(region.is_some_and(|region| region.mode() == v1::Mode::Append))
+    let is_log = region.is_some_and(|region| region.mode() == v1::Mode::Append);
+    Ok(writing_of(match is_log {
+        true => Mode::Append,
+        false => Mode::Overwrite,
+    }))
 }
 
-/// Reads a log as a take-over would: every record from the cursor to the committed end, from as many units as it takes.
-async fn scrub_log(work: Work) -> Result<ScrubReport, ManagerError> {
-    let read = work.run(None, |info, reach, _, options| {
-        let spread = pmu_client::Spread::over(info, reach)?;
-        let mut backup = spread.open_log_backup(false, &options.open)?;
-        let found = backup.recover(|_| Ok(()))?;
-        Ok((found, backup.missing().cloned().collect::<Vec<_>>()))
-    });
-    let read = read.await;
-    let region = work.name.clone();
-    work.end().await;
-    let (found, missing) = read?;
-    let damaged = found.damage.is_some();
-    let exit_code = match (damaged, missing.is_empty()) {
-        (true, _) => exit::DAMAGED,
-        (false, false) => exit::UNAVAILABLE,
-        (false, true) => exit::DONE,
-    };
-    Ok(ScrubReport {
-        region,
-        sets: 0,
-        groups: 0,
-        groups_incomplete: 0,
-        records: Some(found.records),
-        log_damage: found.damage,
-        units: Vec::new(),
-        mismatches: Vec::new(),
-        repaired: Vec::new(),
-        missing: missing_reports(&missing),
-        damaged,
-        is_repaired: false,
-        exit_code,
-    })
+fn writing_of(mode: Mode) -> Rights {
+    Rights::READ
+        | match mode {
+            Mode::Overwrite => Rights::WRITE,
+            Mode::Append => Rights::APPEND,
+        }
 }
 
 /// `region verify`: of a region of one unit, or of all members of a spread one.
@@ -289,8 +262,8 @@ fn scrub_report(region: &str, found: Scrubbed) -> ScrubReport {
         sets: found.sets,
         groups: found.groups,
         groups_incomplete: found.groups_incomplete,
-        records: None,
-        log_damage: None,
+        records: found.records,
+        log_damage: found.log_damage,
         missing: missing_reports(&found.missing),
         units: found.units,
         mismatches: found.mismatches,
@@ -333,9 +306,9 @@ struct Work {
     /// Units that know the region.
     seeds: Vec<Unit>,
     is_json: bool,
+    /// What the work takes.
+    temporary: Rights,
 }
-
-const NEEDED: Rights = Rights::READ.union(Rights::WRITE);
 
 impl Work {
     /// Gives the manager rights on all units that answer and have a region of this name.
@@ -344,6 +317,7 @@ impl Work {
         name: &pmu_format::RegionName,
         spread: &Spread,
         units: &[Unit],
+        temporary: Rights,
     ) -> Result<Self, ManagerError> {
         let identity = context.identity()?;
         let (unit, shown) = spread.first_shown(None)?;
@@ -356,6 +330,7 @@ impl Work {
             grants: shown.grants.clone(),
             seeds: Vec::new(),
             is_json: context.common.json,
+            temporary,
             identity,
         };
         for unit in units {
@@ -373,14 +348,8 @@ impl Work {
 
     async fn give(&mut self, unit: &Unit) -> Result<(), ManagerError> {
         let connection = Connection::open(unit, &self.identity, self.timeout).await?;
-        let shown = region::ask_show(&connection, self.timeout, &self.name).await?;
-        let region = shown.region.as_ref();
-        // A log is read, and never written by a manager.
-        let needed = match region.is_some_and(|region| region.mode() == v1::Mode::Append) {
-            true => Rights::READ,
-            false => NEEDED,
-        };
-        self.loans.lend(connection, needed).await?;
+        region::ask_show(&connection, self.timeout, &self.name).await?;
+        self.loans.lend(connection, self.temporary).await?;
         self.seeds.push(unit.clone());
         Ok(())
     }
@@ -418,7 +387,10 @@ impl Work {
             let mut on_progress = |progress: &RebuildProgress| {
                 shown.set_length(progress.bytes_total);
                 shown.set_position(progress.bytes_done);
-                shown.set_message(format!("set {}", progress.set));
+                shown.set_message(match progress.position.get() {
+                    0 => format!("set {}", progress.set),
+                    position => format!("log to {position}"),
+                });
                 if let Ok(mut latest) = latest.lock() {
                     *latest = Some(*progress);
                 }
@@ -570,7 +542,10 @@ impl Administer for Desk {
             }
             .into(),
             sets_kept: new.sets_kept,
-            room: Some(Room::CapacityBytes(new.capacity_bytes)),
+            room: Some(match new.mode {
+                Mode::Overwrite => Room::CapacityBytes(new.capacity_bytes),
+                Mode::Append => Room::SizeBytes(new.length_bytes),
+            }),
             need: match new.need {
                 Need::Durable => v1::Need::Durable,
                 Need::VolatileAllowed => v1::Need::Volatile,
@@ -583,7 +558,7 @@ impl Administer for Desk {
         let created = self.handle.block_on(async {
             let connection = self.connect(member).await?;
             region::create_on(&connection, self.timeout, request).await?;
-            self.loans.lend(connection, NEEDED).await
+            self.loans.lend(connection, writing_of(new.mode)).await
         });
         Self::answer(member, created)
     }

@@ -163,13 +163,24 @@ impl<T: Line + Serialize> Page for SpreadChange<T> {
 
 fn given_lines(page: &mut String, given: &[pmu_client::rebuild::RebuiltUnit]) {
     for unit in given {
-        let (sets, bytes) = (count(unit.sets, "set"), exact_size(unit.bytes));
-        let _ = writeln!(
-            page,
-            "{}: given {sets}, {bytes}; it holds set {} now",
-            plain(&unit.unit),
-            unit.newest_set
-        );
+        let bytes = exact_size(unit.bytes);
+        let name = plain(&unit.unit);
+        let _ = match unit.log_end {
+            Some(end) => {
+                let records = count(unit.records.unwrap_or(0), "record");
+                writeln!(
+                    page,
+                    "{name}: given {records}, {bytes}; it holds the log up to {end} now"
+                )
+            }
+            None => {
+                let (sets, newest) = (count(unit.sets, "set"), unit.newest_set);
+                writeln!(
+                    page,
+                    "{name}: given {sets}, {bytes}; it holds set {newest} now"
+                )
+            }
+        };
     }
 }
 
@@ -207,20 +218,23 @@ impl Page for RebuildReport {
 
 impl Page for ScrubReport {
     fn page(&self) -> String {
-        let mut grid = Grid::new(&["UNIT", "CHUNKS", "READ", "DAMAGED", "LACKING"]);
+        let is_log = self.records.is_some();
+        let checked = if is_log { "RECORDS" } else { "CHUNKS" };
+        let mut grid = Grid::new(&["UNIT", checked, "READ", "DAMAGED", "LACKING"]);
         for unit in &self.units {
+            let (checked, lacking) = match is_log {
+                true => (unit.records, unit.records_lacking),
+                false => (unit.chunks, unit.lacking.len() as u64),
+            };
             grid.row([
                 unit.unit.clone(),
-                unit.chunks.to_string(),
+                checked.to_string(),
                 size(unit.bytes),
                 unit.damage.len().to_string(),
-                unit.lacking.len().to_string(),
+                lacking.to_string(),
             ]);
         }
-        let mut page = match self.records {
-            None => grid.right(&[1, 2, 3, 4]).page(),
-            Some(_) => String::new(),
-        };
+        let mut page = grid.right(&[1, 2, 3, 4]).page();
         if let Some(damage) = &self.log_damage {
             let _ = writeln!(page, "{}: {}", plain(&self.region), plain(damage));
         }
@@ -232,7 +246,10 @@ impl Page for ScrubReport {
         for mismatch in &self.mismatches {
             let (set, group) = (mismatch.set, mismatch.group);
             let what = plain(&mismatch.what);
-            let _ = writeln!(page, "set {set}, group {group}: {what}");
+            let _ = match mismatch.position {
+                Some(position) => writeln!(page, "record at {position}: {what}"),
+                None => writeln!(page, "set {set}, group {group}: {what}"),
+            };
         }
         given_lines(&mut page, &self.repaired);
         missing_lines(&mut page, &self.missing);

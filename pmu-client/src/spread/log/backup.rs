@@ -15,6 +15,7 @@ use super::shards::ShardReader;
 use crate::error::{Attempt, ClientError, Result};
 use crate::log::{Entry, Flow, LogRecord, Records, RecoveredLog};
 use crate::options::OpenOptions;
+use crate::spread::change::{Followed, may_be_a_change};
 use crate::spread::{MissingUnit, Spread, missing};
 
 /// The reader of a log over several units, and the one who clears it.
@@ -61,19 +62,7 @@ impl Spread {
     /// [`ClientError::TooFewUnits`]: it can't be told where the log begins and ends; [`ClientError::WrongMode`]; as
     /// [`crate::Unit::open_log_backup`].
     pub fn open_log_backup(&self, clear: bool, options: &OpenOptions) -> Result<SpreadLogBackup> {
-        self.check_mode(Mode::Append)?;
-        let id = self.membership.id;
-        let opened = self.on_each_unit(|unit| {
-            let parts = unit.open_log_backup(&self.name, clear, options)?;
-            LogSeat::open(parts, id)
-        });
-        let mut seats = Vec::with_capacity(opened.len());
-        for opened in opened {
-            seats.push(match opened {
-                Ok(seat) => Ok(seat),
-                Err(failed) => Err(failed.or_grant()?),
-            });
-        }
+        let mut seats = self.open_to_read(clear, options)?;
         let (newest, cursor) = self.judge(&mut seats)?;
         let stands = seats.iter().flatten().map(|seat| &seat.stand);
         let limit = self.quorum.stable(stands).max(cursor);
@@ -91,6 +80,23 @@ impl Spread {
             entries: Vec::new(),
             payloads: Vec::new(),
         })
+    }
+
+    /// Opens the members that answer for reading; with `clear` for clearing, too.
+    pub(super) fn open_to_read(&self, clear: bool, options: &OpenOptions) -> Result<Vec<Seat>> {
+        self.check_mode(Mode::Append)?;
+        let opened = self.on_each_unit(|unit| {
+            let parts = unit.open_log_backup(&self.name, clear, options)?;
+            self.check_opened(&parts)?;
+            LogSeat::open(parts, self.membership.id)
+        });
+        let seats = opened.into_iter();
+        seats
+            .map(|opened| match opened {
+                Ok(seat) => Ok(Ok(seat)),
+                Err(failed) => Ok(Err(failed.or_grant()?)),
+            })
+            .collect()
     }
 }
 
@@ -157,6 +163,15 @@ impl SpreadLogBackup {
     /// [`ClientError::TooFewUnits`]; [`ClientError::Damaged`], naming the record. What was handed out before is good, and so are records before
     /// it in this batch, which come first.
     pub fn read_unread(&mut self, max_bytes: usize) -> Result<Records<'_>> {
+        let mut read = self.read_batch(max_bytes);
+        if let Err(error) = read {
+            self.go_on_after(error)?;
+            read = self.read_batch(max_bytes);
+        }
+        read.map(|()| Records::new(&self.entries, &self.payloads))
+    }
+
+    fn read_batch(&mut self, max_bytes: usize) -> Result<()> {
         self.entries.clear();
         self.payloads.clear();
         if self.position >= self.limit {
@@ -172,7 +187,7 @@ impl SpreadLogBackup {
                 Err(_) => break,
             }
         }
-        Ok(Records::new(&self.entries, &self.payloads))
+        Ok(())
     }
 
     /// Reads one record into our own memory.
@@ -304,25 +319,81 @@ impl SpreadLogBackup {
             return Ok(());
         }
         if mark.position() > self.limit {
-            self.look()?;
+            self.look_anew()?;
         }
         if mark.position() > self.limit {
             return invalid("the record is behind the tail: open the log as primary first");
         }
-        let cleared = self.move_cursors(mark.position());
+        if let Err(error) = self.clear_to(mark.position()) {
+            // It can be done twice.
+            self.go_on_after(error)?;
+            self.clear_to(mark.position())?;
+        }
+        self.cleared = mark.position();
+        Ok(())
+    }
+
+    fn clear_to(&mut self, position: LogPosition) -> Result<()> {
+        let cleared = self.move_cursors(position);
         let enough = self.spread.quorum.check_commit(cleared);
         match enough.map_err(|what| self.spread.too_few(what, self.missing())) {
-            Ok(()) => {
-                self.cleared = mark.position();
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(few) if cleared == 0 => Err(few),
             Err(few) => Err(ClientError::UnknownOutcome {
                 region: self.spread.name.as_ref().into(),
-                attempt: Attempt::Clear(mark.position()),
+                attempt: Attempt::Clear(position),
                 cause: Box::new(few),
             }),
         }
+    }
+
+    /// Looks at all members, and at the new ones if they were changed.
+    fn look_anew(&mut self) -> Result<LogPosition> {
+        match self.look() {
+            Ok(cursor) => Ok(cursor),
+            Err(error) => {
+                self.go_on_after(error)?;
+                self.look()
+            }
+        }
+    }
+
+    /// Goes on after an error if that came of a change of the members: their sessions have ended, and others are there now.
+    ///
+    /// # Errors
+    /// The error, where it did not.
+    fn go_on_after(&mut self, error: ClientError) -> Result<()> {
+        if !may_be_a_change(&error) {
+            return Err(error);
+        }
+        let spread = self.spread.apart();
+        let followed =
+            spread.follow_change(self.options.timeouts.stall, |later| self.open_anew(&later));
+        match followed {
+            Ok(Followed::Opened(())) => Ok(()),
+            Ok(Followed::No) | Err(ClientError::TooFewUnits { .. }) => Err(error),
+            Err(other) => Err(other),
+        }
+    }
+
+    fn open_anew(&mut self, later: &Spread) -> Result<()> {
+        let error = ClientError::MembersChanged {
+            region: self.spread.name.as_ref().into(),
+        };
+        // Its own sessions are in its way.
+        for (member, seat) in self.spread.membership.members.iter().zip(&mut self.seats) {
+            *seat = Err(missing(member, &error));
+        }
+        let mut seats = later.open_to_read(self.may_clear, &self.options)?;
+        let (newest, cursor) = later.judge(&mut seats)?;
+        let stable = later
+            .quorum
+            .stable(seats.iter().flatten().map(|seat| &seat.stand));
+        self.limit = self.limit.max(stable).max(cursor);
+        (self.seats, self.newest) = (seats, newest);
+        self.reader = later.log_reader(self.options.timeouts.hedge);
+        self.spread = later.apart();
+        Ok(())
     }
 
     /// Moves the cursors of all members that answer; on how many that is durable.
@@ -398,7 +469,7 @@ impl SpreadLogBackup {
         &mut self,
         mut visit: impl FnMut(LogRecord<'_>) -> Result<()>,
     ) -> Result<RecoveredLog> {
-        let cursor = self.look()?;
+        let cursor = self.look_anew()?;
         let tail = self.newest.position();
         let mut found = RecoveredLog {
             cursor,
@@ -464,7 +535,10 @@ impl SpreadLogBackup {
         let member = &self.spread.membership.members[index];
         let unit = self.spread.connect(member)?;
         unit.open_log_backup(&self.spread.name, self.may_clear, &self.options)
-            .and_then(|parts| LogSeat::open(parts, self.spread.membership.id))
+            .and_then(|parts| {
+                self.spread.check_opened(&parts)?;
+                LogSeat::open(parts, self.spread.membership.id)
+            })
             .map_err(|error| missing(member, &error))
     }
 }

@@ -6,13 +6,18 @@
 
 mod backup;
 mod catch_up;
+mod fill;
+mod kept;
 mod out;
 mod primary;
+mod scrub;
 mod seat;
 mod shards;
 
 pub use backup::SpreadLogBackup;
+pub(super) use fill::{Extent, LogTarget, Sources, fill};
 pub use primary::{SpreadLogPrimary, SpreadLogTakeover};
+pub(super) use scrub::scrub;
 
 use pmu_core::spread::{Newest, Stand};
 use pmu_format::{CursorPair, LogPosition};
@@ -48,6 +53,7 @@ impl Spread {
             share_capacity_bytes: self.share_capacity_bytes,
             reach: std::sync::Arc::clone(&self.reach),
             units: Vec::new(),
+            untold: 0,
         }
     }
 

@@ -196,6 +196,11 @@ impl Out {
         }
     }
 
+    /// How many chains are under way.
+    pub(super) fn in_flight(&self) -> usize {
+        self.sent.len()
+    }
+
     /// Whether a chain is under way.
     pub(super) fn is_busy(&self) -> bool {
         !self.sent.is_empty()

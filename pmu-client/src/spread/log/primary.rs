@@ -1,5 +1,6 @@
 //! The primary of a log over several units.
 
+mod change;
 mod open;
 mod rejoin;
 
@@ -21,6 +22,7 @@ use pmu_format::{
 };
 
 use super::catch_up::Shards;
+use super::kept::Kept;
 use super::out::{Out, Place};
 use super::seat::{LogSeat, Seat};
 use super::shards::{FoundRecord, ShardReader};
@@ -44,8 +46,12 @@ const SHARE: u64 = RECORD_SHARE_BYTES as u64;
 /// under way, the publishing of one travels with the bytes of the next. A unit that fails, or makes no progress for
 /// [`crate::Timeouts::stall`], is given up. Records are acknowledged in the order in which they were given.
 ///
+/// If the members of the region are changed and no other primary takes over, it goes on with the new ones by itself: what was not acknowledged
+/// and is not in the log is written again, at the same positions. It waits for [`crate::Timeouts::stall`] until enough of them can be used.
+///
 /// One thread uses it at a time (`&mut`); it may move between threads. Calls block as those of [`crate::LogPrimary`]. Memory: the staging memory
-/// of each unit, and the redundancy of the longest record. Nothing is allocated for a record that is no longer than those before it.
+/// of each unit, the redundancy of the longest record, and the records that are not acknowledged. Nothing is allocated for a record where as
+/// much was under way before.
 pub struct SpreadLogPrimary {
     spread: Spread,
     options: OpenOptions,
@@ -56,6 +62,8 @@ pub struct SpreadLogPrimary {
     shards: Shards,
     /// Decides positions and room, which are the same on all members.
     writer: LogWriter,
+    /// What is not acknowledged.
+    kept: Kept,
     newest: Newest,
     /// Sent and not acknowledged yet, with the end of each.
     groups: VecDeque<(PublishId, LogPosition)>,
@@ -149,6 +157,18 @@ impl SpreadLogPrimary {
     }
 
     fn submit_within(&mut self, records: &[&[u8]], patience: Duration) -> Result<Ticket> {
+        let from = self.submitted;
+        match self.submit_once(records, patience) {
+            Err(error) => {
+                // What of these was on its way is published nowhere: the tail of records goes out behind them.
+                self.go_on_after(error, from)?;
+                self.submit_once(records, patience)
+            }
+            ticket => ticket,
+        }
+    }
+
+    fn submit_once(&mut self, records: &[&[u8]], patience: Duration) -> Result<Ticket> {
         self.check_open()?;
         self.look_for_completions()?;
         self.look_for_returns()?;
@@ -166,12 +186,12 @@ impl SpreadLogPrimary {
             };
             self.place(record, batch)?;
         }
-        let bytes = records.iter().map(|record| record.len() as u64).sum();
-        self.bytes_since_flush += bytes;
         let eager = self.groups.len() < PUBLISHES_IN_FLIGHT_EAGER;
         if eager || self.gathered_bytes() >= GATHER_BYTES {
             self.send_gathered()?;
         }
+        let bytes = records.iter().map(|record| record.len() as u64).sum();
+        self.bytes_since_flush += bytes;
         Ok(Ticket::new(from, self.submitted, bytes))
     }
 
@@ -188,7 +208,7 @@ impl SpreadLogPrimary {
             return Ok(());
         }
         self.submitted_unseen = 0;
-        self.poll_completions().map(drop)
+        self.look_once()
     }
 
     /// Blocks until the record is durable.
@@ -196,7 +216,7 @@ impl SpreadLogPrimary {
     /// # Errors
     /// As [`Self::append`].
     pub fn wait(&mut self, ticket: Ticket) -> Result<Receipt> {
-        self.wait_until(ticket.end())?;
+        self.wait_through(ticket.end())?;
         let stored = Stored::Log {
             from: ticket.position(),
             to: ticket.end(),
@@ -209,7 +229,7 @@ impl SpreadLogPrimary {
     /// # Errors
     /// As [`Self::append`].
     pub fn flush(&mut self) -> Result<Receipt> {
-        self.wait_until(self.submitted)?;
+        self.wait_through(self.submitted)?;
         let stored = Stored::Log {
             from: self.flushed,
             to: self.submitted,
@@ -314,6 +334,13 @@ impl SpreadLogPrimary {
     /// # Errors
     /// As [`Self::append`], for the oldest record that failed.
     pub fn poll_completions(&mut self) -> Result<LogPosition> {
+        if let Err(error) = self.look_once() {
+            self.go_on_after(error, self.submitted)?;
+        }
+        Ok(self.acknowledged())
+    }
+
+    fn look_once(&mut self) -> Result<()> {
         self.check_open()?;
         for index in 0..self.seats.len() {
             self.with(index, |out, seat| out.poll(seat))?;
@@ -322,8 +349,7 @@ impl SpreadLogPrimary {
         if self.groups.is_empty() {
             self.send_gathered()?;
         }
-        self.send_tails()?;
-        Ok(self.acknowledged())
+        self.send_tails()
     }
 
     /// Looks at the cursors of all units: the bytes of the ring that are free.
@@ -331,6 +357,16 @@ impl SpreadLogPrimary {
     /// # Errors
     /// As [`Self::append`].
     pub fn refresh_free(&mut self) -> Result<u64> {
+        match self.look_at_cursors() {
+            Err(error) => {
+                self.go_on_after(error, self.submitted)?;
+                Ok(self.writer.free_bytes())
+            }
+            free_bytes => free_bytes,
+        }
+    }
+
+    fn look_at_cursors(&mut self) -> Result<u64> {
         let mut posted = Vec::with_capacity(self.seats.len());
         for index in 0..self.seats.len() {
             posted.push(self.with(index, |_, seat| seat.post_cursor())?);
@@ -400,8 +436,8 @@ impl SpreadLogPrimary {
         loop {
             // The backup can clear only what it can see.
             self.send_gathered()?;
-            self.poll_completions()?;
-            let free_bytes = self.refresh_free()?;
+            self.look_once()?;
+            let free_bytes = self.look_at_cursors()?;
             if free_bytes >= needed_bytes {
                 return Ok(());
             }
@@ -448,6 +484,7 @@ impl SpreadLogPrimary {
         };
         let shard_bytes = share.shard_bytes() as usize;
         self.submitted = placement.end;
+        self.kept.push(record, place.continues, placement.end);
         let mut shards = self.shards.take();
         let mut placed = shards.encode(record, shard_bytes);
         for index in 0..self.seats.len() {
@@ -522,6 +559,14 @@ impl SpreadLogPrimary {
             self.groups.pop_front();
         }
         self.newest.advance(self.writer.acknowledged().get());
+        self.kept.drop_to(self.writer.acknowledged());
+        Ok(())
+    }
+
+    fn wait_through(&mut self, position: LogPosition) -> Result<()> {
+        while let Err(error) = self.wait_until(position) {
+            self.go_on_after(error, self.submitted)?;
+        }
         Ok(())
     }
 

@@ -17,7 +17,7 @@ const HEADER: u64 = RECORD_HEADER_BYTES as u64;
 const SHARE: u64 = RECORD_SHARE_BYTES as u64;
 
 /// A record that was read; its bytes are in [`ShardReader::record`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FoundRecord {
     pub(super) position: u64,
     pub(super) end: u64,
@@ -182,6 +182,65 @@ impl ShardReader {
         heads[index].is_some() && damaged_payloads(seats, itself, position, &heads).is_empty()
     }
 
+    /// What one member alone has at `position`, if it is whole and of the term that it should be; else what is wrong. Its shard is
+    /// [`shard_of`].
+    pub(super) fn read_own(
+        &self,
+        seats: &mut [Seat],
+        names: &Names<'_>,
+        newest: &Newest,
+        index: usize,
+        (position, limit): (u64, u64),
+    ) -> std::result::Result<FoundRecord, String> {
+        let itself = ShardSet::EMPTY.with(ShardIndex(index));
+        let lost = |seats: &[Seat]| match &seats[index] {
+            Err(missing) => missing.reason.clone(),
+            Ok(_) => "its bytes can't be read".to_owned(),
+        };
+        if !self.fetch(seats, names, itself, position, HEADER + SHARE, limit) {
+            return Err(lost(seats));
+        }
+        let mut damage = None;
+        let (heads, _) = self.heads(seats, newest, itself, position, limit, &mut damage);
+        let Some((header, share)) = heads[index] else {
+            return Err(damage.unwrap_or_else(|| lost(seats)));
+        };
+        let length = header.record_bytes();
+        if !self.fetch(seats, names, itself, position, length, limit) {
+            return Err(lost(seats));
+        }
+        if !damaged_payloads(seats, itself, position, &heads).is_empty() {
+            return Err("a checksum does not hold".to_owned());
+        }
+        Ok(FoundRecord {
+            position,
+            end: position + length,
+            continues: header.continues,
+            share,
+        })
+    }
+
+    /// Whether the shards of all members, which are there and whole, make one record: the redundancy belongs to the data, and the data
+    /// is what was written. What is not so, otherwise.
+    pub(super) fn verify(
+        &mut self,
+        seats: &[Seat],
+        names: &Names<'_>,
+        found: &FoundRecord,
+    ) -> std::result::Result<(), String> {
+        let (position, share) = (found.position, &found.share);
+        let mut shards: [&[u8]; UNITS_MAX] = [&[]; UNITS_MAX];
+        for (shard, seat) in shards.iter_mut().zip(seats) {
+            *shard = shard_of(seat, position, share.shard_bytes());
+        }
+        let (data, redundant) = shards[..seats.len()].split_at(self.layout.data_shards());
+        let checked = self.code.verify(data, redundant);
+        checked.map_err(|error| error.to_string())?;
+        let data = ShardSet::first(self.layout.data_shards());
+        let whole = self.assemble(seats, names, data, position, share);
+        whole.map_err(|_| "its shares do not make it".to_owned())
+    }
+
     /// The shards to read: data where its member can be used, else redundancy.
     fn choose(
         &self,
@@ -215,6 +274,23 @@ impl ShardReader {
             }
             Err(what) => Err(too_few(names.region, what, &names.absent(seats, position))),
         }
+    }
+
+    /// Sees to it that the windows of all members hold the beginning of a record.
+    pub(super) fn fetch_heads(
+        &self,
+        seats: &mut [Seat],
+        names: &Names<'_>,
+        position: u64,
+        limit: u64,
+    ) {
+        let there = |(_, seat): &(usize, &Seat)| {
+            let seat = seat.as_ref();
+            seat.is_ok_and(|seat| seat.valid_to > position)
+        };
+        let all = seats.iter().enumerate().filter(there);
+        let all = all.map(|(index, _)| ShardIndex(index)).collect();
+        self.fetch(seats, names, all, position, HEADER + SHARE, limit);
     }
 
     /// Sees to it that all chosen members' windows hold a range; false if one of them is missing from now on.
@@ -479,7 +555,7 @@ fn doubt(seats: &mut [Seat], bad: ShardSet, position: u64, end: u64) {
     }
 }
 
-fn shard_of(seat: &Seat, position: u64, shard_bytes: u64) -> &[u8] {
+pub(super) fn shard_of(seat: &Seat, position: u64, shard_bytes: u64) -> &[u8] {
     let seat = seat.as_ref().ok();
     seat.and_then(|seat| seat.bytes(position + HEADER + SHARE, shard_bytes))
         .unwrap_or_default()

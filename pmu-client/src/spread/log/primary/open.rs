@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pmu_core::log::{LogStart, LogWriter};
 use pmu_core::spread::{Newest, Tenure, TermOpening};
-use pmu_format::{Epoch, LogGeometry, LogPosition, Mode};
+use pmu_format::{Epoch, LogGeometry, LogPosition, Mode, Term};
 use pmu_proto::v1::SessionRole;
 use pmu_stripe::Code;
 
@@ -17,6 +17,7 @@ use crate::log::primary::PUBLISHES_IN_FLIGHT_MAX;
 use crate::log::{LogRecord, RecoveredLog};
 use crate::options::OpenOptions;
 use crate::spread::log::catch_up::{Goal, Helpers, Shards, bring_up};
+use crate::spread::log::kept::Kept;
 use crate::spread::log::out::Out;
 use crate::spread::log::seat::{LogSeat, Seat};
 use crate::spread::log::shards::ShardReader;
@@ -40,7 +41,7 @@ pub struct SpreadLogTakeover {
 }
 
 /// What an opening found and decided.
-struct Opened {
+pub(super) struct Opened {
     newest: Newest,
     cursor: LogPosition,
 }
@@ -81,14 +82,16 @@ impl Spread {
         })
     }
 
+    /// Opens all members that answer: enough to commit. A member that somebody else writes is one that is worked on, if it is not one too
+    /// many.
     fn open_seats(&self, options: &OpenOptions) -> Result<Vec<Seat>> {
         let id = self.membership.id;
         let opened = self.on_each_unit(|unit| {
             let parts = unit.open(&self.name, SessionRole::Primary, Mode::Append, options)?;
+            self.check_opened(&parts)?;
             LogSeat::open(parts, id)
         });
-        let mut seats = Vec::with_capacity(opened.len());
-        let mut held = None;
+        let (mut seats, mut held) = (Vec::with_capacity(opened.len()), None);
         for opened in opened {
             seats.push(match opened {
                 Ok(seat) => Ok(seat),
@@ -125,8 +128,23 @@ impl Spread {
 
 impl SpreadLogPrimary {
     fn open(spread: Spread, options: &OpenOptions) -> Result<(Self, Opened)> {
+        let name = Arc::clone(&spread.name);
+        let opened = Self::open_behind(spread, options, None)?;
+        opened.ok_or_else(|| ClientError::Protocol(format!("region {name} has no term")))
+    }
+
+    /// The same behind a term of its own; none if a later one is known.
+    pub(super) fn open_behind(
+        spread: Spread,
+        options: &OpenOptions,
+        own: Option<Term>,
+    ) -> Result<Option<(Self, Opened)>> {
         spread.check_mode(Mode::Append)?;
         let mut seats = spread.open_seats(options)?;
+        let highest = seats.iter().flatten().map(|seat| seat.stand.highest);
+        if own.is_some_and(|own| highest.max() > Some(own)) {
+            return Ok(None);
+        }
         let (newest, cursor) = spread.judge(&mut seats)?;
         let newest = newest
             .next_term()
@@ -165,7 +183,7 @@ impl SpreadLogPrimary {
         }
         let opened = Opened { newest, cursor };
         let primary = Self::start(spread, options, (seats, outs), (reader, shards), &opened)?;
-        Ok((primary, opened))
+        Ok(Some((primary, opened)))
     }
 
     fn start(
@@ -198,6 +216,7 @@ impl SpreadLogPrimary {
         }
         let mut primary = Self {
             writer: LogWriter::new(geometry, term, start, PUBLISHES_IN_FLIGHT_MAX),
+            kept: Kept::new(tail),
             newest: opened.newest.clone(),
             spread,
             options: *options,

@@ -33,12 +33,14 @@ impl SpreadLogPrimary {
     /// # Errors
     /// As [`Self::flush`]; [`ClientError::Ended`]. What keeps a unit from coming back is no error, but its reason in [`Self::missing`].
     pub fn rejoin(&mut self) -> Result<usize> {
-        match self.poll_completions() {
-            // Too few are left, and nothing is under way: that is what this call is for.
-            Err(_) if !self.ended => {}
-            looked => drop(looked?),
+        if let Err(error) = self.look_once().and_then(|()| self.check_commit()) {
+            match self.go_on_after(error, self.submitted) {
+                // Too few are left, and nothing is under way: that is what this call is for.
+                Err(_) if !self.ended => {}
+                gone_on => gone_on?,
+            }
         }
-        self.wait_until(self.submitted)?;
+        self.wait_through(self.submitted)?;
         if self.check_commit().is_ok() {
             // What is cleared meanwhile need not be caught up with.
             self.refresh_free()?;
