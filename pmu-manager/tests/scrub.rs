@@ -135,9 +135,9 @@ fn next_scrub(site: &Site, clock: &TestClock) -> Value {
 
 #[test]
 fn b07_one_member_scrubs_and_repairs_for_all() {
-    let mut site = Site::with(4, 16 << 20);
     let clock = Arc::new(TestClock::default());
-    site.scrub(Arc::clone(&clock) as _, "rate = \"50MiB/s\"");
+    let scrub = (Arc::clone(&clock) as _, "rate = \"50MiB/s\"");
+    let mut site = Site::with_scrub(4, 16 << 20, Some(scrub));
     site.ok("ca issue trainer --role client --out HOME/trainer");
     site.ok(&format!("{CREATE} --grant scrubber:read,write"));
     let mut trainer = primary(&site);
@@ -197,10 +197,56 @@ fn nobody_else_has_rights_but_on(site: &Site, units: &[usize]) {
 }
 
 #[test]
-fn b07_a_scrub_that_cannot_work_says_why() {
-    let mut site = Site::with(4, 16 << 20);
+fn b07_one_member_scrubs_and_repairs_a_log_for_all() {
     let clock = Arc::new(TestClock::default());
-    site.scrub(Arc::clone(&clock) as _, "");
+    let scrub = (Arc::clone(&clock) as _, "");
+    let mut site = Site::with_scrub(4, 16 << 20, Some(scrub));
+    site.ok("ca issue trainer --role client --out HOME/trainer");
+    site.ok(
+        "region create job --mode append --layout parity:3+1 --units unit-1,unit-2,unit-3,unit-4 \
+         --size 2MiB --grant trainer:read,append --grant scrubber:read,append",
+    );
+    let records: Vec<_> = (0..20).map(|seed| bytes(9000, seed)).collect();
+    let spread = find(&site, &[1, 2, 3, 4]);
+    let mut primary = spread.open_log_primary(&OpenOptions::new()).unwrap();
+    for record in &records {
+        primary.append(record).unwrap();
+    }
+    drop(primary);
+    clock.advance(DAY / 24);
+    let first = next_scrub(&site, &clock);
+    assert_eq!(
+        (&first["damaged"], &first["failure"]),
+        (&json!(0), &Value::Null),
+        "{first}"
+    );
+    // The second of three equal parts.
+    damage(&site, 2, &records[7][4000..4064]);
+    let second = next_scrub(&site, &clock);
+    assert_eq!(
+        (&second["damaged"], &second["repaired"]),
+        (&json!(1), &json!(1)),
+        "{second}"
+    );
+    assert_eq!(site.json("region scrub job --no-repair").0, 0);
+    site.kill(1);
+    let mut backup = find(&site, &[2, 3, 4])
+        .open_log_backup(false, &OpenOptions::new())
+        .unwrap();
+    let mut found = Vec::new();
+    let recovered = backup.recover(|record| {
+        found.push(record.payload.to_vec());
+        Ok(())
+    });
+    assert_eq!(recovered.unwrap().damage, None);
+    assert_eq!(found, records);
+}
+
+#[test]
+fn b07_a_scrub_that_cannot_work_says_why() {
+    let clock = Arc::new(TestClock::default());
+    let scrub = (Arc::clone(&clock) as _, "");
+    let site = Site::with_scrub(4, 16 << 20, Some(scrub));
     site.ok("ca issue trainer --role client --out HOME/trainer");
     site.ok(CREATE);
     clock.advance(DAY / 24);

@@ -434,11 +434,8 @@ fn interrupted(region: &str, last: &Mutex<Option<RebuildProgress>>) -> ManagerEr
     let done = last.map_or_else(
         || "before anything was read".to_owned(),
         |last| {
-            format!(
-                "after {}, in set {}",
-                crate::values::ByteSize(last.bytes_done),
-                last.set
-            )
+            let done = crate::values::ByteSize(last.bytes_done);
+            format!("after {done} ({})", place(&last))
         },
     );
     ManagerError::Interrupted {

@@ -37,6 +37,15 @@ impl Site {
     }
 
     pub fn with(count: usize, pool_bytes: u64) -> Self {
+        Self::with_scrub(count, pool_bytes, None)
+    }
+
+    /// Units that scrub by such a clock, with such keys, as the client `scrubber`.
+    pub fn with_scrub(
+        count: usize,
+        pool_bytes: u64,
+        scrub: Option<(Arc<dyn Clock>, &str)>,
+    ) -> Self {
         let mut site = Self {
             directory: tempfile::tempdir().unwrap(),
             runtime: Runtime::new().unwrap(),
@@ -46,6 +55,11 @@ impl Site {
         };
         site.ok("ca init");
         site.ok("ca issue alice --role manager --out HOME/identity");
+        if let Some((clock, keys)) = scrub {
+            site.ok("ca issue scrubber --role client --out HOME/scrubber");
+            let identity = site.path("scrubber");
+            site.scrub = Some((clock, format!("identity = {identity:?}\n{keys}")));
+        }
         for number in 1..=count {
             site.make(&format!("unit-{number}"), pool_bytes);
         }
@@ -97,17 +111,6 @@ impl Site {
         let server = self.runtime.block_on(start).unwrap();
         self.addresses[number - 1] = server.control_address().to_string();
         self.servers[number - 1] = Some(server);
-    }
-
-    /// Starts all units again; they scrub their regions, with the identity of the client `scrubber`.
-    pub fn scrub(&mut self, clock: Arc<dyn Clock>, keys: &str) {
-        self.ok("ca issue scrubber --role client --out HOME/scrubber");
-        let identity = self.path("scrubber");
-        self.scrub = Some((clock, format!("identity = {identity:?}\n{keys}")));
-        for number in 1..=self.servers.len() {
-            self.kill(number);
-            self.back(number);
-        }
     }
 
     /// A distributor with the certificate of a unit of this name; in the list of units.

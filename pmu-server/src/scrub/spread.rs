@@ -205,7 +205,7 @@ fn generation(info: &RegionInfo) -> u64 {
 fn outcome_of(found: &Scrubbed, bytes: u64) -> Outcome {
     let mut outcome = Outcome {
         bytes,
-        damaged: found.mismatches.len() as u64,
+        damaged: found.mismatches.len() as u64 + u64::from(found.log_damage.is_some()),
         unreadable: found.missing.len() as u64,
         ..Outcome::default()
     };
@@ -220,11 +220,21 @@ fn outcome_of(found: &Scrubbed, bytes: u64) -> Outcome {
         let lacking = unit.lacking.iter();
         let lacking = lacking.map(|set| format!("{name}: has no share of set {set}"));
         outcome.findings.extend(damage.chain(lacking));
+        if unit.records_lacking > 0 {
+            let records = unit.records_lacking;
+            outcome
+                .findings
+                .push(format!("{name}: lacks {records} records"));
+        }
     }
     let mismatches = found.mismatches.iter();
-    let mismatches =
-        mismatches.map(|wrong| format!("set {}, group {}: {}", wrong.set, wrong.group, wrong.what));
-    outcome.findings.extend(mismatches);
+    let mismatches = mismatches.map(|wrong| match wrong.position {
+        Some(position) => format!("record at {position}: {}", wrong.what),
+        None => format!("set {}, group {}: {}", wrong.set, wrong.group, wrong.what),
+    });
+    outcome
+        .findings
+        .extend(mismatches.chain(found.log_damage.clone()));
     let missing = found.missing.iter();
     let missing = missing.map(|missing| format!("{}: {}", missing.unit, missing.reason));
     outcome.findings.extend(missing);
