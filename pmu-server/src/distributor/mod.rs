@@ -1,11 +1,14 @@
-//! Spreads the sets of programs over the units of their regions, on behalf of those programs: in a unit, or in a process of its own.
-//! It decides nothing about layouts: that is `pmu_client::SpreadPrimary`, which each session drives with an identity of the distributor's own.
+//! Spreads the sets and records of programs over the units of their regions, on behalf of those programs: in a unit, or in a process of its own.
+//! It decides nothing about layouts: that are `pmu_client::SpreadPrimary` and `SpreadLogPrimary`, which each session drives with an identity of
+//! the distributor's own.
 
 pub mod config;
 mod host;
 pub mod process;
+mod records;
 mod service;
 mod session;
+mod sets;
 mod staging;
 
 use std::sync::Arc;
