@@ -66,13 +66,13 @@ struct Records {
     ring_bytes: u64,
     /// Whether the distributor has answered how much is free.
     looked: bool,
-    proof: Option<Proof>,
+    proof: Proof,
     /// The distributor has said itself what became of the records.
     told: bool,
 }
 
 impl Records {
-    fn new(log: &v1::DistributedLog) -> Self {
+    fn new(log: &v1::DistributedLog, proof: Proof) -> Self {
         let tail = LogPosition(log.tail);
         Self {
             lengths: Vec::with_capacity(RECORDS_PER_PIECE_MAX),
@@ -85,7 +85,7 @@ impl Records {
             free_to: LogPosition(log.free_to),
             ring_bytes: log.ring_bytes,
             looked: false,
-            proof: None,
+            proof,
             told: false,
         }
     }
@@ -145,12 +145,9 @@ impl Purpose for Records {
             Answer::Appended(appended) => {
                 self.acknowledge(appended.to)?;
                 let Some(proof) = appended.proof else {
-                    return match self.proof {
-                        Some(_) => Ok(None),
-                        None => Err(not_asked()),
-                    };
+                    return Ok(None);
                 };
-                self.proof = Some(wire::proof_from_wire(&proof)?);
+                self.proof = wire::proof_from_wire(&proof)?;
                 Ok(Some(appended.missing))
             }
             Answer::Free(free) => {
@@ -199,7 +196,7 @@ impl DistributedLog {
         options: &OpenOptions,
     ) -> Result<Self> {
         let begun = open::begin(address, region, identity, connect, options, Mode::Append)?;
-        let log = begun.opened.log.unwrap_or_default();
+        let log = begun.opened.log.clone().unwrap_or_default();
         let most = log.tail.checked_add(log.ring_bytes);
         if log.record_bytes_max == 0
             || log.free_to < log.tail
@@ -208,6 +205,7 @@ impl DistributedLog {
             let text = "distributor: a log that can't be";
             return Err(ClientError::Protocol(text.into()));
         }
+        let proof = wire::proof_from_wire(&log.proof.clone().unwrap_or_default())?;
         Ok(Self {
             ring_bytes: log.ring_bytes,
             record_bytes_max: log.record_bytes_max,
@@ -216,7 +214,7 @@ impl DistributedLog {
             flushed: LogPosition(log.tail),
             bytes_since_flush: 0,
             submitted_unseen: 0,
-            feed: Feed::start(begun, region, options, Records::new(&log))?,
+            feed: Feed::start(begun, region, options, Records::new(&log, proof))?,
         })
     }
 
@@ -378,13 +376,13 @@ impl DistributedLog {
             from: ticket.position(),
             to: ticket.end(),
         };
-        self.receipt(stored, ticket.bytes())
+        Ok(self.receipt(stored, ticket.bytes()))
     }
 
     /// Blocks until everything submitted is durable. The receipt is for all records since the last flush.
     ///
     /// # Errors
-    /// As [`Self::append`]; [`ClientError::Invalid`] if nothing was ever appended by this handle.
+    /// As [`Self::append`].
     pub fn flush(&mut self) -> Result<Receipt> {
         self.wait_until(self.submitted())?;
         let stored = Stored::Log {
@@ -393,22 +391,19 @@ impl DistributedLog {
         };
         let bytes = std::mem::take(&mut self.bytes_since_flush);
         self.flushed = self.submitted();
-        self.receipt(stored, bytes)
+        Ok(self.receipt(stored, bytes))
     }
 
-    fn receipt(&self, stored: Stored, bytes: u64) -> Result<Receipt> {
-        let Some(proof) = &self.feed.purpose.proof else {
-            let text = "nothing was appended: there is nothing to give a receipt for";
-            return Err(ClientError::Invalid(text.into()));
-        };
-        Ok(Receipt {
+    fn receipt(&self, stored: Stored, bytes: u64) -> Receipt {
+        let proof = &self.feed.purpose.proof;
+        Receipt {
             region: Arc::clone(&self.feed.region),
             stored,
             epoch: proof.epoch,
             bytes,
             units: Arc::clone(&proof.units),
             provider: proof.provider,
-        })
+        }
     }
 
     fn wait_until(&mut self, position: LogPosition) -> Result<()> {

@@ -231,6 +231,11 @@ impl Work for Records {
     fn opened(&mut self, distributor: &str, staging_bytes: u64) -> v1::DistributeOpened {
         self.batch_bytes_max = staging_bytes;
         let tail = self.log.submitted().get();
+        // For a program that appends nothing.
+        let receipt = self.log.flush().ok();
+        self.proof = receipt
+            .as_ref()
+            .map(|receipt| (receipt.epoch, Arc::clone(&receipt.units)));
         v1::DistributeOpened {
             distributor: distributor.to_owned(),
             layout: self.log.spread().layout().to_bytes().to_vec(),
@@ -241,6 +246,7 @@ impl Work for Records {
                 ring_bytes: self.log.ring_bytes(),
                 record_bytes_max: self.record_bytes_max(),
                 batch_bytes_max: self.batch_bytes_max,
+                proof: receipt.as_ref().map(proof_to_wire),
             }),
             ..v1::DistributeOpened::default()
         }
