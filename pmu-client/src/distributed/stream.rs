@@ -103,7 +103,8 @@ impl Stream {
             Some(status) if status.code() == Code::Unimplemented => ClientError::Refused {
                 unit,
                 reason: NO_DISTRIBUTOR,
-                message: "it is not configured to distribute".into(),
+                message: "it is not configured to distribute: its configuration has no section [distributor]"
+                    .into(),
             },
             Some(status) => self.control.refused(status, region),
             None => ClientError::Unreachable {

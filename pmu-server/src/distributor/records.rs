@@ -86,7 +86,10 @@ impl Records {
             let end = at + bytes as usize;
             match self.submit(records, &session.bytes[at..end]) {
                 Ok(ticket) => last = Some(ticket),
-                Err(error) => return self.failed(session, &error),
+                Err(error) => {
+                    self.in_flight.extend(last);
+                    return self.failed(session, error);
+                }
             }
             at = end;
             self.lengths.drain(..records);
@@ -148,7 +151,7 @@ impl Records {
         };
         match self.log.wait(ticket) {
             Ok(receipt) => self.appended(session, &receipt),
-            Err(error) => self.failed(session, &error),
+            Err(error) => self.failed(session, error),
         }
     }
 
@@ -174,7 +177,7 @@ impl Records {
         if let Some(ticket) = self.in_flight.front().copied()
             && let Err(error) = self.log.wait(ticket)
         {
-            return self.failed(session, &error);
+            return self.failed(session, error);
         }
         self.report(session)
     }
@@ -193,8 +196,15 @@ impl Records {
         self.end(session, failure)
     }
 
-    fn failed<T>(&self, session: &Session, error: &ClientError) -> Result<T, Over> {
-        self.end(session, failure_to_wire(error))
+    /// What the units refused. What was submitted before is seen through, if that can be: its outcome must not stay open.
+    fn failed<T>(&mut self, session: &Session, error: ClientError) -> Result<T, Over> {
+        let under_way = self.in_flight.back().copied();
+        let seen_through = match under_way.filter(|_| !self.log.is_ended()) {
+            Some(ticket) => self.log.wait(ticket).map(drop),
+            None => Ok(()),
+        };
+        let error = seen_through.err().unwrap_or(error);
+        self.end(session, failure_to_wire(&error))
     }
 
     /// The first failure ends the session: what the program sent behind it must not be appended.
@@ -214,7 +224,7 @@ impl Records {
             Ok(free_bytes) => session.say(Answer::Free(v1::DistributeFree {
                 free_to: self.log.submitted().get().saturating_add(free_bytes),
             })),
-            Err(error) => self.failed(session, &error),
+            Err(error) => self.failed(session, error),
         }
     }
 
@@ -222,7 +232,7 @@ impl Records {
         self.settle(session)?;
         match self.log.rejoin() {
             Ok(back) => session.rejoined(Ok(back), self.log.missing()),
-            Err(error) => self.failed(session, &error),
+            Err(error) => self.failed(session, error),
         }
     }
 }
