@@ -1,4 +1,4 @@
-#!/usr/bin/env bash
+# shellcheck shell=bash
 # D8 over verbs: a set and records go through a distributor in a unit and through a process of its own, and the normal reader has them with a
 # unit down. Runs in a guest with three memories, as a step of scripts/lab test.
 set -euo pipefail

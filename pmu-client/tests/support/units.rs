@@ -115,7 +115,7 @@ impl Units {
         for _ in 0..100 {
             match self.runtime.block_on(Server::start(config.clone())) {
                 Ok(server) => return server,
-                Err(error) if format!("{error:?}").contains("AddrInUse") => {
+                Err(error) if format!("{error:?}").contains("address is in use") => {
                     std::thread::sleep(std::time::Duration::from_millis(100));
                 }
                 Err(error) => panic!("{error:?}"),

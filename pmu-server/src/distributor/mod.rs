@@ -77,7 +77,7 @@ impl Distributor {
     ) -> Result<Arc<Self>, StartError> {
         let identity = client_identity(&section.identity).map_err(StartError::Distributor)?;
         let principal = identity.principal();
-        tracing::info!(distributor = host.name(), principal = %principal.name, "sets of others are distributed");
+        tracing::info!(distributor = host.name(), principal = %principal.name, "sets and records of others are distributed");
         Ok(Arc::new(Self {
             host,
             identity,
