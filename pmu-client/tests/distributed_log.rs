@@ -150,6 +150,41 @@ fn d08_records_of_every_length_pass_a_ring_while_many_are_under_way() {
     log.append(b"goes on").unwrap();
 }
 
+/// A program that only polls: what has gathered goes out by itself, also where a long record's beginning went out before.
+#[test]
+fn d08_who_polls_gets_every_record_through() {
+    let units = four("staging = \"1MiB\"");
+    let mut log = open(&units, "app", 0).unwrap();
+    let mut sent = Vec::new();
+    for turn in 0..40_usize {
+        for length in [1, 200, 100_000 + turn] {
+            sent.push(pattern(length, turn as u64));
+            let record = sent.last().unwrap();
+            let ticket = log.submit(record).unwrap();
+            if turn % 3 == 0 {
+                continue;
+            }
+            let until = std::time::Instant::now() + PATIENCE;
+            while !log.is_durable(ticket) {
+                assert!(std::time::Instant::now() < until, "record of {length}");
+                log.poll_completions().unwrap();
+                std::thread::yield_now();
+            }
+        }
+        if turn == 19 {
+            assert!(read(&units) == sent);
+            let spread = units.find("backup", "log");
+            let mut backup = spread.open_log_backup(true, &options()).unwrap();
+            while backup.read_unread(1 << 20).unwrap().len() > 0 {
+                backup.clear_handed_out().unwrap();
+            }
+            sent.clear();
+        }
+    }
+    log.flush().unwrap();
+    assert!(read(&units) == sent);
+}
+
 #[test]
 fn d08_both_soft_providers_carry_records() {
     let units = four("");

@@ -202,7 +202,7 @@ impl Raw {
             match self.hear().unwrap() {
                 Answer::Failed(failed) => {
                     assert!(self.hear().is_none());
-                    return (failed.failure.unwrap().kind(), failed.appended_to);
+                    return (failed.failure.unwrap().kind(), failed.appended_to.unwrap());
                 }
                 Answer::Taken(_) | Answer::Appended(_) => {}
                 other => panic!("{other:?}"),

@@ -52,9 +52,9 @@ pub struct DistributedLog {
 struct Records {
     /// Of the piece that is gathered: for each record that begins in it its length, as the protocol has it.
     lengths: Vec<u64>,
-    /// Pieces that have ended and were not announced: their records, and up to where they may reach.
-    pieces: VecDeque<(Vec<u64>, LogPosition)>,
-    /// Up to where the pieces that are announced and not acknowledged may reach.
+    /// Pieces that have ended and were not announced.
+    pieces: VecDeque<Ended>,
+    /// Up to where the pieces that are announced have whole records, of those that are not acknowledged.
     in_flight: VecDeque<LogPosition>,
     /// The end of the record or batch that is being written.
     begun: LogPosition,
@@ -69,6 +69,16 @@ struct Records {
     proof: Proof,
     /// The distributor has said itself what became of the records.
     told: bool,
+}
+
+/// What is announced with a piece, and what it leads to.
+#[derive(Default)]
+struct Ended {
+    records: Vec<u64>,
+    /// With it everything before this position has come as a whole.
+    whole: LogPosition,
+    /// Nothing behind this position can be appended with it.
+    reaches: LogPosition,
 }
 
 impl Records {
@@ -123,9 +133,15 @@ impl Records {
 
 impl Purpose for Records {
     fn ready(&mut self, piece: Piece) -> Request {
-        let (records, reaches) = self.pieces.pop_front().unwrap_or_default();
+        let Ended {
+            records,
+            whole,
+            reaches,
+        } = self.pieces.pop_front().unwrap_or_default();
         self.announced = self.announced.max(reaches);
-        self.in_flight.push_back(reaches);
+        if whole > self.acknowledged {
+            self.in_flight.push_back(whole);
+        }
         Request::Records(v1::DistributeRecords {
             position: piece.position,
             length_bytes: piece.length,
@@ -136,8 +152,11 @@ impl Purpose for Records {
 
     fn piece_ended(&mut self) {
         let empty = Vec::with_capacity(RECORDS_PER_PIECE_MAX);
-        let records = std::mem::replace(&mut self.lengths, empty);
-        self.pieces.push_back((records, self.begun));
+        self.pieces.push_back(Ended {
+            records: std::mem::replace(&mut self.lengths, empty),
+            whole: self.submitted,
+            reaches: self.begun,
+        });
     }
 
     fn take(&mut self, answer: Answer, _region: &Arc<str>) -> Result<Option<Vec<v1::MissingUnit>>> {
@@ -163,8 +182,8 @@ impl Purpose for Records {
         failed: &v1::DistributeFailed,
         error: ClientError,
     ) -> Result<Option<(ClientError, bool)>> {
-        if failed.appended_to > 0 {
-            self.acknowledge(failed.appended_to)?;
+        if let Some(to) = failed.appended_to {
+            self.acknowledge(to)?;
             self.told = true;
         }
         Ok(Some((error, true)))

@@ -214,7 +214,7 @@ impl Records {
             put: 0,
             failure: Some(failure),
             missing: missing_to_wire(self.log.missing()),
-            appended_to: self.log.acknowledged().get(),
+            appended_to: Some(self.log.acknowledged().get()),
         }))?;
         Err(Over)
     }

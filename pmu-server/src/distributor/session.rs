@@ -208,7 +208,7 @@ impl Session {
             put,
             failure: Some(failure),
             missing,
-            appended_to: 0,
+            appended_to: None,
         }))
     }
 
