@@ -468,7 +468,7 @@ fn d08_who_breaks_the_protocol_of_records_loses_the_session_alone() {
     let whole = crc64_nvme(&bytes);
     let wrong: [Mistake<'_>; 7] = [
         ("record of nothing", &|raw| {
-            raw.records(0, &bytes, whole, &[0, 2000])
+            raw.records(0, &bytes, whole, &[0, 2000]);
         }),
         ("record that is too long", &|raw| {
             raw.records(0, &bytes, whole, &[2 * (RING + 1)]);
@@ -480,7 +480,7 @@ fn d08_who_breaks_the_protocol_of_records_loses_the_session_alone() {
             raw.records(0, &bytes, whole, &[u64::MAX, u64::MAX - 1]);
         }),
         ("bytes of no record", &|raw| {
-            raw.records(0, &bytes, whole, &[10])
+            raw.records(0, &bytes, whole, &[10]);
         }),
         ("too many records", &|raw| {
             raw.records(0, &bytes, whole, &[2; 513]);

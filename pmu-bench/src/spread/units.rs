@@ -93,7 +93,8 @@ impl Units {
         run("pmm", &self.folder, &[
             "region", "create", name, "--layout", &layout, "--units", &units, "--mode", "append",
             "--size", &size, "--need", "volatile", "--grant", &grant,
-        ])
+        ])?;
+        Ok(())
     }
 
     /// Ends a unit with SIGKILL; what it held is lost.
