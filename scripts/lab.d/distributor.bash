@@ -7,11 +7,18 @@ work=$(mktemp -d)
 export PMU_HOME=$work/manager
 readonly UNITS=(unit-1 unit-2 unit-3)
 pids=()
-trap 'kill -KILL "${pids[@]}" 2>/dev/null || true; rm -rf "$work"' EXIT
+trap clean_up EXIT
+
+# shellcheck disable=SC2317 # called by the trap
+clean_up() {
+	local status=$?
+	((status == 0)) || tail -n 5 "$work"/*.log >&2
+	kill -KILL "${pids[@]}" 2>/dev/null || true
+	rm -rf "$work"
+}
 
 fail() {
 	echo "distributor: $*" >&2
-	tail -n 5 "$work"/*.log >&2
 	exit 1
 }
 
@@ -118,7 +125,9 @@ both() { # SET RECORDS PLACE NAME OTHER_PLACE OTHER_NAME
 main() {
 	local process
 	process=process:$(control 4)
-	{ certificates && start_units && regions; } >"$work/pmm.log" 2>&1 || fail "the site can't be made: $(cat "$work/pmm.log")"
+	certificates >"$work/pmm.log" 2>&1
+	start_units >>"$work/pmm.log" 2>&1
+	regions >>"$work/pmm.log" 2>&1
 	head -c 700001 /dev/urandom >"$work/set-1"
 	head -c 900001 /dev/urandom >"$work/set-2"
 	seq -f 'record %06g by way of a process' 300 >"$work/records-1"

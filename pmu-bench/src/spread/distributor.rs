@@ -35,7 +35,7 @@ struct Ground {
     _folder: tempfile::TempDir,
 }
 
-/// What one connection sent more than the payload, in percent: heads included.
+/// What one data connection sent, heads included, beside the payload. The stream of small messages is not counted.
 struct Wire {
     payload: u64,
     sent: u64,
@@ -50,7 +50,7 @@ impl Wire {
 
     fn note(&self) -> String {
         let more = (self.sent as f64 / self.payload as f64 - 1.0) * 100.0;
-        format!("the client sends its bytes once and {more:.3} % more")
+        format!("the client writes its bytes once, and {more:.3} % more")
     }
 }
 
