@@ -77,12 +77,12 @@ start_units() {
 		printf '[[distributor.region]]\nname = "%s"\nprincipals = ["app"]\n' state log
 	} >"$work/spreader.toml"
 	start spreader 4 distribute
+	# All of them first: emulated processors that are starting programs are late with a handshake.
+	for number in 1 2 3 4; do await "number $number" "$number"; done
 	for number in 1 2 3; do
-		await "unit-$number" "$number"
 		pmm unit add "unit-$number" "$(control "$number")"
 		pmm --timeout 60s unit unlock "unit-$number"
 	done
-	await spreader 4
 }
 
 regions() {
