@@ -364,7 +364,6 @@ mod tests {
             "pmu append r --distributor",
             "pmu append r --distributor a",
             "pmu append r --distributor host:7400",
-            "pmu append r --distributor unit:a b",
             "pmu append r --distributor process:7400",
             "pmu get r --set x",
             "pmu get r --set 1 --newest",
