@@ -129,6 +129,70 @@ impl Drop for UnitProcess {
     }
 }
 
+/// A distributor's process, which acts as [`CLIENT`] and for it; killed with this value.
+pub(crate) struct DistributorProcess {
+    child: Child,
+    /// Where its control service listens.
+    pub(crate) control: String,
+}
+
+impl DistributorProcess {
+    /// Starts one for these regions, with a Unix data listener.
+    ///
+    /// # Errors
+    /// What its log says if it doesn't start.
+    pub(crate) fn start(folder: &Path, units: &[&str], regions: &[&str]) -> Result<Self, Failure> {
+        let name = "distributor";
+        issue(folder, name, &["--role", "unit", "--host", "127.0.0.1"])?;
+        let control = format!("127.0.0.1:{}", free_port()?);
+        let config = folder.join(format!("{name}.toml"));
+        let mut text = format!(
+            "[unit]\nname = \"{name}\"\nidentity = \"{name}\"\n\n[control]\nlisten = \"{control}\"\n\n\
+             [[data]]\nprovider = \"soft-unix\"\npath = \"{name}.sock\"\n\n\
+             [distributor]\nidentity = \"{CLIENT}\"\nunits = {units:?}\n"
+        );
+        for region in regions {
+            text += &format!(
+                "\n[[distributor.region]]\nname = \"{region}\"\nprincipals = [\"{CLIENT}\"]\n"
+            );
+        }
+        fs::write(&config, text)?;
+        let log = folder.join(format!("{name}.log"));
+        let child = Command::new(programs()?.join("pmu-server"))
+            .args([
+                "distribute".as_ref(),
+                "--config".as_ref(),
+                config.as_os_str(),
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&log)?)
+            .spawn()?;
+        let mut process = Self { child, control };
+        process.wait_until_it_listens(&log)?;
+        Ok(process)
+    }
+
+    fn wait_until_it_listens(&mut self, log: &Path) -> Result<(), Failure> {
+        let deadline = Instant::now() + START_WITHIN;
+        while let Err(error) = std::net::TcpStream::connect(&self.control) {
+            if self.child.try_wait()?.is_some() || Instant::now() > deadline {
+                let log = fs::read_to_string(log).unwrap_or_default();
+                return Err(format!("the distributor does not start: {error}\n{log}").into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for DistributorProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Processor time that a process has used, in seconds.
 pub(crate) fn child_cpu_s(child: &Child) -> Result<f64, Failure> {
     cpu_s(Pid::from_raw(child.id().cast_signed()))

@@ -65,7 +65,7 @@ mod staging;
 mod unit;
 pub mod verify;
 
-pub use distributed::{Distributed, DistributedPut};
+pub use distributed::{Distributed, DistributedLog, DistributedPut};
 pub use error::{Attempt, ClientError, Result};
 pub use log::{
     Flow, LogBackup, LogPrimary, LogRecord, LogTakeover, Record, RecordMark, Records, RecoveredLog,

@@ -45,11 +45,35 @@ struct Raw {
 
 impl Raw {
     fn begin(units: &Units) -> Self {
+        Self::open(units, open_request())
+    }
+
+    /// The same for the log, and what it was told of that.
+    fn begin_log(units: &Units) -> (Self, v1::DistributedLog) {
+        let open = v1::DistributeOpen {
+            region: "log".into(),
+            mode: v1::Mode::Append.into(),
+            ..open_request()
+        };
+        let mut raw = Self::connect(units, open);
+        match raw.hear() {
+            Some(Answer::Opened(opened)) => (raw, opened.log.unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn open(units: &Units, open: v1::DistributeOpen) -> Self {
+        let mut raw = Self::connect(units, open);
+        assert!(matches!(raw.hear(), Some(Answer::Opened(_))));
+        raw
+    }
+
+    fn connect(units: &Units, open: v1::DistributeOpen) -> Self {
         let runtime = Runtime::new().unwrap();
         let (requests, outgoing) = mpsc::channel(64);
         let identity = units.identity("app", Role::Client);
         let address = units.addresses[0].parse().unwrap();
-        requests.try_send(say(Step::Open(open_request()))).unwrap();
+        requests.try_send(say(Step::Open(open))).unwrap();
         let answers = runtime.block_on(async {
             let channel = pmu_auth::connect(&address, &identity, None, PATIENCE)
                 .await
@@ -58,13 +82,11 @@ impl Raw {
             let stream = ReceiverStream::new(outgoing);
             client.distribute(stream).await.unwrap().into_inner()
         });
-        let mut raw = Self {
+        Self {
             runtime,
             requests,
             answers,
-        };
-        assert!(matches!(raw.hear(), Some(Answer::Opened(_))));
-        raw
+        }
     }
 
     fn say(&self, step: Step) {
@@ -153,6 +175,39 @@ impl Raw {
 
     fn finish(&self, put: u64, length_bytes: u64) {
         self.say(Step::Finish(v1::DistributeFinish { put, length_bytes }));
+    }
+
+    fn records(&self, position: u64, bytes: &[u8], checksum: u64, records: &[u64]) {
+        self.say(Step::Records(v1::DistributeRecords {
+            position,
+            length_bytes: bytes.len() as u32,
+            checksum,
+            records: records.to_vec(),
+        }));
+    }
+
+    fn appended(&mut self) -> v1::DistributeAppended {
+        loop {
+            match self.hear().unwrap() {
+                Answer::Appended(appended) => return appended,
+                Answer::Taken(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// The failure that ends a session of records, and up to where they were appended.
+    fn ended(&mut self) -> (Kind, u64) {
+        loop {
+            match self.hear().unwrap() {
+                Answer::Failed(failed) => {
+                    assert!(self.hear().is_none());
+                    return (failed.failure.unwrap().kind(), failed.appended_to.unwrap());
+                }
+                Answer::Taken(_) | Answer::Appended(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     fn stored(&mut self) -> v1::DistributeReceipt {
@@ -353,4 +408,119 @@ fn d08_who_breaks_the_protocol_loses_the_session_alone() {
     raw.ready(1, 0, &bytes, whole);
     raw.finish(1, 1000);
     assert_eq!(raw.stored().set, 1);
+}
+
+fn units_with_a_log() -> Units {
+    let mut units = Units::new(3, 16 << 20);
+    units.distribute("staging = \"1MiB\"");
+    units.spread_log("log", "parity:2+1", 2, 1 << 20);
+    units
+}
+
+fn published(units: &Units) -> Vec<Vec<u8>> {
+    let spread = units.find("backup", "log");
+    let mut backup = spread.open_log_backup(false, &OpenOptions::new()).unwrap();
+    let records = backup.read_unread(1 << 20).unwrap();
+    records.map(|record| record.payload.to_vec()).collect()
+}
+
+#[test]
+fn d08_a_damaged_piece_of_records_ends_the_session_behind_those_that_were_whole() {
+    let units = units_with_a_log();
+    let (mut raw, log) = Raw::begin_log(&units);
+    assert_eq!((log.tail, log.batch_bytes_max), (0, RING));
+    let mut data = raw.attach();
+    let bytes = pattern(3000, 1);
+    data.write(0, &bytes);
+    // Two records, and the third one's beginning; it ends in the next piece.
+    raw.records(
+        0,
+        &bytes[..2500],
+        crc64_nvme(&bytes[..2500]),
+        &[2000, 2000, 2000],
+    );
+    let first = raw.appended();
+    let proof = first.proof.unwrap_or_else(|| log.proof.clone().unwrap());
+    assert!(first.to > 0 && proof.units.len() == 3);
+    raw.records(
+        2500,
+        &bytes[2500..2750],
+        crc64_nvme(&bytes[2500..2750]),
+        &[],
+    );
+    raw.records(2750, &bytes[2750..], 1, &[]);
+    let (kind, appended_to) = raw.ended();
+    assert_eq!(kind, Kind::DamagedPiece);
+    assert_eq!(appended_to, raw_position(&units));
+    let whole = [&bytes[..1000], &bytes[1000..2000]];
+    assert_eq!(published(&units), whole);
+}
+
+/// The end of the log as the next primary finds it.
+fn raw_position(units: &Units) -> u64 {
+    Raw::begin_log(units).1.tail
+}
+
+#[test]
+fn d08_who_breaks_the_protocol_of_records_loses_the_session_alone() {
+    let units = units_with_a_log();
+    let bytes = pattern(1000, 1);
+    let whole = crc64_nvme(&bytes);
+    let wrong: [Mistake<'_>; 7] = [
+        ("record of nothing", &|raw| {
+            raw.records(0, &bytes, whole, &[0, 2000]);
+        }),
+        ("record that is too long", &|raw| {
+            raw.records(0, &bytes, whole, &[2 * (RING + 1)]);
+        }),
+        ("batch that is too long", &|raw| {
+            raw.records(0, &bytes, whole, &[RING + 1, RING + 1, 2]);
+        }),
+        ("length at the end of numbers", &|raw| {
+            raw.records(0, &bytes, whole, &[u64::MAX, u64::MAX - 1]);
+        }),
+        ("bytes of no record", &|raw| {
+            raw.records(0, &bytes, whole, &[10]);
+        }),
+        ("too many records", &|raw| {
+            raw.records(0, &bytes, whole, &[2; 513]);
+        }),
+        ("a set", &|raw| raw.start(1)),
+    ];
+    for (what, does) in wrong {
+        let (mut raw, _) = Raw::begin_log(&units);
+        let mut data = raw.attach();
+        data.write(0, &bytes);
+        does(&raw);
+        assert_eq!(raw.failure(), Kind::Protocol, "{what}");
+        assert!(raw.hear().is_none(), "{what}");
+    }
+    let before = published(&units).len();
+    // One that has no room although the program knew: nothing of it is appended.
+    let (mut raw, log) = Raw::begin_log(&units);
+    let mut data = raw.attach();
+    let record = pattern(PIECE as usize, 1);
+    let mut position = 0;
+    let pieces = log.free_to / (PIECE / 2) + 2;
+    // The ring of staging memory goes round: a piece is written when the one before was taken.
+    for _ in 0..pieces.min(RING / PIECE) {
+        data.write(position, &record);
+        raw.records(position, &record, crc64_nvme(&record), &[2 * PIECE]);
+        position += PIECE;
+    }
+    while position < pieces * PIECE {
+        match raw.hear().unwrap() {
+            Answer::Taken(_) => {
+                data.write(position, &record);
+                raw.records(position, &record, crc64_nvme(&record), &[2 * PIECE]);
+                position += PIECE;
+            }
+            Answer::Appended(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let (kind, appended_to) = raw.ended();
+    assert_eq!(kind, Kind::Full);
+    assert_eq!(appended_to, raw_position(&units));
+    assert!(published(&units).len() > before);
 }

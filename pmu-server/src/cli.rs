@@ -41,7 +41,7 @@ pub enum Command {
     Init(InitArguments),
     /// Run the unit until SIGTERM or SIGINT.
     Run(ConfigArguments),
-    /// Distribute sets of programs over units, in a process of its own, until SIGTERM or SIGINT. The configuration's section distributor
+    /// Distribute sets and records of programs over units, in a process of its own, until SIGTERM or SIGINT. The configuration's section distributor
     /// names units, and there is no pool.
     Distribute(ConfigArguments),
     /// Check a configuration file, a unit's or a distributor's, and open nothing.

@@ -40,9 +40,11 @@ pub const CPU_SECONDS: &str = "pmu_cpu_seconds";
 pub const LOCKED: &str = "pmu_locked";
 /// Sets that were distributed.
 pub const DISTRIBUTED_SETS: &str = "pmu_distributed_sets_total";
-/// Bytes of sets that were distributed.
+/// Records that were given to units for programs.
+pub const DISTRIBUTED_RECORDS: &str = "pmu_distributed_records_total";
+/// Bytes of sets and records that were distributed.
 pub const DISTRIBUTED_BYTES: &str = "pmu_distributed_bytes_total";
-/// Programs whose sets are distributed now.
+/// Programs whose sets or records are distributed now.
 pub const DISTRIBUTOR_SESSIONS: &str = "pmu_distributor_sessions";
 /// Bytes that scrubs of this unit have read.
 pub const SCRUBBED_BYTES: &str = "pmu_scrubbed_bytes_total";
@@ -117,10 +119,14 @@ fn describe() {
         "Processor time that the unit has used, user and system"
     );
     metrics::describe_counter!(DISTRIBUTED_SETS, "Sets that were distributed");
-    metrics::describe_counter!(DISTRIBUTED_BYTES, "Bytes of sets that were distributed");
+    metrics::describe_counter!(DISTRIBUTED_RECORDS, "Records that were distributed");
+    metrics::describe_counter!(
+        DISTRIBUTED_BYTES,
+        "Bytes of sets and records that were distributed"
+    );
     metrics::describe_gauge!(
         DISTRIBUTOR_SESSIONS,
-        "Programs whose sets are distributed now"
+        "Programs whose sets or records are distributed now"
     );
     metrics::describe_counter!(SCRUBBED_BYTES, "Bytes that scrubs have read");
     metrics::describe_counter!(SCRUBS, "Scrubs of regions by result");
@@ -181,7 +187,13 @@ pub fn set_scrubs(is_running: bool, oldest_s: u64) {
     metrics::gauge!(SCRUB_OLDEST).set(oldest_s as f64);
 }
 
-/// Sets the number of programs whose sets are distributed.
+/// Counts records that were given to units for a program.
+pub fn count_distributed_records(records: u64, bytes: u64) {
+    metrics::counter!(DISTRIBUTED_RECORDS).increment(records);
+    metrics::counter!(DISTRIBUTED_BYTES).increment(bytes);
+}
+
+/// Sets the number of programs whose sets or records are distributed.
 #[expect(
     clippy::cast_precision_loss,
     reason = "a gauge is a float; far fewer than 2^52"

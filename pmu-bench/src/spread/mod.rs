@@ -1,6 +1,7 @@
 //! Checkpoints of 1 GiB spread over real units: time, bytes on the wire, loss of a unit, memory of the client.
 
 pub(crate) mod bed;
+pub(crate) mod distributor;
 pub(crate) mod memory;
 pub(crate) mod plain;
 mod units;

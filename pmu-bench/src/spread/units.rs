@@ -9,7 +9,7 @@ use crate::measure::Failure;
 use crate::process::{CLIENT, UnitProcess, found_site, run};
 
 /// The region's name.
-const REGION: &str = "state";
+pub(crate) const REGION: &str = "state";
 /// Sets kept; there is room for one more, which is being written.
 const SETS_KEPT: u64 = 2;
 /// What a pool needs beside the sets.
@@ -72,6 +72,29 @@ impl Units {
     /// The region, as a program finds it through any unit that runs.
     pub(crate) fn find(&self) -> Result<Spread, Failure> {
         find(&self.identity(), &self.addresses())
+    }
+
+    /// The same for any region.
+    pub(crate) fn find_region(&self, name: &str) -> Result<Spread, Failure> {
+        let identity = Identity::load(&self.identity())?;
+        let options = ConnectOptions::default();
+        Ok(Spread::find(&self.addresses(), name, &identity, &options)?)
+    }
+
+    /// Makes a log over all units, with members of this length; there is room for a short one.
+    pub(crate) fn create_log(&self, name: &str, bytes: u64) -> Result<(), Failure> {
+        let layout = self.find()?.layout().to_string();
+        let units: Vec<_> = (1..=self.processes.len())
+            .map(|index| format!("unit-{index}"))
+            .collect();
+        let (units, size) = (units.join(","), bytes.to_string());
+        let grant = format!("{CLIENT}:read,append,clear");
+        #[rustfmt::skip]
+        run("pmm", &self.folder, &[
+            "region", "create", name, "--layout", &layout, "--units", &units, "--mode", "append",
+            "--size", &size, "--need", "volatile", "--grant", &grant,
+        ])?;
+        Ok(())
     }
 
     /// Ends a unit with SIGKILL; what it held is lost.

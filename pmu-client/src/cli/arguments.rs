@@ -121,12 +121,20 @@ pub struct Put {
     /// What to find the set again by: at most 32 bytes.
     #[arg(long, value_name = "TEXT", value_parser = label, default_value = "")]
     pub label: Label,
-    /// Who spreads the set over the units of its region, if not this program: unit:NAME, one of them, or process:HOST:PORT.
+    /// Where it is distributed.
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Where what is stored is distributed.
+#[derive(Debug, Args)]
+pub struct Place {
+    /// Who spreads it over the units of its region, if not this program: unit:NAME, one of them, or process:HOST:PORT. The bytes go there once.
     #[arg(long, value_name = "PLACE", env = "PMU_DISTRIBUTOR")]
     pub distributor: Option<Distributor>,
 }
 
-/// Who spreads a set over the units of its region, if not the program itself.
+/// Who spreads sets or records over the units of their region, if not the program itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Distributor {
     /// The unit of this name.
@@ -148,7 +156,7 @@ impl FromStr for Distributor {
                 Ok(_) => Ok(Self::Process(address.to_owned())),
                 Err(error) => Err(error.to_string()),
             },
-            _ => Err("expected unit:NAME or process:HOST:PORT".to_owned()),
+            _ => Err("expected unit:NAME, a unit of the region, or process:HOST:PORT".to_owned()),
         }
     }
 }
@@ -200,6 +208,9 @@ pub struct Append {
     /// How long to wait for room while the log is full.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub full_timeout: Duration,
+    /// Where they are distributed.
+    #[command(flatten)]
+    pub place: Place,
 }
 
 /// Arguments of `tail`.
@@ -350,6 +361,10 @@ mod tests {
             "pmu put r --distributor unit:-",
             "pmu put r --distributor process:host",
             "pmu put r --distributor process:host:0",
+            "pmu append r --distributor",
+            "pmu append r --distributor a",
+            "pmu append r --distributor host:7400",
+            "pmu append r --distributor process:7400",
             "pmu get r --set x",
             "pmu get r --set 1 --newest",
             "pmu append r --lines --record-size 5",

@@ -1,4 +1,4 @@
-//! `put` by way of a distributor.
+//! `put` by way of a distributor, and how both `put` and `append` find it.
 
 use std::time::Instant;
 
@@ -9,7 +9,8 @@ use crate::cli::source::Source;
 use crate::cli::spread::{Missing, add_missing, missing_of};
 use crate::cli::values::duration_text;
 use crate::cli::{CliError, Context, exit};
-use crate::distributed::Distributed;
+use crate::distributed::{Distributed, DistributedLog};
+use crate::options::{ConnectOptions, OpenOptions};
 use crate::receipt::Receipt;
 
 #[derive(Serialize)]
@@ -69,38 +70,65 @@ pub(super) fn put(
     Ok(exit::DONE)
 }
 
+/// Where a distributor is.
+struct Found {
+    address: String,
+    connect: ConnectOptions,
+}
+
 /// A unit is looked up among the members of the region; a process needs no unit that this program reaches.
+fn find(context: &Context<'_>, distributor: &Distributor, region: &str) -> Result<Found, CliError> {
+    let mut connect = context.connect_options();
+    let name = match distributor {
+        Distributor::Process(address) => {
+            let address = address.clone();
+            return Ok(Found { address, connect });
+        }
+        Distributor::Unit(name) => name,
+    };
+    let info = context.connect()?.describe(region)?;
+    let membership = info.membership.ok_or_else(|| {
+        CliError::Usage(format!(
+            "region {region} lies on one unit: there is nothing to distribute"
+        ))
+    })?;
+    let members = membership.members.iter();
+    let found = members.clone().find(|member| member.unit.as_str() == name);
+    let found = found.ok_or_else(|| {
+        let names: Vec<_> = members.map(|member| member.unit.as_str()).collect();
+        CliError::Usage(format!(
+            "unit {name} is no member of region {region}; members: {}",
+            names.join(", ")
+        ))
+    })?;
+    connect.unit_name = Some(name.clone());
+    Ok(Found {
+        address: found.address.clone(),
+        connect,
+    })
+}
+
 fn open(
     context: &Context<'_>,
     distributor: &Distributor,
     region: &str,
 ) -> Result<Distributed, CliError> {
-    let mut connect = context.connect_options();
-    let address = match distributor {
-        Distributor::Process(address) => address.clone(),
-        Distributor::Unit(name) => {
-            let info = context.connect()?.describe(region)?;
-            let membership = info.membership.ok_or_else(|| {
-                CliError::Usage(format!(
-                    "region {region} lies on one unit: there is nothing to distribute"
-                ))
-            })?;
-            let members = membership.members.iter();
-            let found = members.clone().find(|member| member.unit.as_str() == name);
-            let found = found.ok_or_else(|| {
-                let names: Vec<_> = members.map(|member| member.unit.as_str()).collect();
-                CliError::Usage(format!(
-                    "unit {name} is no member of region {region}; members: {}",
-                    names.join(", ")
-                ))
-            })?;
-            connect.unit_name = Some(name.clone());
-            found.address.clone()
-        }
-    };
-    let identity = context.identity()?;
-    let options = context.options();
+    let Found { address, connect } = find(context, distributor, region)?;
+    let (identity, options) = (context.identity()?, context.options());
     Ok(Distributed::connect(
         &address, region, &identity, &connect, &options,
+    )?)
+}
+
+pub(super) fn open_log(
+    context: &Context<'_>,
+    distributor: &Distributor,
+    region: &str,
+    options: &OpenOptions,
+) -> Result<DistributedLog, CliError> {
+    let Found { address, connect } = find(context, distributor, region)?;
+    let identity = context.identity()?;
+    Ok(DistributedLog::connect(
+        &address, region, &identity, &connect, options,
     )?)
 }

@@ -9,6 +9,7 @@ use pmu_format::LogPosition;
 use serde::Serialize;
 
 use crate::cli::arguments::{Append, Clear, Recover, Tail};
+use crate::cli::distributed::open_log;
 use crate::cli::framing::{Splitter, join};
 use crate::cli::logs::{Reader, Writer};
 use crate::cli::output::confirm;
@@ -35,6 +36,8 @@ struct AppendOutput<'a> {
     receipt: &'a Receipt,
     records: u64,
     empty_lines_left_out: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    distributor: Option<&'a str>,
     /// For a log on several units: how many there are, and which took no part.
     units_of: Option<usize>,
     missing: Vec<Missing<'a>>,
@@ -104,14 +107,8 @@ impl Appender<'_> {
 
 pub(super) fn append(context: &Context<'_>, arguments: &Append) -> Result<u8, CliError> {
     let source = Source::open(&arguments.file, &context.interrupt)?;
-    let way = context.find(&arguments.region)?;
     let begun = Instant::now();
-    let timeouts = Timeouts {
-        back_pressure: FULL_TICK,
-        ..context.options().timeouts
-    };
-    let options = context.options().timeouts(timeouts);
-    let log = Writer::open(way, &arguments.region, &options)?;
+    let log = open(context, arguments)?;
     remark_way(context, &arguments.region, log.provider());
     let mut splitter = Splitter::new(arguments.framing, log.record_bytes_max());
     let bar = context.output.progress(source.length);
@@ -139,6 +136,7 @@ pub(super) fn append(context: &Context<'_>, arguments: &Append) -> Result<u8, Cl
         receipt: &receipt,
         records: count,
         empty_lines_left_out: splitter.empty_lines,
+        distributor: appender.log.distributor(),
         units_of: appender.log.units_of(),
         missing: missing_of(&absent),
         seconds: begun.elapsed().as_secs_f64(),
@@ -147,6 +145,9 @@ pub(super) fn append(context: &Context<'_>, arguments: &Append) -> Result<u8, Cl
         "{receipt}: {count} records in {}",
         duration_text(begun.elapsed())
     );
+    if let Some(distributor) = out.distributor {
+        let _ = write!(text, ", distributed by {distributor}");
+    }
     if splitter.empty_lines > 0 {
         // Writing to a string can't fail.
         let _ = write!(text, "; {} empty lines left out", splitter.empty_lines);
@@ -157,6 +158,20 @@ pub(super) fn append(context: &Context<'_>, arguments: &Append) -> Result<u8, Cl
     add_missing(&mut text, &out.missing);
     context.output.report(false, &out, &text)?;
     Ok(exit::DONE)
+}
+
+fn open(context: &Context<'_>, arguments: &Append) -> Result<Writer, CliError> {
+    let region = arguments.region.as_str();
+    let timeouts = Timeouts {
+        back_pressure: FULL_TICK,
+        ..context.options().timeouts
+    };
+    let options = context.options().timeouts(timeouts);
+    if let Some(distributor) = &arguments.place.distributor {
+        let log = open_log(context, distributor, region, &options)?;
+        return Ok(Writer::Distributed(Box::new(log)));
+    }
+    Ok(Writer::open(context.find(region)?, region, &options)?)
 }
 
 fn remark_way(context: &Context<'_>, region: &str, provider: Option<pmu_fabric::Provider>) {

@@ -1,9 +1,10 @@
-//! A log on one unit or on several, as the commands use it.
+//! A log on one unit or on several, by way of a distributor or not, as the commands use it.
 
 use pmu_fabric::Provider;
 use pmu_format::LogPosition;
 
 use crate::cli::Way;
+use crate::distributed::DistributedLog;
 use crate::error::Result;
 use crate::log::{LogBackup, LogPrimary, LogRecord, RecordMark, Records, RecoveredLog, Ticket};
 use crate::options::OpenOptions;
@@ -14,6 +15,7 @@ use crate::spread::{MissingUnit, SpreadLogBackup, SpreadLogPrimary};
 pub(super) enum Writer {
     One(Box<LogPrimary>),
     Spread(Box<SpreadLogPrimary>),
+    Distributed(Box<DistributedLog>),
 }
 
 /// The reader.
@@ -34,6 +36,7 @@ impl Writer {
         match self {
             Self::One(log) => log.submit(record),
             Self::Spread(log) => log.submit(record),
+            Self::Distributed(log) => log.submit(record),
         }
     }
 
@@ -41,6 +44,7 @@ impl Writer {
         match self {
             Self::One(log) => log.poll_completions(),
             Self::Spread(log) => log.poll_completions(),
+            Self::Distributed(log) => log.poll_completions(),
         }
     }
 
@@ -48,6 +52,7 @@ impl Writer {
         match self {
             Self::One(log) => log.flush(),
             Self::Spread(log) => log.flush(),
+            Self::Distributed(log) => log.flush(),
         }
     }
 
@@ -55,6 +60,7 @@ impl Writer {
         match self {
             Self::One(log) => log.acknowledged(),
             Self::Spread(log) => log.acknowledged(),
+            Self::Distributed(log) => log.acknowledged(),
         }
     }
 
@@ -62,6 +68,7 @@ impl Writer {
         match self {
             Self::One(log) => log.record_bytes_max(),
             Self::Spread(log) => log.record_bytes_max(),
+            Self::Distributed(log) => log.record_bytes_max(),
         }
     }
 
@@ -69,6 +76,15 @@ impl Writer {
         match self {
             Self::One(log) => Some(log.provider()),
             Self::Spread(log) => log.provider(),
+            Self::Distributed(log) => Some(log.provider()),
+        }
+    }
+
+    /// Who distributes.
+    pub(super) fn distributor(&self) -> Option<&str> {
+        match self {
+            Self::Distributed(log) => Some(log.distributor()),
+            Self::One(_) | Self::Spread(_) => None,
         }
     }
 
@@ -77,6 +93,7 @@ impl Writer {
         match self {
             Self::One(_) => None,
             Self::Spread(log) => Some(log.spread().layout().units()),
+            Self::Distributed(log) => Some(log.layout().units()),
         }
     }
 
@@ -84,6 +101,7 @@ impl Writer {
         match self {
             Self::One(_) => Vec::new(),
             Self::Spread(log) => log.missing().cloned().collect(),
+            Self::Distributed(log) => log.missing().cloned().collect(),
         }
     }
 }

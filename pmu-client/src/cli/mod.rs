@@ -202,7 +202,7 @@ fn run(arguments: &Arguments, output: Output) -> Result<u8, CliError> {
         interrupt: Interrupt::install()?,
     };
     match &arguments.command {
-        Command::Put(put) => match &put.distributor {
+        Command::Put(put) => match &put.place.distributor {
             Some(distributor) => distributed::put(&context, distributor, put),
             None => match context.find(&put.region)? {
                 Way::One(unit) => sets::put(&context, &unit, put),

@@ -1,135 +1,89 @@
 //! How a session with a distributor begins.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use pmu_auth::{Identity, PrincipalName};
 use pmu_fabric::{AccessWindow, ConnectToken, Connection, Provider};
-use pmu_format::{RegionName, SetNumber};
+use pmu_format::{Mode, RegionName};
 use pmu_proto::v1;
 use pmu_stripe::Layout;
 
-use super::ring::Ring;
 use super::stream::{Answer, Heard, Request, Stream};
-use super::{Distributed, wire};
+use super::wire;
 use crate::control::{Control, chain};
 use crate::error::{ClientError, Result};
-use crate::link::Link;
 use crate::options::{ConnectOptions, OpenOptions, PersistenceChoice};
-use crate::outbox::Outbox;
 use crate::provider::{candidates, connect, method_from_wire, method_to_wire, to_wire};
-use crate::staging::Registered;
 use crate::unit::window;
 
 /// What opening takes on top of the time for each step: the distributor's own connections.
 const OPEN_STEPS: u32 = 4;
-/// A piece is this part of the own staging memory at most, so that several are under way.
-const PIECES_IN_STAGING: usize = 4;
 
 /// The staging memory, as the distributor gives it out.
-struct Staging {
-    connection: Box<dyn Connection>,
-    window: AccessWindow,
-    piece_bytes_max: u32,
+pub(super) struct Staging {
+    pub(super) connection: Box<dyn Connection>,
+    pub(super) window: AccessWindow,
+    pub(super) piece_bytes_max: u32,
 }
 
-impl Distributed {
-    /// Opens a spread region as its primary by way of the distributor at `address` (`host:port`): a unit that is configured to distribute,
-    /// or a process of its own. `connect.unit_name` is the name that its certificate must bear.
-    ///
-    /// `options.persistence` is for the way from there to the units; `options.provider` and `options.staging_bytes` for the way to the distributor.
-    /// Blocks, for a few times `options.timeouts.open` at most.
-    ///
-    /// # Errors
-    /// As [`crate::Spread::open_primary`]; [`ClientError::Unreachable`], [`ClientError::NotAuthenticated`]; [`ClientError::NoGrant`] where
-    /// either this program or the distributor may not write to the region; [`ClientError::Refused`] with `NO_DISTRIBUTOR` where
-    /// nobody distributes, or with `TOO_MANY_SESSIONS`; [`ClientError::NoProvider`].
-    pub fn connect(
-        address: &str,
-        region: &str,
-        identity: &Identity,
-        connect: &ConnectOptions,
-        options: &OpenOptions,
-    ) -> Result<Self> {
-        region
-            .parse::<RegionName>()
-            .map_err(|error| ClientError::Invalid(error.to_string()))?;
-        let name: Option<PrincipalName> = match &connect.unit_name {
-            Some(name) => Some(
-                name.parse()
-                    .map_err(|error| ClientError::Invalid(chain(&error)))?,
-            ),
-            None => None,
-        };
-        let control = Control::connect(
-            address,
-            identity,
-            name.as_ref(),
-            connect.timeout,
-            connect.request_timeout,
-        )?;
-        let mut opening = Opening {
-            stream: Stream::begin(control)?,
-            region,
-            patience: options.timeouts.open.saturating_mul(OPEN_STEPS),
-        };
-        let result = opening.open(options);
-        match result {
-            Ok((opened, layout, staging)) => {
-                Self::start(opening.stream, region, &opened, layout, staging, options)
-            }
-            Err(error) => {
-                opening.stream.close();
-                Err(error)
-            }
-        }
-    }
+/// A session that is open.
+pub(super) struct Begun {
+    pub(super) stream: Stream,
+    pub(super) opened: v1::DistributeOpened,
+    pub(super) layout: Layout,
+    pub(super) staging: Staging,
+}
 
-    fn start(
-        stream: Stream,
-        region: &str,
-        opened: &v1::DistributeOpened,
-        layout: Layout,
-        staging: Staging,
-        options: &OpenOptions,
-    ) -> Result<Self> {
-        let windows = [staging.window];
-        let mut link = Link::new(staging.connection, &windows, &options.timeouts)
-            .map_err(ClientError::Fabric)?;
-        let staging_bytes = options.staging_bytes_bounded();
-        let registered = Registered::allocate(&mut link, staging_bytes)?;
-        let outbox = Outbox::new(registered, staging_bytes, &link);
-        let own_piece = u32::try_from(staging_bytes / PIECES_IN_STAGING).unwrap_or(u32::MAX);
-        let piece_max = staging.piece_bytes_max.min(own_piece);
-        let [window] = windows;
-        let units = u32::try_from(layout.units()).unwrap_or(u32::MAX);
-        Ok(Self {
-            region: region.into(),
-            distributor: opened.distributor.as_str().into(),
+/// Opens a session for a region of `mode`. Errors as [`super::Distributed::connect`].
+pub(super) fn begin(
+    address: &str,
+    region: &str,
+    identity: &Identity,
+    connect: &ConnectOptions,
+    options: &OpenOptions,
+    mode: Mode,
+) -> Result<Begun> {
+    region
+        .parse::<RegionName>()
+        .map_err(|error| ClientError::Invalid(error.to_string()))?;
+    let name: Option<PrincipalName> = match &connect.unit_name {
+        Some(name) => Some(
+            name.parse()
+                .map_err(|error| ClientError::Invalid(chain(&error)))?,
+        ),
+        None => None,
+    };
+    let control = Control::connect(
+        address,
+        identity,
+        name.as_ref(),
+        connect.timeout,
+        connect.request_timeout,
+    )?;
+    let mut opening = Opening {
+        stream: Stream::begin(control)?,
+        region,
+        mode,
+        patience: options.timeouts.open.saturating_mul(OPEN_STEPS),
+    };
+    match opening.open(options) {
+        Ok((opened, layout, staging)) => Ok(Begun {
+            stream: opening.stream,
+            opened,
             layout,
-            capacity_bytes: opened.capacity_bytes,
-            newest: SetNumber(opened.newest),
-            missing: wire::missing_from_wire(&opened.missing),
-            stream,
-            link,
-            outbox,
-            ring: Ring::new(window.address, window.length, piece_max),
-            posted: VecDeque::with_capacity(super::READY_MAX),
-            announced: VecDeque::with_capacity(super::READY_MAX),
-            put: 0,
-            outcome: None,
-            written: 0,
-            back: None,
-            // Each unit may stall once while its share is prepared, and once while it is published.
-            patience: options.timeouts.stall.saturating_mul(2 * units + 2),
-            ended: false,
-        })
+            staging,
+        }),
+        Err(error) => {
+            opening.stream.close();
+            Err(error)
+        }
     }
 }
 
 struct Opening<'a> {
     stream: Stream,
     region: &'a str,
+    mode: Mode,
     patience: Duration,
 }
 
@@ -142,7 +96,7 @@ impl Opening<'_> {
         let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         let open = Request::Open(v1::DistributeOpen {
             region: self.region.to_owned(),
-            mode: v1::Mode::Overwrite.into(),
+            mode: wire::mode_to_wire(self.mode).into(),
             persistence: persistence.into(),
             open_ms: ms(options.timeouts.open),
             stall_ms: ms(options.timeouts.stall),

@@ -1,6 +1,6 @@
 //! A set on its way through a distributor.
 
-use super::Distributed;
+use super::sets::Distributed;
 use crate::error::{ClientError, Result};
 use crate::receipt::Receipt;
 
@@ -34,7 +34,7 @@ impl DistributedPut<'_> {
         let Some(primary) = self.primary.take() else {
             return Err(given_up());
         };
-        let all = primary.written.saturating_add(bytes.len() as u64);
+        let all = primary.written().saturating_add(bytes.len() as u64);
         let done = if all > self.most {
             Err(primary.too_large(all, self.most))
         } else {
@@ -61,7 +61,7 @@ impl DistributedPut<'_> {
         let Some(primary) = self.primary.take() else {
             return Err(given_up());
         };
-        let written = primary.written;
+        let written = primary.written();
         let done = match self.bytes.filter(|named| written < *named) {
             Some(named) => Err(ClientError::Invalid(format!(
                 "{written} of {named} bytes were written"

@@ -19,8 +19,9 @@ use crate::error::{ClientError, Result};
 pub(super) use pmu_proto::v1::distribute_request::Step as Request;
 pub(super) use pmu_proto::v1::distribute_response::Step as Answer;
 
-/// Messages that wait on either side: as many pieces as may be announced, and the few others.
-const MESSAGES_MAX: usize = READY_MAX + 16;
+/// Messages that wait on either side: word of as many pieces as may be announced that they were taken, and that their records are durable;
+/// of the few groups of records that were under way before; and the few others.
+const MESSAGES_MAX: usize = 2 * READY_MAX + 64;
 /// How long the end of a session may take before it is left to the distributor.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -102,7 +103,8 @@ impl Stream {
             Some(status) if status.code() == Code::Unimplemented => ClientError::Refused {
                 unit,
                 reason: NO_DISTRIBUTOR,
-                message: "it is not configured to distribute".into(),
+                message: "it is not configured to distribute: its configuration has no section [distributor]"
+                    .into(),
             },
             Some(status) => self.control.refused(status, region),
             None => ClientError::Unreachable {

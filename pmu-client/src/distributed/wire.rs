@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pmu_core::spread::TooFewUnits;
 use pmu_fabric::Provider;
-use pmu_format::{Epoch, SetNumber};
+use pmu_format::{Epoch, LogPosition, Mode, SetNumber};
 use pmu_proto::reason;
 use pmu_proto::v1::failure::Kind;
 use pmu_proto::v1::{self, Failure, Reason};
@@ -104,12 +104,8 @@ fn numbers_to_wire(error: &ClientError) -> Failure {
             attempt,
             cause,
         } => Failure {
-            set: match attempt {
-                Attempt::Set(number) => number.get(),
-                _ => 0,
-            },
             cause: Some(Box::new(failure_to_wire(cause))),
-            ..failure(Kind::UnknownOutcome, region, "")
+            ..attempt_to_wire(*attempt, region)
         },
         ClientError::TooFewUnits {
             region,
@@ -131,10 +127,67 @@ fn numbers_to_wire(error: &ClientError) -> Failure {
             limit_bytes: *limit_bytes,
             ..failure(Kind::TooLarge, region, "")
         },
+        ClientError::Full {
+            region,
+            needed_bytes,
+            free_bytes,
+        } => Failure {
+            bytes: *needed_bytes,
+            limit_bytes: *free_bytes,
+            ..failure(Kind::Full, region, "")
+        },
+        ClientError::WrongMode {
+            region,
+            expected,
+            found,
+        } => Failure {
+            expected: mode_to_wire(*expected).into(),
+            found: mode_to_wire(*found).into(),
+            ..failure(Kind::WrongMode, region, "")
+        },
+        ClientError::MembersChanged { region } => failure(Kind::MembersChanged, region, ""),
         other => Failure {
             reason: reason::name(Reason::Fabric).to_owned(),
             ..failure(Kind::Refused, "", chain(other))
         },
+    }
+}
+
+fn attempt_to_wire(attempt: Attempt, region: &str) -> Failure {
+    let unknown = failure(Kind::UnknownOutcome, region, "");
+    match attempt {
+        Attempt::Set(number) => Failure {
+            set: number.get(),
+            ..unknown
+        },
+        Attempt::Records(from, to) => Failure {
+            records_from: from.get(),
+            records_to: to.get(),
+            ..unknown
+        },
+        _ => unknown,
+    }
+}
+
+const fn attempt_from_wire(wire: &Failure) -> Attempt {
+    if wire.records_to > 0 {
+        Attempt::Records(LogPosition(wire.records_from), LogPosition(wire.records_to))
+    } else {
+        Attempt::Set(SetNumber(wire.set))
+    }
+}
+
+pub(super) const fn mode_to_wire(mode: Mode) -> v1::Mode {
+    match mode {
+        Mode::Overwrite => v1::Mode::Overwrite,
+        Mode::Append => v1::Mode::Append,
+    }
+}
+
+const fn mode_from_wire(mode: v1::Mode) -> Mode {
+    match mode {
+        v1::Mode::Append => Mode::Append,
+        _ => Mode::Overwrite,
     }
 }
 
@@ -170,7 +223,7 @@ fn from_wire(wire: &Failure, distributor: &str, causes: u32) -> ClientError {
         },
         Kind::UnknownOutcome => ClientError::UnknownOutcome {
             region,
-            attempt: Attempt::Set(SetNumber(wire.set)),
+            attempt: attempt_from_wire(wire),
             cause: Box::new(match &wire.cause {
                 Some(cause) if causes > 0 => from_wire(cause, distributor, causes - 1),
                 _ => ClientError::Protocol("the distributor gave no cause".into()),
@@ -193,6 +246,17 @@ fn from_wire(wire: &Failure, distributor: &str, causes: u32) -> ClientError {
             bytes: wire.bytes,
             limit_bytes: wire.limit_bytes,
         },
+        Kind::Full => ClientError::Full {
+            region,
+            needed_bytes: wire.bytes,
+            free_bytes: wire.limit_bytes,
+        },
+        Kind::WrongMode => ClientError::WrongMode {
+            region,
+            expected: mode_from_wire(wire.expected()),
+            found: mode_from_wire(wire.found()),
+        },
+        Kind::MembersChanged => ClientError::MembersChanged { region },
         Kind::Damaged => ClientError::Damaged {
             region,
             what: reason,
@@ -231,17 +295,50 @@ fn count(number: usize) -> u32 {
 /// A receipt as it travels. None for a receipt of records.
 #[must_use]
 pub fn receipt_to_wire(receipt: &Receipt) -> Option<v1::DistributeReceipt> {
+    let proof = proof_to_wire(receipt);
+    Some(v1::DistributeReceipt {
+        region: receipt.region.as_ref().to_owned(),
+        set: receipt.set()?.get(),
+        epoch: proof.epoch,
+        length_bytes: receipt.bytes,
+        units: proof.units,
+        provider: proof.provider,
+    })
+}
+
+/// What of a receipt is the same for all records, as it travels.
+#[must_use]
+pub fn proof_to_wire(receipt: &Receipt) -> v1::DistributeProof {
     let units = receipt.units.iter().map(|proof| v1::UnitProof {
         unit: proof.name.as_ref().to_owned(),
         persistence: method_to_wire(proof.persistence).into(),
     });
-    Some(v1::DistributeReceipt {
-        region: receipt.region.as_ref().to_owned(),
-        set: receipt.set()?.get(),
+    v1::DistributeProof {
         epoch: receipt.epoch.get(),
-        length_bytes: receipt.bytes,
         units: units.collect(),
         provider: to_wire(receipt.provider).into(),
+    }
+}
+
+/// Who has records, in which epoch, and which way they went.
+#[derive(Debug, Clone)]
+pub(super) struct Proof {
+    pub(super) epoch: Epoch,
+    pub(super) units: Arc<[UnitProof]>,
+    pub(super) provider: Provider,
+}
+
+pub(super) fn proof_from_wire(wire: &v1::DistributeProof) -> Result<Proof> {
+    let wrong = |what: &str| ClientError::Protocol(format!("the distributor's receipt: {what}"));
+    let units: Option<Vec<_>> = wire.units.iter().map(unit_from_wire).collect();
+    let units = units.ok_or_else(|| wrong("an unknown persistence method"))?;
+    if units.is_empty() {
+        return Err(wrong("it names no unit"));
+    }
+    Ok(Proof {
+        epoch: Epoch(wire.epoch),
+        units: units.into(),
+        provider: provider_from_wire(wire.provider).ok_or_else(|| wrong("an unknown provider"))?,
     })
 }
 
@@ -259,22 +356,22 @@ pub(super) fn receipt_from_wire(
     if wire.set <= newest.get() {
         return Err(wrong("its set is not a new one"));
     }
-    let units: Option<Vec<_>> = wire.units.iter().map(proof_from_wire).collect();
-    let units = units.ok_or_else(|| wrong("an unknown persistence method"))?;
-    if units.is_empty() {
-        return Err(wrong("it names no unit"));
-    }
+    let proof = proof_from_wire(&v1::DistributeProof {
+        epoch: wire.epoch,
+        units: wire.units.clone(),
+        provider: wire.provider,
+    })?;
     Ok(Receipt {
         region: Arc::clone(region),
         stored: Stored::Set(SetNumber(wire.set)),
-        epoch: Epoch(wire.epoch),
+        epoch: proof.epoch,
         bytes,
-        units: units.into(),
-        provider: provider_from_wire(wire.provider).ok_or_else(|| wrong("an unknown provider"))?,
+        units: proof.units,
+        provider: proof.provider,
     })
 }
 
-fn proof_from_wire(wire: &v1::UnitProof) -> Option<UnitProof> {
+fn unit_from_wire(wire: &v1::UnitProof) -> Option<UnitProof> {
     Some(UnitProof {
         name: wire.unit.as_str().into(),
         persistence: method_from_wire(wire.persistence)?,
@@ -362,6 +459,22 @@ mod tests {
                 attempt: Attempt::Set(SetNumber(3)),
                 cause: Box::new(fenced()),
             },
+            ClientError::UnknownOutcome {
+                region: region(),
+                attempt: Attempt::Records(LogPosition(0), LogPosition(64)),
+                cause: Box::new(fenced()),
+            },
+            ClientError::Full {
+                region: region(),
+                needed_bytes: 5,
+                free_bytes: 4,
+            },
+            ClientError::WrongMode {
+                region: region(),
+                expected: Mode::Append,
+                found: Mode::Overwrite,
+            },
+            ClientError::MembersChanged { region: region() },
             ClientError::MediumFailed { region: region() },
             ClientError::TooFewUnits {
                 region: region(),

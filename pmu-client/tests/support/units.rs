@@ -115,7 +115,7 @@ impl Units {
         for _ in 0..100 {
             match self.runtime.block_on(Server::start(config.clone())) {
                 Ok(server) => return server,
-                Err(error) if format!("{error:?}").contains("AddrInUse") => {
+                Err(error) if format!("{error:?}").contains("address is in use") => {
                     std::thread::sleep(std::time::Duration::from_millis(100));
                 }
                 Err(error) => panic!("{error:?}"),
@@ -137,14 +137,7 @@ impl Units {
 
     /// A distributor in a process of its own (run in this one), for the regions and principals that `regions` says in TOML.
     pub fn process(&self, regions: &str) -> (Runtime, Process) {
-        let host: HostName = "127.0.0.1".parse().unwrap();
-        let own = self
-            .authority
-            .issue(&name("spreader"), Role::Unit, &[host], Validity::days(1))
-            .unwrap();
-        own.save(&self.path("spreader")).unwrap();
-        let identity = self.identity("distributor", Role::Client);
-        identity.save(&self.path("spreader-client")).unwrap();
+        self.process_identities();
         let config = Config::parse(&self.process_config(regions)).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -153,6 +146,21 @@ impl Units {
             .unwrap();
         let process = runtime.block_on(Process::start(config, None)).unwrap();
         (runtime, process)
+    }
+
+    /// Makes them once.
+    pub fn process_identities(&self) {
+        if self.path("spreader").exists() {
+            return;
+        }
+        let host: HostName = "127.0.0.1".parse().unwrap();
+        let own = self
+            .authority
+            .issue(&name("spreader"), Role::Unit, &[host], Validity::days(1))
+            .unwrap();
+        own.save(&self.path("spreader")).unwrap();
+        let identity = self.identity("distributor", Role::Client);
+        identity.save(&self.path("spreader-client")).unwrap();
     }
 
     pub fn process_config(&self, regions: &str) -> String {

@@ -1,11 +1,14 @@
-//! Spreads the sets of programs over the units of their regions, on behalf of those programs: in a unit, or in a process of its own.
-//! It decides nothing about layouts: that is `pmu_client::SpreadPrimary`, which each session drives with an identity of the distributor's own.
+//! Spreads the sets and records of programs over the units of their regions, on behalf of those programs: in a unit, or in a process of its own.
+//! It decides nothing about layouts: that are `pmu_client::SpreadPrimary` and `SpreadLogPrimary`, which each session drives with an identity of
+//! the distributor's own.
 
 pub mod config;
 mod host;
 pub mod process;
+mod records;
 mod service;
 mod session;
+mod sets;
 mod staging;
 
 use std::sync::Arc;
@@ -74,7 +77,7 @@ impl Distributor {
     ) -> Result<Arc<Self>, StartError> {
         let identity = client_identity(&section.identity).map_err(StartError::Distributor)?;
         let principal = identity.principal();
-        tracing::info!(distributor = host.name(), principal = %principal.name, "sets of others are distributed");
+        tracing::info!(distributor = host.name(), principal = %principal.name, "sets and records of others are distributed");
         Ok(Arc::new(Self {
             host,
             identity,

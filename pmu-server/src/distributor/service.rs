@@ -66,8 +66,8 @@ impl DistributorService {
         else {
             return Err(bad("a session begins with the message Open").into());
         };
-        if Mode::try_from(open.mode) != Ok(Mode::Overwrite) {
-            return Err(bad("only regions in overwrite mode are distributed").into());
+        if !matches!(open.mode(), Mode::Overwrite | Mode::Append) {
+            return Err(bad("a mode that is not known").into());
         }
         let region = RegionName::new(&open.region).map_err(Refusal::from)?;
         Ok((open, region))

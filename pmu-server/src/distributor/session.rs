@@ -1,13 +1,13 @@
-//! One session: a thread that takes pieces out of staging memory and gives them to the units, and answers what became of each set.
+//! One session: a thread that takes pieces out of staging memory for its [`Work`], which gives them to the units and answers what became of
+//! them.
 
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pmu_client::distributed::wire::{failure, failure_to_wire, missing_to_wire, receipt_to_wire};
+use pmu_client::distributed::wire::{failure, failure_to_wire, missing_to_wire};
 use pmu_client::{
-    ClientError, ConnectOptions, Label, OpenOptions, PersistenceChoice, Receipt, Spread,
-    SpreadPrimary, SpreadPut, Timeouts,
+    ClientError, ConnectOptions, MissingUnit, OpenOptions, PersistenceChoice, Spread, Timeouts,
 };
 use pmu_format::{PrincipalName, RegionName, crc64_nvme};
 use pmu_proto::v1::distribute_request::Step;
@@ -17,11 +17,12 @@ use pmu_proto::v1::{self, DistributeResponse, Failure, Reason};
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use super::records::Records;
+use super::sets::Sets;
 use super::staging::{Offer, Staging};
 use super::{Distributor, Host};
 use crate::control::convert;
 use crate::control::reasons::Refusal;
-use crate::metrics;
 
 /// The longest piece; and at most this part of the staging memory, so that several are under way.
 const PIECE_BYTES_MAX: u64 = 1 << 20;
@@ -32,7 +33,38 @@ const VISIBLE_WITHIN: Duration = Duration::from_millis(100);
 const OPEN_MS: (u32, u32) = (100, 60_000);
 const STALL_MS: (u32, u32) = (100, 300_000);
 
-/// For whom sets of which region are distributed.
+/// What a session is for: the sets of a region, or its records.
+pub(super) trait Work {
+    /// What the program is told of the region, for the distributor of this name and its staging memory.
+    fn opened(&mut self, distributor: &str, staging_bytes: u64) -> v1::DistributeOpened;
+
+    /// The next message; none when the program has ended the session.
+    fn next(&mut self, session: &mut Session) -> Result<Option<Step>, Over>;
+
+    /// Takes a message that is about sets or records.
+    fn step(
+        &mut self,
+        session: &mut Session,
+        staging: Option<&Staging>,
+        step: Step,
+    ) -> Result<(), Over>;
+}
+
+/// A piece as the program announces it.
+#[derive(Clone, Copy)]
+pub(super) struct Piece {
+    pub(super) position: u64,
+    pub(super) length_bytes: u32,
+    pub(super) checksum: u64,
+}
+
+impl Piece {
+    const fn end(self) -> u64 {
+        self.position.saturating_add(self.length_bytes as u64)
+    }
+}
+
+/// For whom which region is distributed.
 #[derive(Clone)]
 pub(super) struct Client {
     pub(super) principal: PrincipalName,
@@ -44,16 +76,16 @@ pub(super) struct Session {
     distributor: Arc<Distributor>,
     client: Client,
     seeds: Vec<String>,
-    requests: mpsc::Receiver<Step>,
+    pub(super) requests: mpsc::Receiver<Step>,
     answers: mpsc::Sender<Result<DistributeResponse, Status>>,
     /// End of the newest piece.
     position: u64,
-    /// The piece that is looked at: staging memory may change under it.
-    piece: Vec<u8>,
+    /// What was copied out, to be looked at: staging memory may change under it.
+    pub(super) bytes: Vec<u8>,
 }
 
 /// The session is over.
-struct Over;
+pub(super) struct Over;
 
 impl Session {
     pub(super) fn new(
@@ -70,7 +102,7 @@ impl Session {
             requests,
             answers,
             position: 0,
-            piece: Vec::new(),
+            bytes: Vec::new(),
         }
     }
 
@@ -82,10 +114,11 @@ impl Session {
         let _entered = span.entered();
         distributor.count(true);
         match self.open(open) {
-            Ok(primary) => {
-                tracing::info!(layout = %primary.spread().layout(), missing = primary.missing().count(), "distribution begins");
+            Ok(mut work) => {
+                tracing::info!("distribution begins");
                 distributor.enter(&region, &principal);
-                let _ = self.serve(primary);
+                let _ = self.serve(work.as_mut());
+                drop(work);
                 distributor.leave(&region, &principal);
                 tracing::info!("distribution ends");
             }
@@ -100,13 +133,15 @@ impl Session {
         drop(self.answers);
     }
 
-    fn open(&self, open: &v1::DistributeOpen) -> Result<SpreadPrimary, ClientError> {
+    fn open(&self, open: &v1::DistributeOpen) -> Result<Box<dyn Work>, ClientError> {
         let within = |asked: u32, bounds: (u32, u32)| {
             Duration::from_millis(asked.clamp(bounds.0, bounds.1).into())
         };
         let mut timeouts = Timeouts::default();
         timeouts.open = within(open.open_ms, OPEN_MS);
         timeouts.stall = within(open.stall_ms, STALL_MS);
+        // A program sends no record that has no room.
+        timeouts.back_pressure = Duration::ZERO;
         let persistence = convert::requested_persistence(open.persistence)
             .map_err(|refusal| ClientError::Invalid(refusal.message))?
             .map_or(PersistenceChoice::Auto, PersistenceChoice::Forced);
@@ -116,7 +151,12 @@ impl Session {
         let connect = ConnectOptions::with_timeout(timeouts.open);
         let seeds: Vec<_> = self.seeds.iter().map(String::as_str).collect();
         let region = self.client.region.as_str();
-        Spread::find(&seeds, region, &self.distributor.identity, &connect)?.open_primary(&options)
+        let spread = Spread::find(&seeds, region, &self.distributor.identity, &connect)?;
+        Ok(if open.mode() == v1::Mode::Append {
+            Box::new(Records::new(spread.open_log_primary(&options)?))
+        } else {
+            Box::new(Sets::new(spread.open_primary(&options)?))
+        })
     }
 
     /// Who holds the region is a principal of the units': the program is told for whom.
@@ -133,60 +173,53 @@ impl Session {
         failure
     }
 
-    fn serve(&mut self, mut primary: SpreadPrimary) -> Result<(), Over> {
+    fn serve(&mut self, work: &mut dyn Work) -> Result<(), Over> {
         let host = Arc::clone(&self.distributor.host);
-        let spread = primary.spread();
-        self.say(Answer::Opened(v1::DistributeOpened {
-            distributor: host.name().to_owned(),
-            layout: spread.layout().to_bytes().to_vec(),
-            capacity_bytes: spread.capacity_bytes(),
-            newest: primary.newest().get(),
-            missing: missing_to_wire(primary.missing()),
-        }))?;
+        let staging_bytes = self.distributor.staging_bytes;
+        self.say(Answer::Opened(work.opened(host.name(), staging_bytes)))?;
         let mut staging = None;
         let mut offer: Option<Offer<'_>> = None;
-        while let Some(step) = self.requests.blocking_recv() {
+        while let Some(step) = work.next(self)? {
             match step {
                 Step::Attach(attach) => {
                     drop(offer.take());
                     offer = self.attach(host.as_ref(), &mut staging, &attach)?;
                 }
                 Step::Connected(_) => self.connected(host.as_ref(), offer.as_ref())?,
-                Step::Begin(begin) => self.put(&mut primary, staging.as_ref(), &begin)?,
-                Step::Rejoin(_) => self.rejoin(&mut primary)?,
-                // Of a set that was given up: skipped, and its room is free.
-                Step::Ready(ready) => {
-                    self.check_place(staging.as_ref(), &ready)?;
-                    self.taken(&ready)?;
-                }
-                Step::Finish(_) | Step::Abandon(_) => {}
                 Step::Open(_) => return self.broken("the region is open"),
+                step => work.step(self, staging.as_ref(), step)?,
             }
         }
         Ok(())
     }
 
-    fn say(&self, step: Answer) -> Result<(), Over> {
+    pub(super) fn say(&self, step: Answer) -> Result<(), Over> {
         let answer = DistributeResponse { step: Some(step) };
         self.answers.blocking_send(Ok(answer)).map_err(|_| Over)
     }
 
-    fn fail(&self, put: u64, failure: Failure, missing: Vec<v1::MissingUnit>) -> Result<(), Over> {
+    pub(super) fn fail(
+        &self,
+        put: u64,
+        failure: Failure,
+        missing: Vec<v1::MissingUnit>,
+    ) -> Result<(), Over> {
         self.say(Answer::Failed(v1::DistributeFailed {
             put,
             failure: Some(failure),
             missing,
+            appended_to: None,
         }))
     }
 
     /// The program broke a rule: nothing that it says can be relied upon.
-    fn broken<T>(&self, what: &str) -> Result<T, Over> {
+    pub(super) fn broken<T>(&self, what: &str) -> Result<T, Over> {
         tracing::warn!(what, "the program broke the protocol");
         let _ = self.fail(0, failure(Kind::Protocol, self.region(), what), Vec::new());
         Err(Over)
     }
 
-    fn region(&self) -> &str {
+    pub(super) fn region(&self) -> &str {
         self.client.region.as_str()
     }
 
@@ -242,7 +275,7 @@ impl Session {
             return Err(Refusal::new(Reason::Fabric, "no staging memory"));
         };
         let piece_max = PIECE_BYTES_MAX.min(length / PIECES_MIN);
-        self.piece.reserve_exact(piece_max as usize);
+        self.bytes.reserve_exact(piece_max as usize);
         let limits = host.limits();
         let offer = staging.offer(listener.fabric.as_ref(), limits.connect_within())?;
         let answer = v1::DistributeStaging {
@@ -271,125 +304,41 @@ impl Session {
         }
     }
 
-    fn rejoin(&self, primary: &mut SpreadPrimary) -> Result<(), Over> {
-        match primary.rejoin() {
+    /// Answers a request to connect again to units that were missing.
+    pub(super) fn rejoined<'a>(
+        &self,
+        back: Result<usize, ClientError>,
+        missing: impl Iterator<Item = &'a MissingUnit>,
+    ) -> Result<(), Over> {
+        let missing = missing_to_wire(missing);
+        match back {
             Ok(back) => self.say(Answer::Rejoined(v1::DistributeRejoined {
                 back: u32::try_from(back).unwrap_or(u32::MAX),
-                missing: missing_to_wire(primary.missing()),
+                missing,
             })),
-            Err(error) => {
-                let missing = missing_to_wire(primary.missing());
-                self.fail(0, failure_to_wire(&error), missing)
-            }
-        }
-    }
-
-    /// One set, from its beginning to its receipt or failure.
-    fn put(
-        &mut self,
-        primary: &mut SpreadPrimary,
-        staging: Option<&Staging>,
-        begin: &v1::DistributeBegin,
-    ) -> Result<(), Over> {
-        let Some(staging) = staging else {
-            return self.broken("a set before the data connection");
-        };
-        let Ok(label) = <[u8; 32]>::try_from(begin.label.as_slice()) else {
-            return self.broken("a label of another length");
-        };
-        let done = match self.check_admitted() {
-            Ok(()) => match primary.begin(begin.length_bytes, Label::from_bytes(label)) {
-                Ok(put) => self.receive(put, staging, begin.put)?,
-                Err(error) => Done::Failed(Box::new(failure_to_wire(&error))),
-            },
-            Err(refused) => Done::Failed(refused),
-        };
-        let missing = missing_to_wire(primary.missing());
-        match done {
-            Done::Stored(receipt) => {
-                metrics::count_distributed(receipt.bytes);
-                tracing::info!(set = ?receipt.set(), bytes = receipt.bytes, units = receipt.units.len(), "set distributed");
-                self.say(Answer::Stored(v1::DistributeStored {
-                    put: begin.put,
-                    receipt: receipt_to_wire(&receipt),
-                    missing,
-                }))
-            }
-            Done::Failed(failure) => {
-                tracing::warn!(kind = ?failure.kind(), text = failure.text, "set not distributed");
-                self.fail(begin.put, *failure, missing)
-            }
-            Done::Abandoned => {
-                tracing::info!("set given up by the program");
-                Ok(())
-            }
+            Err(error) => self.fail(0, failure_to_wire(&error), missing),
         }
     }
 
     /// A grant may have been taken away, or the process told to stop.
-    fn check_admitted(&self) -> Result<(), Box<Failure>> {
+    pub(super) fn check_admitted(&self) -> Result<(), Box<Failure>> {
         let Client { principal, region } = &self.client;
         let admitted = self.distributor.host.admit(principal, region);
         admitted.map(drop).map_err(|refusal| self.refusal(&refusal))
     }
 
-    /// Takes the pieces of a set until it is finished or given up.
-    fn receive(
-        &mut self,
-        mut put: SpreadPut<'_>,
-        staging: &Staging,
-        number: u64,
-    ) -> Result<Done, Over> {
-        let mut written = 0;
-        loop {
-            match self.requests.blocking_recv() {
-                Some(Step::Ready(ready)) if ready.put == number => {
-                    self.check_place(Some(staging), &ready)?;
-                    if let Err(failure) = self.copy_out(staging, &ready) {
-                        drop(put);
-                        self.taken(&ready)?;
-                        return Ok(Done::Failed(failure));
-                    }
-                    written += u64::from(ready.length_bytes);
-                    // What is copied out may be written again while the units get it.
-                    self.taken(&ready)?;
-                    if let Err(error) = put.write_bytes(&self.piece) {
-                        return Ok(Done::Failed(Box::new(failure_to_wire(&error))));
-                    }
-                }
-                Some(Step::Finish(finish)) if finish.put == number => {
-                    if finish.length_bytes != written {
-                        return self.broken("a set's length is not that of its pieces");
-                    }
-                    if let Err(refused) = self.check_admitted() {
-                        return Ok(Done::Failed(refused));
-                    }
-                    return Ok(match put.finish() {
-                        Ok(receipt) => Done::Stored(receipt),
-                        Err(error) => Done::Failed(Box::new(failure_to_wire(&error))),
-                    });
-                }
-                Some(Step::Abandon(abandon)) if abandon.put == number => {
-                    return Ok(Done::Abandoned);
-                }
-                Some(_) => return self.broken("a message that does not belong to the set"),
-                None => return Err(Over),
-            }
-        }
-    }
-
     /// Whether a piece lies where one may.
-    fn check_place(
+    pub(super) fn check_place<'a>(
         &mut self,
-        staging: Option<&Staging>,
-        ready: &v1::DistributeReady,
-    ) -> Result<(), Over> {
+        staging: Option<&'a Staging>,
+        piece: Piece,
+    ) -> Result<&'a Staging, Over> {
         let Some(staging) = staging else {
             return self.broken("a piece before the data connection");
         };
-        let length = u64::from(ready.length_bytes);
-        let to_end = staging.length() - ready.position % staging.length();
-        let skipped = ready.position.checked_sub(self.position);
+        let length = u64::from(piece.length_bytes);
+        let to_end = staging.length() - piece.position % staging.length();
+        let skipped = piece.position.checked_sub(self.position);
         if length == 0
             || length > PIECE_BYTES_MAX.min(staging.length() / PIECES_MIN)
             || length > to_end
@@ -397,28 +346,25 @@ impl Session {
         {
             return self.broken("a piece where none can be");
         }
-        self.position = ready.position.saturating_add(length);
-        Ok(())
+        self.position = piece.end();
+        Ok(staging)
     }
 
-    /// Copies a piece to where nobody else can change it, and checks it there.
-    fn copy_out(
-        &mut self,
-        staging: &Staging,
-        ready: &v1::DistributeReady,
-    ) -> Result<(), Box<Failure>> {
-        self.piece.resize(ready.length_bytes as usize, 0);
+    /// Copies a piece behind the bytes that were copied out before, where nobody else can change it, and checks it there.
+    pub(super) fn copy_out(&mut self, staging: &Staging, piece: Piece) -> Result<(), Box<Failure>> {
+        let from = self.bytes.len();
+        self.bytes.resize(from + piece.length_bytes as usize, 0);
         let until = Instant::now() + VISIBLE_WITHIN;
         loop {
-            let copied = staging.copy_out(ready.position, &mut self.piece);
+            let copied = staging.copy_out(piece.position, &mut self.bytes[from..]);
             copied.map_err(|refusal| self.refusal(&refusal))?;
-            if crc64_nvme(&self.piece) == ready.checksum {
+            if crc64_nvme(&self.bytes[from..]) == piece.checksum {
                 return Ok(());
             }
             if Instant::now() >= until {
                 let text = format!(
                     "the piece of {} bytes at position {} has not the checksum that was said",
-                    ready.length_bytes, ready.position
+                    piece.length_bytes, piece.position
                 );
                 return Err(Box::new(failure(Kind::DamagedPiece, self.region(), text)));
             }
@@ -426,15 +372,9 @@ impl Session {
         }
     }
 
-    fn taken(&self, ready: &v1::DistributeReady) -> Result<(), Over> {
-        let position = ready.position.saturating_add(u64::from(ready.length_bytes));
+    /// What is copied out may be written again.
+    pub(super) fn taken(&self, piece: Piece) -> Result<(), Over> {
+        let position = piece.end();
         self.say(Answer::Taken(v1::DistributeTaken { position }))
     }
-}
-
-/// How a set ended.
-enum Done {
-    Stored(Receipt),
-    Failed(Box<Failure>),
-    Abandoned,
 }

@@ -297,6 +297,12 @@ impl SpreadLogPrimary {
         self.writer.free_bytes()
     }
 
+    /// Length of the ring of each unit.
+    #[must_use]
+    pub fn ring_bytes(&self) -> u64 {
+        self.writer.geometry().ring_bytes()
+    }
+
     /// The longest record that the ring can take.
     #[must_use]
     pub fn record_bytes_max(&self) -> u32 {

@@ -1,0 +1,294 @@
+//! The work of a session in append mode: records, which are under way to the units while more of them come.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use pmu_client::distributed::wire::{failure_to_wire, missing_to_wire, proof_to_wire};
+use pmu_client::{ClientError, Epoch, Receipt, SpreadLogPrimary, Ticket, UnitProof};
+use pmu_proto::v1::distribute_request::Step;
+use pmu_proto::v1::distribute_response::Step as Answer;
+use pmu_proto::v1::{self, Failure};
+use tokio::sync::mpsc::error::TryRecvError;
+
+use super::session::{Over, Piece, Session, Work};
+use super::staging::Staging;
+use crate::metrics;
+
+/// Records that begin in one piece at most.
+const RECORDS_PER_PIECE_MAX: usize = 512;
+
+/// See the module. The bytes of records that have not come as a whole yet lie in [`Session::bytes`].
+pub(super) struct Records {
+    log: SpreadLogPrimary,
+    /// The last record of each piece, as long as it is not durable.
+    in_flight: VecDeque<Ticket>,
+    /// Lengths of the records that have not come as a whole, each with whether the next one belongs to the same batch.
+    lengths: VecDeque<(u64, bool)>,
+    /// What the program was told last of who has the records.
+    proof: Option<(Epoch, Arc<[UnitProof]>)>,
+    batch_bytes_max: u64,
+}
+
+impl Records {
+    pub(super) fn new(log: SpreadLogPrimary) -> Self {
+        Self {
+            log,
+            in_flight: VecDeque::new(),
+            lengths: VecDeque::new(),
+            proof: None,
+            batch_bytes_max: 0,
+        }
+    }
+
+    fn record_bytes_max(&self) -> u32 {
+        let batch = u32::try_from(self.batch_bytes_max).unwrap_or(u32::MAX);
+        self.log.record_bytes_max().min(batch)
+    }
+
+    /// Takes a piece, and gives the units what of it is whole.
+    fn take(
+        &mut self,
+        session: &mut Session,
+        staging: Option<&Staging>,
+        records: &v1::DistributeRecords,
+    ) -> Result<(), Over> {
+        let piece = Piece {
+            position: records.position,
+            length_bytes: records.length_bytes,
+            checksum: records.checksum,
+        };
+        let staging = session.check_place(staging, piece)?;
+        if records.records.len() > RECORDS_PER_PIECE_MAX {
+            return session.broken("too many records in one piece");
+        }
+        if let Err(refused) = session.check_admitted() {
+            return self.refuse(session, *refused);
+        }
+        if let Err(damaged) = session.copy_out(staging, piece) {
+            return self.refuse(session, *damaged);
+        }
+        session.taken(piece)?;
+        let lengths = records.records.iter();
+        self.lengths
+            .extend(lengths.map(|code| (code >> 1, code & 1 == 1)));
+        self.submit_whole(session)?;
+        self.report(session)
+    }
+
+    /// Submits every batch that has come as a whole.
+    fn submit_whole(&mut self, session: &mut Session) -> Result<(), Over> {
+        let mut at = 0;
+        let mut last = None;
+        while let Some((records, bytes)) = self.first_batch(session)? {
+            if bytes > (session.bytes.len() - at) as u64 {
+                break;
+            }
+            let end = at + bytes as usize;
+            match self.submit(records, &session.bytes[at..end]) {
+                Ok(ticket) => last = Some(ticket),
+                Err(error) => {
+                    self.in_flight.extend(last);
+                    return self.failed(session, error);
+                }
+            }
+            at = end;
+            self.lengths.drain(..records);
+            metrics::count_distributed_records(records as u64, bytes);
+        }
+        session.bytes.drain(..at);
+        self.in_flight.extend(last);
+        if self.lengths.is_empty() && !session.bytes.is_empty() {
+            return session.broken("bytes that belong to no record");
+        }
+        Ok(())
+    }
+
+    /// How many records the next batch has, and their bytes; none if its last one was not announced yet.
+    fn first_batch(&self, session: &Session) -> Result<Option<(usize, u64)>, Over> {
+        let mut bytes = 0_u64;
+        for (index, (length, continues)) in self.lengths.iter().enumerate() {
+            bytes = bytes.saturating_add(*length);
+            if *length == 0
+                || *length > self.record_bytes_max().into()
+                || bytes > self.batch_bytes_max
+            {
+                return session.broken("a record of a length that none can have");
+            }
+            if !continues {
+                return Ok(Some((index + 1, bytes)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn submit(&mut self, records: usize, bytes: &[u8]) -> Result<Ticket, ClientError> {
+        if records == 1 {
+            return self.log.submit(bytes);
+        }
+        let mut parts = Vec::with_capacity(records);
+        let mut rest = bytes;
+        for (length, _) in self.lengths.iter().take(records) {
+            let (part, behind) = rest.split_at(*length as usize);
+            parts.push(part);
+            rest = behind;
+        }
+        self.log.submit_batch(&parts)
+    }
+
+    /// Tells the program what has become durable, as far as completions were seen.
+    fn report(&mut self, session: &Session) -> Result<(), Over> {
+        let mut durable = None;
+        while let Some(ticket) = self
+            .in_flight
+            .front()
+            .filter(|ticket| self.log.is_durable(**ticket))
+        {
+            durable = Some(*ticket);
+            self.in_flight.pop_front();
+        }
+        let Some(ticket) = durable else {
+            return Ok(());
+        };
+        match self.log.wait(ticket) {
+            Ok(receipt) => self.appended(session, &receipt),
+            Err(error) => self.failed(session, error),
+        }
+    }
+
+    fn appended(&mut self, session: &Session, receipt: &Receipt) -> Result<(), Over> {
+        let known = self.proof.as_ref();
+        let same =
+            known.is_some_and(|(epoch, units)| *epoch == receipt.epoch && *units == receipt.units);
+        let mut answer = v1::DistributeAppended {
+            to: receipt.position().unwrap_or_default().get(),
+            ..v1::DistributeAppended::default()
+        };
+        if !same {
+            answer.proof = Some(proof_to_wire(receipt));
+            answer.missing = missing_to_wire(self.log.missing());
+            self.proof = Some((receipt.epoch, Arc::clone(&receipt.units)));
+            tracing::info!(units = receipt.units.len(), "records distributed");
+        }
+        session.say(Answer::Appended(answer))
+    }
+
+    /// Waits for the oldest piece that is under way.
+    fn wait_oldest(&mut self, session: &Session) -> Result<(), Over> {
+        if let Some(ticket) = self.in_flight.front().copied()
+            && let Err(error) = self.log.wait(ticket)
+        {
+            return self.failed(session, error);
+        }
+        self.report(session)
+    }
+
+    /// Waits until everything that was submitted is durable.
+    fn settle(&mut self, session: &Session) -> Result<(), Over> {
+        while !self.in_flight.is_empty() {
+            self.wait_oldest(session)?;
+        }
+        Ok(())
+    }
+
+    /// The distributor's own refusal: what was submitted before is seen through, and what comes after is not looked at.
+    fn refuse<T>(&mut self, session: &Session, failure: Failure) -> Result<T, Over> {
+        self.settle(session)?;
+        self.end(session, failure)
+    }
+
+    /// What the units refused. What was submitted before is seen through, if that can be: its outcome must not stay open.
+    fn failed<T>(&mut self, session: &Session, error: ClientError) -> Result<T, Over> {
+        let under_way = self.in_flight.back().copied();
+        let seen_through = match under_way.filter(|_| !self.log.is_ended()) {
+            Some(ticket) => self.log.wait(ticket).map(drop),
+            None => Ok(()),
+        };
+        let error = seen_through.err().unwrap_or(error);
+        self.end(session, failure_to_wire(&error))
+    }
+
+    /// The first failure ends the session: what the program sent behind it must not be appended.
+    fn end<T>(&self, session: &Session, failure: Failure) -> Result<T, Over> {
+        tracing::warn!(kind = ?failure.kind(), text = failure.text, "records not distributed");
+        session.say(Answer::Failed(v1::DistributeFailed {
+            put: 0,
+            failure: Some(failure),
+            missing: missing_to_wire(self.log.missing()),
+            appended_to: Some(self.log.acknowledged().get()),
+        }))?;
+        Err(Over)
+    }
+
+    fn look_for_room(&mut self, session: &Session) -> Result<(), Over> {
+        match self.log.refresh_free() {
+            Ok(free_bytes) => session.say(Answer::Free(v1::DistributeFree {
+                free_to: self.log.submitted().get().saturating_add(free_bytes),
+            })),
+            Err(error) => self.failed(session, error),
+        }
+    }
+
+    fn rejoin(&mut self, session: &Session) -> Result<(), Over> {
+        self.settle(session)?;
+        match self.log.rejoin() {
+            Ok(back) => session.rejoined(Ok(back), self.log.missing()),
+            Err(error) => self.failed(session, error),
+        }
+    }
+}
+
+impl Work for Records {
+    fn opened(&mut self, distributor: &str, staging_bytes: u64) -> v1::DistributeOpened {
+        self.batch_bytes_max = staging_bytes;
+        let tail = self.log.submitted().get();
+        // For a program that appends nothing.
+        let receipt = self.log.flush().ok();
+        self.proof = receipt
+            .as_ref()
+            .map(|receipt| (receipt.epoch, Arc::clone(&receipt.units)));
+        v1::DistributeOpened {
+            distributor: distributor.to_owned(),
+            layout: self.log.spread().layout().to_bytes().to_vec(),
+            missing: missing_to_wire(self.log.missing()),
+            log: Some(v1::DistributedLog {
+                tail,
+                free_to: tail.saturating_add(self.log.free_bytes()),
+                ring_bytes: self.log.ring_bytes(),
+                record_bytes_max: self.record_bytes_max(),
+                batch_bytes_max: self.batch_bytes_max,
+                proof: receipt.as_ref().map(proof_to_wire),
+            }),
+            ..v1::DistributeOpened::default()
+        }
+    }
+
+    fn next(&mut self, session: &mut Session) -> Result<Option<Step>, Over> {
+        loop {
+            match session.requests.try_recv() {
+                Ok(step) => return Ok(Some(step)),
+                Err(TryRecvError::Empty) if self.in_flight.is_empty() => {
+                    return Ok(session.requests.blocking_recv());
+                }
+                Err(TryRecvError::Empty) => self.wait_oldest(session)?,
+                Err(TryRecvError::Disconnected) => {
+                    self.settle(session)?;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    fn step(
+        &mut self,
+        session: &mut Session,
+        staging: Option<&Staging>,
+        step: Step,
+    ) -> Result<(), Over> {
+        match step {
+            Step::Records(records) => self.take(session, staging, &records),
+            Step::Room(_) => self.look_for_room(session),
+            Step::Rejoin(_) => self.rejoin(session),
+            _ => session.broken("sets, in append mode"),
+        }
+    }
+}
