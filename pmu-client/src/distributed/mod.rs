@@ -396,7 +396,7 @@ impl Distributed {
         }
         let failure = failed.failure.clone().unwrap_or_default();
         let error = wire::failure_from_wire(&failure, self.stream.control().address());
-        self.ended |= error.is_fenced() || error.outcome_is_unknown();
+        self.ended |= error.is_fenced() || matches!(error, ClientError::UnknownOutcome { .. });
         self.outcome = Some(Err(error));
     }
 
