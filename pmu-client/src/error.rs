@@ -289,7 +289,10 @@ impl ClientError {
     /// True if what was being stored may nevertheless be durable.
     #[must_use]
     pub const fn outcome_is_unknown(&self) -> bool {
-        matches!(self, Self::UnknownOutcome { .. })
+        matches!(
+            self,
+            Self::UnknownOutcome { .. } | Self::MembersChanged { .. }
+        )
     }
 
     /// True if bytes on the medium are damaged.
@@ -393,5 +396,17 @@ impl From<ClientError> for io::Error {
             ClientError::TimedOut { .. } => Self::new(io::ErrorKind::TimedOut, error),
             other => Self::other(other),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn d07_a_set_that_a_change_of_members_cut_short_may_be_stored() {
+        let region = "r".to_owned();
+        let changed = ClientError::MembersChanged { region };
+        assert!(changed.outcome_is_unknown() && !changed.is_fenced());
     }
 }

@@ -508,6 +508,25 @@ fn scrub(units: &Units, repair: bool) -> pmu_client::scrub::Scrubbed {
 }
 
 #[test]
+fn b07_a_set_that_a_unit_missed_is_no_damage() {
+    let mut units = Units::new(4, 24 << 20);
+    units.spread("state", "parity:3+1", 3, 1 << 20);
+    units.stop(2);
+    let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
+    commit(&mut primary, &pattern(100_000, 1));
+    units.start(2);
+    assert_eq!(primary.rejoin().unwrap(), 1);
+    commit(&mut primary, &pattern(90_000, 2));
+    drop(primary);
+    // Its slot for the first set was never written.
+    let found = scrub(&units, false);
+    assert!(!found.is_damaged(), "{found:?}");
+    assert_eq!(found.units[2].lacking, [1]);
+    assert!(scrub(&units, true).is_repaired());
+    assert!(scrub(&units, false).units[2].lacking.is_empty());
+}
+
+#[test]
 fn b07_scrub_finds_every_damaged_chunk_and_repairs_from_redundancy() {
     let mut units = Units::new(4, 24 << 20);
     units.spread("state", "parity:3+1", 3, 4 << 20);

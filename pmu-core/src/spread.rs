@@ -15,11 +15,13 @@
 //! later term.
 
 mod log;
+mod members;
 mod quorum;
 mod tenure;
 mod term;
 
 pub use log::cursor_of;
+pub use members::{ChangeRefused, check_change};
 pub use quorum::{Quorum, TooFewUnits};
 pub use tenure::Tenure;
 pub use term::{Newest, Stand, StandError, TermOpening};

@@ -17,16 +17,19 @@ pub enum Bug {
     SkipEpochCheck,
     /// Parity of a group is that of the group before it.
     StaleParity,
+    /// A unit that takes another's place votes with what was committed before the members were changed.
+    StaleRebuild,
 }
 
 impl Bug {
     /// All of them, by their names.
-    pub const ALL: [(&'static str, Self); 5] = [
+    pub const ALL: [(&'static str, Self); 6] = [
         ("drop-flush", Self::DropFlush),
         ("commit-before-data", Self::CommitBeforeData),
         ("reuse-slot", Self::ReuseSlot),
         ("skip-epoch-check", Self::SkipEpochCheck),
         ("stale-parity", Self::StaleParity),
+        ("stale-rebuild", Self::StaleRebuild),
     ];
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use pmu_core::spread::{ChangeRefused, check_change};
 use pmu_format::{Membership, RegionName};
 use pmu_proto::v1::{Reason, SetMembershipRequest, SetMembershipResponse};
 
@@ -26,7 +27,8 @@ impl UnitState {
         let entry = self.entry(&region, &desk)?;
         let found = membership(&entry.attributes, &format!("region {name}"))?;
         let next = membership(&request.attributes, "the new membership")?;
-        check_change(name, &found, &next, request.expected_generation)?;
+        check_change(&found, &next, request.expected_generation)
+            .map_err(|refused| refusal(name, &found, refused))?;
         let fenced = self.fence_held(&region, &mut desk, None, arrived)?;
         let (closed, _) = self.end_sessions(&region, &mut desk, End::Fenced, |_| true)?;
         self.pools[region.pool].set_attributes(region.id, request.attributes.clone())?;
@@ -43,33 +45,19 @@ fn membership(bytes: &[u8], what: &str) -> Result<Membership, Refusal> {
         .map_err(|error| Refusal::new(Reason::BadRequest, format!("{what}: {error}")))
 }
 
-fn check_change(
-    name: &RegionName,
-    found: &Membership,
-    next: &Membership,
-    expected: u64,
-) -> Result<(), Refusal> {
-    if found.id != next.id {
-        let message = format!("region {name} is a part of another spread region");
-        return Err(Refusal::new(Reason::BadRequest, message));
-    }
-    if found.generation != expected {
-        let message = format!(
-            "region {name}: the members are those of generation {} now ({}), and generation {expected} was expected: somebody \
-             else has changed them",
-            found.generation,
-            names(found)
-        );
-        return Err(Refusal::new(Reason::WrongGeneration, message));
-    }
-    if next.generation <= found.generation {
-        let message = format!(
-            "region {name}: generation {} is not later than {}",
-            next.generation, found.generation
-        );
-        return Err(Refusal::new(Reason::BadRequest, message));
-    }
-    Ok(())
+fn refusal(name: &RegionName, found: &Membership, refused: ChangeRefused) -> Refusal {
+    let (reason, what) = match refused {
+        ChangeRefused::WrongGeneration { expected, .. } => (
+            Reason::WrongGeneration,
+            format!(
+                "the members are those of generation {} now ({}), and generation {expected} was expected: somebody else has changed them",
+                found.generation,
+                names(found)
+            ),
+        ),
+        other => (Reason::BadRequest, other.to_string()),
+    };
+    Refusal::new(reason, format!("region {name}: {what}"))
 }
 
 fn names(membership: &Membership) -> String {

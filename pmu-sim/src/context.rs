@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use pmu_client::{ClientError, FenceReport, Parts, RegionInfo, SessionControl, Timeouts};
 use pmu_fabric::Limits;
-use pmu_format::Epoch;
+use pmu_format::{Epoch, Membership};
 use pmu_proto::v1::SessionRole;
 
 use crate::connection::SimConnection;
@@ -153,6 +153,23 @@ impl Context {
             }
             _ => Err(unexpected()),
         }
+    }
+
+    /// Makes the region of a new member.
+    pub(crate) fn create_member(&self, unit: usize, info: RegionInfo) -> Result<(), ClientError> {
+        let call = Call::CreateMember(Box::new(info));
+        self.ask(unit, call, "create the region").map(drop)
+    }
+
+    /// Replaces the membership that a unit keeps.
+    pub(crate) fn set_membership(
+        &self,
+        unit: usize,
+        expected: u64,
+        next: Arc<Membership>,
+    ) -> Result<(), ClientError> {
+        let call = Call::SetMembership { expected, next };
+        self.ask(unit, call, "change the members").map(drop)
     }
 
     /// Opens the region of a unit: a session, a data connection, and its windows.

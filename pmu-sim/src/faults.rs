@@ -231,6 +231,21 @@ impl State {
         }
     }
 
+    /// A unit is gone for good.
+    pub(crate) fn destroy(&mut self, unit: usize) {
+        self.cut_power(unit, None);
+        self.units[unit].is_destroyed = true;
+        self.totals.destroyed += 1;
+        note!(self, "{} is destroyed", self.units[unit].name);
+    }
+
+    /// A manager deletes a unit's region, with force.
+    pub(crate) fn erase(&mut self, unit: usize) {
+        self.cut_power(unit, None);
+        self.units[unit].erase();
+        note!(self, "the region of {} is deleted", self.units[unit].name);
+    }
+
     /// Of a connection's chains only the first `kept` are answered: of the others nobody hears before it is lost.
     fn forget_behind(&mut self, wire: usize, kept: usize) {
         for chain in self.wires[wire].queue.iter_mut().skip(kept) {
@@ -352,7 +367,7 @@ impl State {
     }
 
     pub(crate) fn start_unit(&mut self, unit: usize) {
-        if !self.units[unit].is_on {
+        if !self.units[unit].is_on && !self.units[unit].is_destroyed {
             note!(
                 self,
                 "{} is back, in epoch {}",

@@ -20,6 +20,7 @@
 mod state;
 mod connection;
 mod context;
+mod damage;
 mod execute;
 mod faults;
 mod medium;

@@ -212,6 +212,16 @@ fn print(summary: &Summary) {
         totals.refused_reads,
         totals.refused_operations
     );
+    println!(
+        "  {} changes of members at units, {} cut short for a while; {} rebuilds and scrubs ended, {} cut short; {} units destroyed; {} failures of media, {} scrubs that repaired",
+        totals.changes,
+        totals.changes_half_done,
+        totals.rebuilds,
+        totals.rebuilds_cut,
+        totals.destroyed,
+        totals.damages,
+        totals.repairs
+    );
 }
 
 const fn code(is_good: bool) -> ExitCode {

@@ -117,6 +117,25 @@ impl Medium {
         (survived, unflushed - survived)
     }
 
+    /// The medium fails: words of a range are not what they were. What the processor's cache still holds is not touched.
+    pub(crate) fn damage(&mut self, range: &Range<u64>, mut failed: impl FnMut(u64) -> u64) {
+        for word in range.start / WORD_BYTES..range.end.div_ceil(WORD_BYTES) {
+            let begin = (word * WORD_BYTES) as usize;
+            let end = begin + WORD_BYTES as usize;
+            let Some(bytes) = self.durable.get_mut(begin..end) else {
+                return;
+            };
+            let mut value = [0; WORD_BYTES as usize];
+            value.copy_from_slice(bytes);
+            let value = failed(u64::from_le_bytes(value)).to_le_bytes();
+            bytes.copy_from_slice(&value);
+            let in_cache = self.unflushed[(word / 64) as usize] & (1 << (word % 64)) != 0;
+            if !in_cache {
+                self.visible[begin..end].copy_from_slice(&value);
+            }
+        }
+    }
+
     fn write_back(&mut self, range: &Range<u64>, words: Words) -> u64 {
         self.settle(range, |word| words.contains(word).then_some(true))
     }
@@ -166,6 +185,23 @@ fn for_each_word(range: &Range<u64>, mut each: impl FnMut(u64, Range<u64>)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn b07_a_failed_word_is_wrong_for_good_and_one_in_the_cache_is_not_lost() {
+        let mut random = Random::new(1);
+        let mut medium = Medium::new(64);
+        medium.write(0, &[7; 64], |_| true, &mut random);
+        medium.flush(&(0..64));
+        medium.write(8, &[9; 8], |_| true, &mut random);
+        medium.damage(&(0..16), |word| word ^ 1);
+        let mut bytes = [0; 24];
+        medium.read(0, &mut bytes, |_| true);
+        assert_eq!(bytes[..8], [6, 7, 7, 7, 7, 7, 7, 7]);
+        assert_eq!(bytes[16..], [7; 8]);
+        medium.flush(&(0..64));
+        medium.read(0, &mut bytes, |_| true);
+        assert_eq!(bytes[8], if bytes[9] == 9 { 9 } else { 6 });
+    }
 
     #[test]
     fn b05_a_flushed_word_outlives_the_power_and_an_unflushed_one_may_not() {

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use pmu_client::rebuild::{Administer, NewMember};
 use pmu_client::{ClientError, FenceReport, OpenOptions, Parts, Reach, ReachedUnit, RegionInfo};
-use pmu_format::{Member, Mode};
+use pmu_format::{Member, Membership, Mode, RegionId, SetGeometry};
 use pmu_proto::v1::SessionRole;
 
 use crate::context::{Context, Wish};
@@ -17,25 +18,75 @@ impl SimReach {
     pub(crate) fn of(context: &Context) -> Arc<Self> {
         Arc::new(Self(context.clone()))
     }
-}
 
-impl Reach for SimReach {
-    fn unit(&self, member: &Member) -> Result<Box<dyn ReachedUnit>, ClientError> {
+    fn index_of(&self, member: &Member) -> Result<usize, ClientError> {
         let name = member.unit.as_str();
         let found = self
             .0
             .with(|state| state.units.iter().position(|unit| *unit.name == *name));
-        match found {
-            Some(unit) => Ok(Box::new(SimUnit {
-                context: self.0.clone(),
-                unit,
-                name: name.to_owned(),
-            })),
-            None => Err(ClientError::Unreachable {
-                unit: name.to_owned(),
-                reason: "there is no such unit".into(),
-            }),
-        }
+        found.ok_or_else(|| ClientError::Unreachable {
+            unit: name.to_owned(),
+            reason: "there is no such unit".into(),
+        })
+    }
+}
+
+impl Administer for SimReach {
+    /// As the real unit lays a member's region out.
+    fn create_member(&self, member: &Member, new: &NewMember<'_>) -> Result<(), ClientError> {
+        let unit = self.index_of(member)?;
+        let length = SetGeometry::region_bytes_for(new.capacity_bytes, new.sets_kept)
+            .map_err(|error| ClientError::Invalid(error.to_string()))?;
+        let mut info = self.0.with(|state| {
+            let id = RegionId(
+                state
+                    .random
+                    .bits()
+                    .to_le_bytes()
+                    .repeat(2)
+                    .try_into()
+                    .unwrap_or([0; 16]),
+            );
+            let address = state.units[unit].info.address;
+            RegionInfo::new(
+                new.region,
+                id,
+                new.mode,
+                address,
+                length.next_multiple_of(4096),
+            )
+        });
+        info.need = new.need;
+        info.sets_kept = new.sets_kept;
+        info.capacity_bytes = new.capacity_bytes;
+        info.membership = Some(Arc::new(new.membership.clone()));
+        self.0.create_member(unit, info)
+    }
+
+    fn set_membership(
+        &self,
+        member: &Member,
+        _region: &str,
+        expected: u64,
+        membership: &Membership,
+    ) -> Result<(), ClientError> {
+        let unit = self.index_of(member)?;
+        self.0
+            .set_membership(unit, expected, Arc::new(membership.clone()))
+    }
+}
+
+impl Reach for SimReach {
+    fn unit(&self, member: &Member) -> Result<Box<dyn ReachedUnit>, ClientError> {
+        Ok(Box::new(SimUnit {
+            context: self.0.clone(),
+            unit: self.index_of(member)?,
+            name: member.unit.to_string(),
+        }))
+    }
+
+    fn pause(&self, time: std::time::Duration) {
+        self.0.sleep(time);
     }
 
     /// One after the other, in any order.

@@ -129,6 +129,22 @@ pub struct Totals {
     pub checked_reads: u64,
     /// Reads beyond the tolerance, that said so.
     pub refused_reads: u64,
+    /// Units that learned of other members.
+    pub changes: u64,
+    /// Schedules in which a change of members was cut short in the middle, so that the region waited for a later call.
+    pub changes_half_done: u64,
+    /// Primaries that went on with other members.
+    pub followed: u64,
+    /// Rebuilds that came to their end.
+    pub rebuilds: u64,
+    /// Rebuilds that were cut short.
+    pub rebuilds_cut: u64,
+    /// Units that never came back.
+    pub destroyed: u64,
+    /// Times that a medium failed.
+    pub damages: u64,
+    /// Scrubs that found damage, and repaired it.
+    pub repairs: u64,
 }
 
 impl Totals {
@@ -152,6 +168,14 @@ impl Totals {
             (&mut self.fences, other.fences),
             (&mut self.checked_reads, other.checked_reads),
             (&mut self.refused_reads, other.refused_reads),
+            (&mut self.changes, other.changes),
+            (&mut self.changes_half_done, other.changes_half_done),
+            (&mut self.followed, other.followed),
+            (&mut self.rebuilds, other.rebuilds),
+            (&mut self.rebuilds_cut, other.rebuilds_cut),
+            (&mut self.destroyed, other.destroyed),
+            (&mut self.damages, other.damages),
+            (&mut self.repairs, other.repairs),
         ];
         for (sum, more) in fields {
             *sum += more;

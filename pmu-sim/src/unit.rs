@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use pmu_client::{ClientError, RegionInfo};
 use pmu_core::fence::{Action, FenceId, Opener, RefuseReason, SessionId, WriterTable};
+use pmu_core::spread::{ChangeRefused, check_change};
 use pmu_fabric::AccessWindow;
-use pmu_format::{Epoch, LOG_RING_OFFSET, PAGE_BYTES, PrincipalName, Rights};
+use pmu_format::{Epoch, LOG_RING_OFFSET, Membership, PAGE_BYTES, PrincipalName, Rights};
 use pmu_proto::v1::SessionRole;
 
 use crate::medium::Medium;
@@ -33,6 +34,8 @@ pub(crate) enum Stage {
 pub(crate) struct Session {
     pub(crate) id: u64,
     pub(crate) wire: usize,
+    /// Whose it is.
+    pub(crate) process: usize,
     pub(crate) role: SessionRole,
     pub(crate) rights: Rights,
     pub(crate) epoch: Epoch,
@@ -55,6 +58,13 @@ pub(crate) enum Call {
     Close {
         session: u64,
     },
+    /// Makes a member's region, which holds nothing.
+    CreateMember(Box<RegionInfo>),
+    /// Replaces the membership that is kept, if it is of the expected generation, and ends all sessions.
+    SetMembership {
+        expected: u64,
+        next: Arc<Membership>,
+    },
     /// Not asked by anybody: the unit notices that a data connection has ended.
     Disconnected {
         session: u64,
@@ -69,6 +79,8 @@ impl Call {
             Self::Activate { .. } => "activate",
             Self::Fence => "fence",
             Self::Close { .. } => "close",
+            Self::CreateMember(_) => "create a member",
+            Self::SetMembership { .. } => "change the members",
             Self::Disconnected { .. } => "disconnected",
         }
     }
@@ -93,6 +105,8 @@ pub(crate) enum Reply {
         sessions: u32,
     },
     Failed(Box<ClientError>),
+    /// It is done, durably.
+    Done,
     Nothing,
 }
 
@@ -112,6 +126,8 @@ pub(crate) struct Work {
     sessions: u32,
     /// The session of an opening that waited was closed again.
     withdrawn: bool,
+    /// A change of members has ended all sessions.
+    ended: bool,
 }
 
 impl Work {
@@ -125,6 +141,10 @@ impl Work {
 pub(crate) struct Unit {
     pub(crate) name: Arc<str>,
     pub(crate) is_on: bool,
+    /// False: it has no region yet, or none any more.
+    pub(crate) has_region: bool,
+    /// It never comes back.
+    pub(crate) is_destroyed: bool,
     /// Not before this step it comes back; none: only at the end.
     pub(crate) on_at: Option<u64>,
     /// Everything but the epoch, which is the one below.
@@ -149,6 +169,8 @@ impl Unit {
         Self {
             name: name.into(),
             is_on: true,
+            has_region: true,
+            is_destroyed: false,
             on_at: None,
             medium: Medium::new(info.length_bytes),
             epoch: info.epoch,
@@ -163,10 +185,52 @@ impl Unit {
         }
     }
 
+    /// One without a region, which has room for one of `length_bytes`.
+    pub(crate) fn blank(name: &str, info: RegionInfo, weight: u64) -> Self {
+        let mut unit = Self::new(name, info, Vec::new(), weight);
+        unit.has_region = false;
+        unit
+    }
+
     fn described(&self) -> RegionInfo {
         let mut info = self.info.clone();
         info.epoch = self.epoch;
+        let primary = |session: &&Session| {
+            session.role == SessionRole::Primary && !matches!(session.stage, Stage::Ended(_))
+        };
+        let writer = self.sessions.values().find(primary);
+        info.writer = writer
+            .and_then(|session| principal(session.process))
+            .map(|principal| principal.to_string());
         info
+    }
+
+    /// Its region is deleted, and everything in it.
+    pub(crate) fn erase(&mut self) {
+        self.lose_power();
+        self.is_on = true;
+        self.has_region = false;
+        self.epoch = Epoch(0);
+        self.fenced = Epoch(0);
+        self.granted = Epoch(0);
+        self.medium = Medium::new(self.info.length_bytes);
+        self.writers = WriterTable::new(self.info.mode, self.epoch);
+    }
+
+    /// As the real unit answers.
+    fn check_change(&self, next: &Membership, expected: u64) -> Result<(), ClientError> {
+        let refused = match &self.info.membership {
+            Some(found) => check_change(found, next, expected),
+            None => Err(ChangeRefused::Foreign),
+        };
+        refused.map_err(|refused| ClientError::Refused {
+            unit: self.name.as_ref().into(),
+            reason: match refused {
+                ChangeRefused::WrongGeneration { .. } => "WRONG_GENERATION",
+                _ => "BAD_REQUEST",
+            },
+            message: refused.to_string(),
+        })
     }
 
     /// Power is gone: what was in memory only is gone with it.
@@ -174,6 +238,12 @@ impl Unit {
         self.is_on = false;
         self.sessions.clear();
         self.work = None;
+    }
+
+    /// The generation of the members that it knows; none where it is no member.
+    pub(crate) fn generation(&self) -> Option<u64> {
+        let membership = self.info.membership.as_ref()?;
+        self.has_region.then_some(membership.generation)
     }
 
     /// Power is back: no window exists, the epoch is what the medium says.
@@ -244,7 +314,11 @@ impl State {
             windows: 0,
             sessions: 0,
             withdrawn: false,
+            ended: false,
         };
+        if let Some(error) = self.no_region(unit, &call) {
+            return self.answer(request, Reply::Failed(Box::new(error)));
+        }
         match call {
             Call::Describe => {
                 let info = self.units[unit].described();
@@ -267,6 +341,18 @@ impl State {
             }
             Call::Close { session } | Call::Disconnected { session } => {
                 self.units[unit].writers.closed(SessionId(session));
+            }
+            Call::CreateMember(info) => {
+                let reply = self.create_member(unit, *info);
+                return self.answer(request, reply);
+            }
+            Call::SetMembership { expected, next } => {
+                if let Err(error) = self.units[unit].check_change(&next, expected) {
+                    return self.answer(request, Reply::Failed(Box::new(error)));
+                }
+                let fence = FenceId(self.next_session);
+                self.next_session += 1;
+                self.units[unit].writers.fence(fence, None);
             }
         }
         self.units[unit].work = Some(work);
@@ -337,7 +423,7 @@ impl State {
     }
 
     fn invalidate(&mut self, unit: usize, session: u64, work: &mut Work) {
-        let fenced = matches!(work.call, Call::Fence);
+        let fenced = matches!(work.call, Call::Fence | Call::SetMembership { .. });
         note!(
             self,
             "{} takes the windows of session {session} away",
@@ -422,9 +508,71 @@ impl State {
                 self.forget_session(unit, session);
                 Reply::Nothing
             }
-            Call::Describe | Call::Activate { .. } => Reply::Nothing,
+            Call::SetMembership { .. } if work.fenced.is_none() => {
+                Reply::Failed(Box::new(self.closed_to_writers(unit)))
+            }
+            Call::SetMembership { .. } if !work.ended => {
+                work.ended = true;
+                return self.end_sessions(unit, work);
+            }
+            Call::SetMembership { ref next, .. } => self.keep_membership(unit, next),
+            Call::Describe | Call::Activate { .. } | Call::CreateMember(_) => Reply::Nothing,
         };
         self.answer(work.request, reply);
+    }
+
+    /// Ends the sessions that a fence leaves alone, and goes on with the work.
+    fn end_sessions(&mut self, unit: usize, work: Work) {
+        let target = &mut self.units[unit];
+        for session in target.sessions.values_mut() {
+            if !matches!(session.stage, Stage::Ended(_)) {
+                session.windows.clear();
+                session.stage = Stage::Ended(true);
+                target.writers.closed(SessionId(session.id));
+            }
+        }
+        target.work = Some(work);
+    }
+
+    fn keep_membership(&mut self, unit: usize, next: &Arc<Membership>) -> Reply {
+        note!(
+            self,
+            "{} knows the members of generation {}",
+            self.units[unit].name,
+            next.generation
+        );
+        self.units[unit].info.membership = Some(Arc::clone(next));
+        self.totals.changes += 1;
+        Reply::Done
+    }
+
+    fn create_member(&mut self, unit: usize, info: RegionInfo) -> Reply {
+        let target = &mut self.units[unit];
+        if target.has_region {
+            return Reply::Failed(Box::new(ClientError::Refused {
+                unit: target.name.as_ref().into(),
+                reason: "NAME_TAKEN",
+                message: format!("there is a region {} already", info.name),
+            }));
+        }
+        target.medium = Medium::new(info.length_bytes);
+        target.info = info;
+        target.has_region = true;
+        note!(self, "{} has a new region", self.units[unit].name);
+        Reply::Done
+    }
+
+    /// Of a unit that has no region.
+    fn no_region(&self, unit: usize, call: &Call) -> Option<ClientError> {
+        let target = &self.units[unit];
+        let needs = !matches!(
+            call,
+            Call::CreateMember(_) | Call::Close { .. } | Call::Disconnected { .. }
+        );
+        (needs && !target.has_region).then(|| ClientError::NoSuchRegion {
+            unit: target.name.as_ref().into(),
+            region: target.info.name.as_ref().into(),
+        })
     }
 
     /// The owner is gone: nothing is left of the session.
@@ -449,6 +597,7 @@ impl State {
         let session = Session {
             id: work.session,
             wire,
+            process: work.process,
             role,
             rights,
             epoch,

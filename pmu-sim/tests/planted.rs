@@ -63,6 +63,11 @@ fn b04_parity_of_a_stale_shard_is_found() {
 }
 
 #[test]
+fn d07_what_a_rebuild_read_too_early_is_found() {
+    is_found(Bug::StaleRebuild);
+}
+
+#[test]
 fn b05_without_a_bug_nothing_is_found() {
     let _alone = alone();
     plant(None);

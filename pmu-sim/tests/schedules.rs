@@ -1,7 +1,7 @@
 //! Some hundred schedules of every scenario, and that a seed says it all. `scripts/test simulation` runs many more.
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
-use pmu_sim::{Plan, Recording, Scenario, run_many, run_one};
+use pmu_sim::{Plan, Recording, Scenario, Totals, run_many, run_one};
 
 #[test]
 fn b05_the_same_seed_gives_the_same_schedule_step_by_step() {
@@ -24,7 +24,7 @@ fn b05_the_same_seed_gives_the_same_schedule_step_by_step() {
     }
 }
 
-fn run(name: &str) {
+fn run(name: &str) -> Totals {
     let plan = Plan {
         first_seed: 1,
         seeds: 400,
@@ -61,27 +61,57 @@ fn run(name: &str) {
         ),
         ("crash points", summary.crash_points),
     ];
+    all_happened(name, &happened);
+    totals
+}
+
+fn all_happened(name: &str, happened: &[(&str, u64)]) {
     for (what, count) in happened {
-        assert!(count > 20, "{name}: {what}: {count}");
+        assert!(*count > 20, "{name}: {what}: {count}");
     }
 }
 
 #[test]
 fn b05_b03_sets_are_never_lost_mixed_or_those_of_a_fenced_primary() {
-    run("sets");
+    let _ = run("sets");
 }
 
 #[test]
 fn b05_p12_records_are_never_lost_doubled_or_those_of_a_fenced_primary() {
-    run("log");
+    let _ = run("log");
 }
 
 #[test]
 fn d07_p12_records_over_several_units_are_never_lost_doubled_or_undone() {
-    run("spread-log");
+    let _ = run("spread-log");
 }
 
 #[test]
 fn d07_b04_sets_over_several_units_are_read_within_the_tolerance_and_never_wrong() {
-    run("spread");
+    let _ = run("spread");
+}
+
+#[test]
+fn d07_members_change_and_managers_die_and_no_set_is_lost_or_wrong() {
+    let totals = run("rebuild");
+    let happened = [
+        ("units that learned of other members", totals.changes),
+        ("primaries that went on with them", totals.followed),
+        ("changes half done", totals.changes_half_done),
+        ("rebuilds ended", totals.rebuilds),
+        ("rebuilds cut short", totals.rebuilds_cut),
+        ("units destroyed", totals.destroyed),
+    ];
+    all_happened("rebuild", &happened);
+}
+
+#[test]
+fn b07_media_fail_and_what_is_read_is_right_or_refused_and_a_scrub_repairs_it() {
+    let totals = run("medium");
+    let happened = [
+        ("failures of media", totals.damages),
+        ("scrubs that repaired", totals.repairs),
+        ("reads refused", totals.refused_reads),
+    ];
+    all_happened("medium", &happened);
 }

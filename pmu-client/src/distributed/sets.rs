@@ -72,7 +72,7 @@ impl Purpose for Sets {
             // Of a set that was given up here too.
             return Ok(None);
         }
-        let ends = error.is_fenced() || error.outcome_is_unknown();
+        let ends = error.is_fenced() || matches!(error, ClientError::UnknownOutcome { .. });
         Ok(Some((error, ends)))
     }
 }

@@ -91,7 +91,7 @@ impl Filling {
         let id = membership.id;
         let target = Target {
             index,
-            writer: OpenedMember::look(writer, id)?.fill(id)?,
+            writer: OpenedMember::look_to_fill(writer, id)?.fill(id)?,
             checker: ShareReader::open(checker)?,
         };
         Ok(Self::Sets(Box::new((target, Pass::default()))))

@@ -122,14 +122,50 @@ impl Spread {
         identity: &Identity,
         options: &ConnectOptions,
     ) -> Result<Self> {
-        let mut last = ClientError::Invalid("no unit was named".into());
-        for seed in seeds {
-            match Unit::connect(seed, identity, options).and_then(|unit| unit.describe(region)) {
-                Ok(info) => return Self::of(&info, identity, options),
-                Err(error) => last = error,
+        let described = seeds.iter().map(|seed| {
+            Unit::connect(seed, identity, options).and_then(|unit| unit.describe(region))
+        });
+        Self::through(described, Arc::new(Network::new(identity, options)))
+    }
+
+    /// The same from what units say of the region, one after the other until so many of its members answer that they can decide. A unit that
+    /// was replaced long ago, or is being filled, may know too few who are left.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn through(
+        described: impl IntoIterator<Item = Result<RegionInfo>>,
+        reach: Arc<dyn Reach>,
+    ) -> Result<Self> {
+        let mut found = Err(ClientError::Invalid("no unit was named".into()));
+        for info in described {
+            let spread = match info.and_then(|info| Self::over_or_other(&info, &reach)) {
+                Ok(spread) => spread?,
+                Err(error) => {
+                    // One that holds the region says more than one that doesn't.
+                    found = found.map_err(|before| match (&before, &error) {
+                        (ClientError::Invalid(_), _) => error,
+                        (_, ClientError::NoSuchRegion { .. }) => before,
+                        _ => error,
+                    });
+                    continue;
+                }
+            };
+            let answering = spread.units.iter().flatten().count();
+            if spread.quorum.check_decide(answering).is_ok() {
+                return Ok(spread);
             }
+            found = found.or(Ok(spread));
         }
-        Err(last)
+        found
+    }
+
+    /// The inner error: this is another kind of region, whoever else is asked.
+    fn over_or_other(info: &RegionInfo, reach: &Arc<dyn Reach>) -> Result<Result<Self>> {
+        match Self::over(info, Arc::clone(reach)) {
+            Err(error @ ClientError::Invalid(_)) => Ok(Err(error)),
+            found => found.map(Ok),
+        }
     }
 
     /// The same from a member that was described before.

@@ -253,9 +253,25 @@ impl SpreadPrimary {
     ///
     /// If the members are changed meanwhile, the set is written again, once; the number of the receipt is that of the second time.
     pub fn commit(&mut self, payload: &[IoSlice<'_>], label: Label) -> Result<Receipt> {
+        let first = self.next_number();
         match self.commit_once(payload, label) {
-            Err(ClientError::MembersChanged { .. }) => self.commit_once(payload, label),
+            Err(ClientError::MembersChanged { .. }) => {
+                let again = self.commit_once(payload, label);
+                again.map_err(|error| self.or_stored_before(first, error))
+            }
             result => result,
+        }
+    }
+
+    /// What an error of the second time means where the set may count since the first time.
+    fn or_stored_before(&self, first: SetNumber, error: ClientError) -> ClientError {
+        if self.newest() < first || error.outcome_is_unknown() {
+            return error;
+        }
+        ClientError::UnknownOutcome {
+            region: self.spread.name.as_ref().into(),
+            attempt: Attempt::Set(first),
+            cause: Box::new(error),
         }
     }
 

@@ -343,10 +343,12 @@ impl<'a, 'b> Work<'a, 'b> {
         let mut filling = self.open_filling(plan.member(), plan.index, &plan.next)?;
         let mut given = given(plan.member());
         let open = self.options.open;
+        let mut is_filled = false;
         if !plan.begun {
             let mut reading = Reading::open(spread, &open)?;
             self.fill((&mut filling, &mut reading), Extent::New, &mut given)?;
             done.bytes_read += reading.bytes_read();
+            is_filled = true;
         }
         done.missing = self.switch(spread, plan)?;
         let changed = self.look()?;
@@ -354,7 +356,9 @@ impl<'a, 'b> Work<'a, 'b> {
         if let Some(old) = self.open_old(plan) {
             reading.put_in_place(plan.index, old);
         }
-        self.fill((&mut filling, &mut reading), Extent::New, &mut given)?;
+        if !(is_filled && is_stale_planted()) {
+            self.fill((&mut filling, &mut reading), Extent::New, &mut given)?;
+        }
         filling.take_part(plan.next.generation, &reading)?;
         done.bytes_read += reading.bytes_read();
         // Its sessions end with its being filled.
@@ -660,6 +664,16 @@ impl<'a, 'b> Work<'a, 'b> {
         }
         unit.fence(&self.name).map(drop)
     }
+}
+
+#[cfg(feature = "planted-bugs")]
+fn is_stale_planted() -> bool {
+    pmu_format::planted::is_planted(pmu_format::planted::Bug::StaleRebuild)
+}
+
+#[cfg(not(feature = "planted-bugs"))]
+const fn is_stale_planted() -> bool {
+    false
 }
 
 fn given(member: &Member) -> RebuiltUnit {

@@ -139,6 +139,7 @@ pub fn scrub(
     match spread.mode {
         Mode::Overwrite => {
             let mut reader = spread.open_reader(&open)?;
+            read_terms(&mut reader, &mut found);
             read_all(&mut reader, &mut found, &mut work.course())?;
             found.missing = reader.missing().cloned().collect();
         }
@@ -174,6 +175,18 @@ fn repair_all(work: &mut Work<'_, '_>, spread: &Spread, found: &mut Scrubbed) ->
         }
     }
     Ok(())
+}
+
+/// A member whose term record is damaged has no vote, and can be given it anew.
+fn read_terms(reader: &mut SpreadReader<'_>, found: &mut Scrubbed) {
+    let id = reader.spread.membership.id;
+    for (member, unit) in reader.members.iter_mut().zip(&mut found.units) {
+        if let Ok(member) = member
+            && let Err(ClientError::Damaged { what, .. }) = member.stand(id)
+        {
+            unit.damage.push(what);
+        }
+    }
 }
 
 fn read_all(

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
-use pmu_core::commit::{FoundSet, Goal, SetRecovery, SetView};
+use pmu_core::commit::{Finding, FoundSet, Goal, SetRecovery, SetView};
 use pmu_core::spread::Stand;
 use pmu_format::{CHUNK_BYTES, FormatError, SetGeometry, SetNumber, ShareTrailer, SpreadId};
 
@@ -162,7 +162,7 @@ impl ShareReader {
         // A member that missed sets has other findings too: its publish word is behind.
         let mut findings = recovery.findings().iter();
         let damage = findings
-            .find(|finding| finding.is_of(number))
+            .find(|finding| finding.is_of(number) && !matches!(finding, Finding::SlotEmpty { .. }))
             .map(ToString::to_string);
         let Some(view) = recovery.into_view() else {
             return damage.map_or(Ok(None), |what| Err(self.damaged(what)));

@@ -1,7 +1,7 @@
 //! What one member knows of terms and of what is committed, and how it takes a new term.
 
 use pmu_core::WordWrite;
-use pmu_core::spread::{Stand, TermOpening};
+use pmu_core::spread::{Stand, StandError, TermOpening};
 use pmu_fabric::Chain;
 use pmu_format::{PAGE_BYTES, SpreadId, TERM_RECORD_BYTES};
 
@@ -29,13 +29,26 @@ impl TermDesk {
 
     /// What the member knows.
     pub(crate) fn stand(&mut self, region: &mut Region, id: SpreadId) -> Result<Stand> {
+        self.look(region, |page| Stand::read(page, id))
+    }
+
+    /// The same of a member that is to be given what it lacks: its record may be damaged.
+    pub(crate) fn stand_to_fill(&mut self, region: &mut Region, id: SpreadId) -> Result<Stand> {
+        self.look(region, |page| Stand::read_to_fill(page, id))
+    }
+
+    fn look(
+        &mut self,
+        region: &mut Region,
+        read: impl Fn(&[u8]) -> std::result::Result<Stand, StandError>,
+    ) -> Result<Stand> {
         let mut page = [0; PAGE_BYTES as usize];
         let mut before = None;
         for _ in 0..LOOKS_MAX {
             self.read(region, &mut page)?;
             let term = Stand::term_word(&page);
             if before.replace(term) == Some(term) {
-                let stand = Stand::read(&page, id);
+                let stand = read(&page);
                 return stand.map_err(|error| damaged(region, error.to_string()));
             }
         }

@@ -54,6 +54,14 @@ pub enum Finding {
         /// What is wrong.
         error: FormatError,
     },
+    /// The slot of a set that should be there was never written. A member of a spread region may have missed the set.
+    #[error("slot {slot} is empty, where set {expected} should be")]
+    SlotEmpty {
+        /// The slot.
+        slot: SlotIndex,
+        /// The set that should be in it.
+        expected: SetNumber,
+    },
     /// The slot of a set that should be kept holds an older one.
     #[error("slot {slot} holds set {found}, where set {expected} should be")]
     SetMissing {
@@ -104,7 +112,9 @@ impl Finding {
     pub fn is_of(&self, set: SetNumber) -> bool {
         match self {
             Self::SetDamaged { number, .. } => *number == set,
-            Self::HeaderDamaged { expected, .. } => *expected == set,
+            Self::HeaderDamaged { expected, .. } | Self::SlotEmpty { expected, .. } => {
+                *expected == set
+            }
             _ => false,
         }
     }
@@ -172,10 +182,14 @@ impl Catalog {
             // empty, or being written.
             Err(error) => {
                 if let Some(expected) = expected {
-                    self.note(Finding::HeaderDamaged {
-                        slot,
-                        expected,
-                        error,
+                    self.note(if bytes.iter().all(|byte| *byte == 0) {
+                        Finding::SlotEmpty { slot, expected }
+                    } else {
+                        Finding::HeaderDamaged {
+                            slot,
+                            expected,
+                            error,
+                        }
                     });
                 }
             }

@@ -141,6 +141,29 @@ impl Stand {
         })
     }
 
+    /// What a page says of a member that is to be given what it lacks: one whose record is damaged knows its words, and has no vote.
+    ///
+    /// # Errors
+    /// [`StandError`]: it is no member of this region.
+    pub fn read_to_fill(page: &[u8], id: SpreadId) -> Result<Self, StandError> {
+        let term = match Self::read(page, id) {
+            Err(StandError::Damaged { term, .. }) => term,
+            other => return other,
+        };
+        let record_at = |offset: RegionOffset| {
+            TermRecord::decode(page.get(offset.get() as usize..).unwrap_or_default())
+        };
+        let found = TERM_RECORD_OFFSETS.map(record_at);
+        let highest = found.iter().flatten().map(TermRecord::term).max();
+        Ok(Self {
+            published: word(page, RegionOffset(0)),
+            record: None,
+            highest: highest.unwrap_or_default().max(term),
+            witness: false,
+            free: found.iter().position(Result::is_err).unwrap_or(0),
+        })
+    }
+
     /// Whether it can say what is committed where others have a term. Without one of its own it can if it saw the first proposal: whoever
     /// proposed knew that nothing was committed, and this member can't have published since. A member that saw a later proposal only
     /// may be new in the place of another that knew more.
@@ -378,6 +401,10 @@ mod tests {
             });
         }
 
+        fn damage(&mut self, offset: RegionOffset) {
+            self.0[offset.get() as usize + 9] ^= 4;
+        }
+
         fn propose(&mut self, newest: &Newest) -> TermOpening {
             let opening = self.stand().opening(ID, 1, newest);
             let at = opening.record_offset.get() as usize;
@@ -569,5 +596,38 @@ mod tests {
         assert_eq!(now.term_of(100), Some(Term(100)));
         assert_eq!(now.term_of(97), Some(Term(98)));
         assert_eq!(now.term_of(2), None);
+    }
+
+    #[test]
+    fn b07_a_member_with_a_damaged_record_has_no_vote_and_takes_a_term_again() {
+        let quorum = Quorum::new(2, 2, 1);
+        let mut members = [Member::new(), Member::new()];
+        let stands: Vec<_> = members.iter().map(Member::stand).collect();
+        let first = quorum.newest(stands.iter()).unwrap().next_term().unwrap();
+        members.iter_mut().for_each(|member| member.take(&first));
+        members[0].publish(7);
+        for offset in TERM_RECORD_OFFSETS {
+            members[0].damage(offset);
+        }
+        let page = &members[0].0;
+        assert!(matches!(
+            Stand::read(page, ID),
+            Err(StandError::Damaged { .. })
+        ));
+        let stand = Stand::read_to_fill(page, ID).unwrap();
+        assert!(!stand.votes() && stand.published == 7 && stand.highest == first.term());
+        assert_eq!(
+            Stand::read_to_fill(page, SpreadId([1; 16])).unwrap().term(),
+            Term(0)
+        );
+        // Others say that set 5 is the newest: what it had published beyond is taken back.
+        let mut newest = first.clone();
+        newest.advance(5);
+        let opening = stand.opening(ID, 1, &newest);
+        let at = opening.record_offset.get() as usize;
+        members[0].0[at..at + TERM_RECORD_BYTES].copy_from_slice(&opening.record);
+        members[0].establish(&opening);
+        let again = members[0].stand();
+        assert_eq!((again.term(), again.committed()), (first.term(), 5));
     }
 }

@@ -2,6 +2,8 @@
 
 mod content;
 mod log;
+mod medium;
+mod rebuild;
 mod sets;
 mod spread;
 mod spread_log;
@@ -45,6 +47,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "spread-log",
         about: "a log over two to four units: the same, with backups that read and clear",
         run: spread_log::run,
+    },
+    Scenario {
+        name: "rebuild",
+        about: "sets over two to four units whose members change: managers replace, rebuild and scrub, and die at it",
+        run: rebuild::run,
+    },
+    Scenario {
+        name: "medium",
+        about: "sets over two to four units whose media fail: bits, words, lines and pages are not what was written",
+        run: medium::run,
     },
 ];
 

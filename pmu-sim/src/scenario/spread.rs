@@ -1,6 +1,6 @@
 //! Several units in overwrite mode: every layout, units that die and return, fences on a part of them.
 
-mod model;
+pub(super) mod model;
 pub(super) mod programs;
 
 use std::sync::Arc;
@@ -24,23 +24,45 @@ use crate::unit::Unit;
 const ADDRESS: VirtualAddress = VirtualAddress(0x7000_0000_0000);
 const SPREAD_ID: SpreadId = SpreadId([3; 16]);
 const STAGING_BYTES: usize = 32 << 10;
-pub(super) const UNIT_NAMES: [&str; 4] = ["unit-a", "unit-b", "unit-c", "unit-d"];
+pub(super) const UNIT_NAMES: [&str; 6] =
+    ["unit-a", "unit-b", "unit-c", "unit-d", "unit-e", "unit-f"];
 
 /// What the programs share.
 #[derive(Clone)]
-struct Site {
-    model: Arc<Mutex<SpreadModel>>,
-    units: usize,
-    data_shards: usize,
+pub(super) struct Site {
+    pub(super) model: Arc<Mutex<SpreadModel>>,
+    /// Members.
+    pub(super) units: usize,
+    pub(super) data_shards: usize,
+    pub(super) units_min: usize,
     /// So many are needed to decide what is the newest.
-    to_decide: usize,
-    sets_kept: u64,
+    pub(super) to_decide: usize,
+    pub(super) sets_kept: u64,
 }
 
 /// See the module.
 pub(crate) fn run(context: &Context) {
-    let Some(site) = context.with(|state| {
+    let Some(site) = lay_out(context, 0) else {
+        return;
+    };
+    let (heirs, readers) = context.draw(|random| (random.below(3), random.below(3)));
+    let mut started = start_programs(context, &site, heirs, readers);
+    started.drain(..).for_each(|program| context.join(program));
+    if context.is_violated() {
+        return;
+    }
+    context.with(|state| {
+        state.faults.stop();
+        (0..state.units.len()).for_each(|unit| state.start_unit(unit));
+    });
+    lose_and_read(context, &site);
+}
+
+/// Draws a region and its units, and so many without a region.
+pub(super) fn lay_out(context: &Context, spares: usize) -> Option<Site> {
+    let site = context.with(|state| {
         let (infos, site) = draw_region(&mut state.random)?;
+        let blank = infos.first()?.clone();
         for (info, name) in infos.into_iter().zip(UNIT_NAMES) {
             let extents = (0..state.random.below(2))
                 .map(|_| state.random.below(info.length_bytes / 4096) * 4096)
@@ -50,11 +72,24 @@ pub(crate) fn run(context: &Context) {
                 .units
                 .push(Unit::new(name, info, sorted(extents), weight));
         }
+        for name in UNIT_NAMES.iter().skip(site.units).take(spares) {
+            state.units.push(Unit::blank(name, blank.clone(), 1));
+        }
         Some(site)
-    }) else {
-        return context.violate("the scenario can't lay its region out".into());
-    };
-    let (heirs, readers) = context.draw(|random| (random.below(3), random.below(3)));
+    });
+    if site.is_none() {
+        context.violate("the scenario can't lay its region out".into());
+    }
+    site
+}
+
+/// A primary, and those who take over and read.
+pub(super) fn start_programs(
+    context: &Context,
+    site: &Site,
+    heirs: u64,
+    readers: u64,
+) -> Vec<usize> {
     let mut started = Vec::new();
     let first = site.clone();
     started.push(context.spawn("primary", move |context| programs::primary(context, &first)));
@@ -66,12 +101,7 @@ pub(crate) fn run(context: &Context) {
         let site = site.clone();
         started.push(context.spawn("reader", move |context| programs::reader(context, &site)));
     }
-    for program in started {
-        context.join(program);
-    }
-    if !context.is_violated() {
-        finish(context, &site);
-    }
+    started
 }
 
 pub(super) fn draw_layout(random: &mut Random) -> Option<Layout> {
@@ -132,6 +162,7 @@ fn draw_region(random: &mut Random) -> Option<(Vec<RegionInfo>, Site)> {
         model: Arc::default(),
         units,
         data_shards,
+        units_min,
         to_decide: units - units_min + 1,
         sets_kept: u64::from(sets_kept),
     };
@@ -150,22 +181,45 @@ pub(super) fn options(context: &Context) -> OpenOptions {
 impl Site {
     /// Finds the region through any unit that answers.
     fn find(&self, context: &Context) -> Result<Spread, ClientError> {
-        find(context, self.units)
+        let all = context.with(|state| state.units.len());
+        find(context, all)
     }
 
-    /// How many units that are not lost have a vote: all, or those that know of a term if any does.
-    fn votes(&self, context: &Context, lost: u64) -> usize {
+    /// The members of the latest generation that any unit knows, as indices of units.
+    pub(super) fn members(&self, context: &Context) -> Vec<usize> {
         context.with(|state| {
+            let latest = state.units.iter().max_by_key(|unit| unit.generation());
+            let membership = latest.and_then(|unit| unit.info.membership.clone());
+            let members = membership.iter().flat_map(|found| &found.members);
+            members
+                .filter_map(|member| {
+                    UNIT_NAMES
+                        .iter()
+                        .position(|name| *name == member.unit.as_str())
+                })
+                .collect()
+        })
+    }
+
+    /// How many members that are not lost have a vote: all that know of the latest members, or those that know of a term if any does.
+    pub(super) fn votes(&self, context: &Context, lost: u64) -> usize {
+        let members = self.members(context);
+        context.with(|state| {
+            let latest = state.units.iter().filter_map(Unit::generation).max();
             let mut page = [0; PAGE_BYTES as usize];
-            let mut knows = 0;
-            for (index, unit) in state.units.iter().enumerate() {
+            let (mut all, mut knows) = (0_u64, 0_u64);
+            for index in members {
+                let unit = &state.units[index];
+                if unit.generation() != latest || unit.is_destroyed {
+                    continue;
+                }
+                all |= 1 << index;
                 unit.medium.read(0, &mut page, |_| true);
                 let stand = Stand::read(&page, SPREAD_ID);
                 if stand.is_ok_and(|stand| stand.votes()) {
                     knows |= 1 << index;
                 }
             }
-            let all = (1 << self.units) - 1;
             let votes = if knows == 0 { all } else { knows };
             (votes & !lost).count_ones() as usize
         })
@@ -182,14 +236,16 @@ impl Site {
 }
 
 /// Everything works again but for units that are lost: what was acknowledged is read as long as there are enough, and the region goes on.
-fn finish(context: &Context, site: &Site) {
-    context.with(|state| {
-        state.faults.stop();
-        (0..state.units.len()).for_each(|unit| state.start_unit(unit));
-    });
+pub(super) fn lose_and_read(context: &Context, site: &Site) {
+    let members = site.members(context);
     for _ in 0..3 {
-        let lost = context.draw(|random| random.below(1 << site.units));
-        lose(context, site, lost);
+        let lost = context.draw(|random| {
+            let chosen = random.below(1 << members.len());
+            let lost = members.iter().enumerate();
+            let lost = lost.filter(|(bit, _)| chosen & (1 << bit) != 0);
+            lost.fold(0, |all, (_, unit)| all | 1 << unit)
+        });
+        lose(context, &members, lost);
         read_without(context, site, lost);
         context.with(|state| (0..state.units.len()).for_each(|unit| state.start_unit(unit)));
         let done = persist(context, || programs::last_round(context, site));
@@ -203,9 +259,9 @@ fn finish(context: &Context, site: &Site) {
 }
 
 /// Some units are gone; the others lose their power for a moment.
-fn lose(context: &Context, site: &Site, lost: u64) {
+fn lose(context: &Context, members: &[usize], lost: u64) {
     context.with(|state| {
-        for unit in 0..site.units {
+        for unit in members.iter().copied() {
             let is_lost = lost & (1 << unit) != 0;
             if is_lost || state.random.chance(1, 2) {
                 state.cut_power(unit, None);
@@ -220,6 +276,8 @@ fn lose(context: &Context, site: &Site, lost: u64) {
 /// Within the tolerance everything acknowledged is there; outside it there is an error, and never wrong bytes.
 fn read_without(context: &Context, site: &Site, lost: u64) {
     let alive = site.votes(context, lost);
+    let members = site.members(context).into_iter();
+    let members = members.fold(0, |all: u64, unit| all | 1 << unit);
     let kept = site.model.lock().kept(site.sets_kept);
     context.note(|| format!("reads without units {lost:#06b}"));
     match programs::read(context, site, SetChoice::Newest) {
@@ -240,7 +298,7 @@ fn read_without(context: &Context, site: &Site, lost: u64) {
         }
     }
     let Some((number, units)) = kept else { return };
-    let holding = (units & !lost).count_ones() as usize;
+    let holding = (units & members & !lost).count_ones() as usize;
     if holding < site.data_shards || alive < site.to_decide {
         return;
     }

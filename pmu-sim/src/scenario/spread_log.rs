@@ -5,7 +5,7 @@ mod programs;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use pmu_client::{ClientError, RegionInfo, Spread};
+use pmu_client::{ClientError, Layout, RegionInfo, Spread};
 use pmu_format::{
     Member, Membership, Mode, PAGE_BYTES, PrincipalName, RegionId, SpreadId, VirtualAddress,
 };
@@ -25,12 +25,17 @@ const ADDRESS: VirtualAddress = VirtualAddress(0x7800_0000_0000);
 struct Site {
     model: Arc<Mutex<LogModel>>,
     units: usize,
+    data_shards: usize,
+    /// So many are needed to decide what is committed.
+    to_decide: usize,
+    /// The units that have all of it after the last round, one bit each.
+    whole: Arc<Mutex<u64>>,
 }
 
 /// See the module.
 pub(crate) fn run(context: &Context) {
     let Some(site) = context.with(|state| {
-        let infos = draw_region(&mut state.random)?;
+        let (layout, units_min, infos) = draw_region(&mut state.random)?;
         let units = infos.len();
         for (info, name) in infos.into_iter().zip(UNIT_NAMES) {
             let extents = (0..state.random.below(2))
@@ -44,6 +49,9 @@ pub(crate) fn run(context: &Context) {
         Some(Site {
             model: Arc::default(),
             units,
+            data_shards: layout.data_shards(),
+            to_decide: units - units_min + 1,
+            whole: Arc::default(),
         })
     }) else {
         return context.violate("the scenario can't lay its region out".into());
@@ -69,7 +77,7 @@ pub(crate) fn run(context: &Context) {
 }
 
 /// The regions of the members.
-fn draw_region(random: &mut Random) -> Option<Vec<RegionInfo>> {
+fn draw_region(random: &mut Random) -> Option<(Layout, usize, Vec<RegionInfo>)> {
     let layout = draw_layout(random)?;
     let (units, data_shards) = (layout.units(), layout.data_shards());
     let units_min = random.between(data_shards as u64, units as u64) as usize;
@@ -109,7 +117,7 @@ fn draw_region(random: &mut Random) -> Option<Vec<RegionInfo>> {
         }));
         info
     });
-    Some(infos.collect())
+    Some((layout, units_min, infos.collect()))
 }
 
 impl Site {
@@ -128,7 +136,7 @@ impl Site {
     }
 }
 
-/// Everything works again: nothing acknowledged is lost, and the log goes on, also after all units lost their power.
+/// Everything works again: nothing acknowledged is lost, and the log goes on, also after all units lost their power. Then some are gone.
 fn finish(context: &Context, site: &Site) {
     context.with(|state| {
         state.faults.stop();
@@ -148,5 +156,52 @@ fn finish(context: &Context, site: &Site) {
                 state.start_unit(unit);
             }
         });
+    }
+    for _ in 0..3 {
+        let lost = context.draw(|random| random.below(1 << site.units));
+        lose(context, site, lost);
+        read_without(context, site, lost);
+        if context.is_violated() {
+            return;
+        }
+    }
+}
+
+/// Some units are gone.
+fn lose(context: &Context, site: &Site, lost: u64) {
+    context.with(|state| {
+        for unit in 0..site.units {
+            if lost & (1 << unit) == 0 {
+                state.start_unit(unit);
+            } else if state.units[unit].is_on {
+                state.cut_power(unit, None);
+            }
+        }
+    });
+}
+
+/// Within the tolerance every record is there; outside it there is an error, and never a wrong record.
+fn read_without(context: &Context, site: &Site, lost: u64) {
+    let left = (*site.whole.lock() & !lost).count_ones() as usize;
+    context.note(|| format!("recovers without units {lost:#06b}"));
+    let done = programs::recover(context, site);
+    if left >= site.to_decide.max(site.data_shards) {
+        if let Err(what) = done {
+            context.violate(format!("{left} units with all records are there: {what}"));
+        }
+        return;
+    }
+    let alive = site.units - lost.count_ones() as usize;
+    match done {
+        Ok(()) if alive < site.to_decide.max(site.data_shards) => {
+            context.violate(format!(
+                "a log was recovered from {alive} units, which are too few"
+            ));
+        }
+        Ok(()) => {}
+        Err(what) => {
+            context.note(|| what);
+            context.count(|totals| totals.refused_reads += 1);
+        }
     }
 }

@@ -61,6 +61,18 @@ pub(super) fn as_heir<T>(
     }
 }
 
+/// Works some times, with pauses, beside primaries.
+pub(super) fn as_manager(context: &Context, work: impl Fn()) {
+    wait_for_failure(context);
+    for _ in 0..context.draw(|random| random.between(1, 3)) {
+        if !context.goes_on() {
+            return;
+        }
+        work();
+        nap(context);
+    }
+}
+
 /// How long an heir leaves the primary alone.
 pub(super) fn wait_for_failure(context: &Context) {
     for _ in 0..context.draw(|random| random.below(4)) {
@@ -71,14 +83,8 @@ pub(super) fn wait_for_failure(context: &Context) {
 /// Finds a spread region through any of its units that answers.
 pub(super) fn find(context: &Context, units: usize) -> Result<Spread, ClientError> {
     let first = context.draw(|random| random.below(units as u64)) as usize;
-    let mut last = ClientError::Invalid("no unit".into());
-    for index in 0..units {
-        match context.describe((first + index) % units) {
-            Ok(info) => return Spread::over(&info, SimReach::of(context)),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+    let described = (0..units).map(|index| context.describe((first + index) % units));
+    Spread::through(described, SimReach::of(context))
 }
 
 /// Tells a model, and reports what it finds wrong.

@@ -96,7 +96,7 @@ impl FilledMember {
     }
 
     fn stand(&mut self) -> Result<Stand> {
-        self.desk.stand(&mut self.primary.region, self.id)
+        self.desk.stand_to_fill(&mut self.primary.region, self.id)
     }
 
     fn publish(&mut self, held: SetNumber) -> Result<()> {

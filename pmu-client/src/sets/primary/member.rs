@@ -23,10 +23,22 @@ pub(crate) struct OpenedMember {
 
 impl OpenedMember {
     pub(crate) fn look(parts: Parts, id: SpreadId) -> Result<Self> {
+        Self::look_by(parts, |desk, region| desk.stand(region, id))
+    }
+
+    /// The same of a member that is to be given what it lacks: its term record may be damaged.
+    pub(crate) fn look_to_fill(parts: Parts, id: SpreadId) -> Result<Self> {
+        Self::look_by(parts, |desk, region| desk.stand_to_fill(region, id))
+    }
+
+    fn look_by(
+        parts: Parts,
+        look: impl FnOnce(&mut TermDesk, &mut Region) -> Result<Stand>,
+    ) -> Result<Self> {
         let mut region = Region::new(parts)?;
         let geometry = geometry_of(&region.info)?;
         let mut desk = TermDesk::new(&mut region)?;
-        let stand = desk.stand(&mut region, id)?;
+        let stand = look(&mut desk, &mut region)?;
         Ok(Self {
             region,
             geometry,

@@ -25,6 +25,17 @@ struct Attempt {
     ending: Ending,
     /// Begun after its primary had been fenced.
     too_late: bool,
+    /// Before the members were changed it was this set.
+    before: Option<u64>,
+}
+
+impl Attempt {
+    /// The term in which it may have become a set of this number; none if it may not.
+    fn term_of(&self, number: u64) -> Option<u64> {
+        // With other members it may have been tried more than once.
+        let first = self.before.unwrap_or(self.number);
+        (first..=self.number).contains(&number).then_some(self.term)
+    }
 }
 
 /// What a reader knows when it begins.
@@ -71,6 +82,7 @@ impl SpreadModel {
             length,
             ending: Ending::None,
             too_late: term <= self.fenced,
+            before: None,
         });
         self.attempts.len() as u64
     }
@@ -99,6 +111,39 @@ impl SpreadModel {
             .iter()
             .filter_map(|(id, _)| self.attempt(*id))
             .try_for_each(|old| self.check_term(&old, all))
+    }
+
+    /// The members were changed, and the primary went on under a new term behind `newest`; the attempt in progress became the next set, perhaps.
+    pub(crate) fn followed(
+        &mut self,
+        id: u64,
+        term: u64,
+        newest: u64,
+        since: Since,
+    ) -> Result<(), String> {
+        self.opened(term, newest, since)?;
+        let Some(attempt) = self.attempts.get_mut((id as usize).wrapping_sub(1)) else {
+            return Err(format!("there is no attempt {id}"));
+        };
+        attempt.before = Some(attempt.before.unwrap_or(attempt.number));
+        attempt.number = newest + 1;
+        attempt.term = term;
+        attempt.too_late = term <= self.fenced;
+        Ok(())
+    }
+
+    /// These units were given all sets that are kept, up to this one.
+    pub(crate) fn rebuilt(&mut self, given: u64, up_to: u64) {
+        for (_, units) in self.settled.range_mut(..=up_to).map(|(_, settled)| settled) {
+            *units |= given;
+        }
+    }
+
+    /// A unit's region was deleted, or it was replaced.
+    pub(crate) fn gone(&mut self, unit: usize) {
+        for (_, units) in self.settled.values_mut() {
+            *units &= !(1 << unit);
+        }
     }
 
     /// The highest term of a primary that was opened: what a fence that begins now ends.
@@ -155,12 +200,17 @@ impl SpreadModel {
                 set.label
             ));
         };
-        if (attempt.number, attempt.length) != (number, set.bytes) {
+        let term = match attempt.ending {
+            // Its primary may be at it for the second time, with other members.
+            Ending::None if number > attempt.number => Some(u64::MAX),
+            _ => attempt.term_of(number),
+        };
+        let Some(term) = term.filter(|_| attempt.length == set.bytes) else {
             return Err(format!(
                 "set {number} with {} bytes was read, and attempt {id} is set {} with {} bytes",
                 set.bytes, attempt.number, attempt.length
             ));
-        }
+        };
         if bytes != content(id, attempt.length as usize) {
             return Err(format!(
                 "set {number} (attempt {id}) was read with wrong bytes"
@@ -176,7 +226,12 @@ impl SpreadModel {
                 "set {number} was read as attempt {id}, and attempt {other} was acknowledged"
             ));
         }
-        self.check_term(&attempt, since.opened)
+        let read = Attempt {
+            number,
+            term,
+            ..attempt
+        };
+        self.check_term(&read, since.opened)
     }
 
     /// Nothing of an old primary counts behind what a newer one, among the first `opened`, went on from.

@@ -17,7 +17,7 @@ const TRIES_MAX: u32 = 3;
 pub(in crate::scenario) fn may_happen(error: &ClientError) -> bool {
     match error {
         ClientError::UnknownOutcome { cause, .. } => may_happen(cause),
-        ClientError::TooFewUnits { .. } => true,
+        ClientError::TooFewUnits { .. } | ClientError::MembersChanged { .. } => true,
         other => crate::scenario::sets::may_happen(other),
     }
 }
@@ -127,7 +127,9 @@ fn commit_some(context: &Context, site: &Site, primary: &mut SpreadPrimary) -> b
         }
         if primary.missing().next().is_some() && context.draw(|random| random.chance(1, 2)) {
             context.doing("rejoin");
+            let (term, since) = (primary.term().0, site.model.lock().since());
             let back = primary.rejoin();
+            follow(context, site, primary, term, None, since);
             context.note(|| format!("has {back:?} units back"));
         }
         if let Err(error) = commit_one(context, site, primary) {
@@ -138,7 +140,10 @@ fn commit_some(context: &Context, site: &Site, primary: &mut SpreadPrimary) -> b
                 return false;
             }
             nap(context);
-            if matches!(error, ClientError::Ended { .. }) || error.outcome_is_unknown() {
+            if matches!(
+                error,
+                ClientError::Ended { .. } | ClientError::UnknownOutcome { .. }
+            ) {
                 return true;
             }
         }
@@ -156,12 +161,22 @@ fn commit_one(
         let most = random.pick(&[0, 1, 70, capacity / 2, capacity, capacity]);
         random.below(most.min(capacity) + 1)
     });
-    let (number, term) = (primary.newest().get() + 1, primary.term().0);
-    let id = site.model.lock().begin(number, term, length);
+    let (mut number, term) = (primary.newest().get() + 1, primary.term().0);
+    let (id, since) = {
+        let mut model = site.model.lock();
+        (model.begin(number, term, length), model.since())
+    };
     let bytes = content(id, length as usize);
     context.note(|| format!("commits set {number}, {length} bytes, as attempt {id}"));
     context.doing("commit");
     let result = store(context, primary, &bytes, id);
+    let stored = match &result {
+        Ok(Some(receipt)) => receipt.set().map(|set| set.get()),
+        _ => None,
+    };
+    if follow(context, site, primary, term, Some((id, stored)), since) {
+        number = stored.unwrap_or(number);
+    }
     let Some(result) = result.transpose() else {
         site.check(context, |model| model.end(id, Ending::Refused, 0));
         return Ok(());
@@ -199,6 +214,35 @@ fn commit_one(
         }
     }
     result.map(drop)
+}
+
+/// Tells the model if the members were changed and the primary has gone on with the new ones; true then.
+fn follow(
+    context: &Context,
+    site: &Site,
+    primary: &SpreadPrimary,
+    term: u64,
+    attempt: Option<(u64, Option<u64>)>,
+    since: Since,
+) -> bool {
+    let now = primary.term().0;
+    if now == term {
+        return false;
+    }
+    let (id, stored) = attempt.unwrap_or_default();
+    let newest = stored.map_or(primary.newest().get(), |number| number - 1);
+    let generation = primary.spread().membership().generation;
+    context.note(|| {
+        format!(
+            "goes on in term {now} with the members of generation {generation}, behind set {newest}"
+        )
+    });
+    context.count(|totals| totals.followed += 1);
+    site.check(context, |model| match attempt {
+        Some(_) => model.followed(id, now, newest, since),
+        None => model.opened(now, newest, since),
+    });
+    true
 }
 
 /// The units that a receipt names, one bit each.
@@ -275,7 +319,11 @@ fn judge_refusal(context: &Context, error: &ClientError, since: Since) {
 }
 
 /// Reads once, with nothing going on beside; what is read is checked.
-pub(super) fn read(context: &Context, site: &Site, choice: SetChoice) -> Result<(), ClientError> {
+pub(in crate::scenario) fn read(
+    context: &Context,
+    site: &Site,
+    choice: SetChoice,
+) -> Result<(), ClientError> {
     let since = site.model.lock().since();
     let spread = site.find(context)?;
     let mut reader = spread.open_reader(&options(context))?;
@@ -291,7 +339,7 @@ pub(super) fn read(context: &Context, site: &Site, choice: SetChoice) -> Result<
 }
 
 /// Takes over, commits and reads: all of it must work.
-pub(super) fn last_round(context: &Context, site: &Site) -> Result<(), String> {
+pub(in crate::scenario) fn last_round(context: &Context, site: &Site) -> Result<(), String> {
     let primary = take_over(context, site);
     let mut primary = primary.map_err(|error| format!("the last take-over failed: {error}"))?;
     commit_one(context, site, &mut primary)
@@ -301,4 +349,20 @@ pub(super) fn last_round(context: &Context, site: &Site) -> Result<(), String> {
         Err(ClientError::NoSuchSet { .. }) if site.model.lock().since().floor == 0 => Ok(()),
         result => result.map_err(|error| format!("the last read failed: {error}")),
     }
+}
+
+/// Fences, opens, and commits until no set is kept that was there before.
+pub(in crate::scenario) fn overwrite_all(context: &Context, site: &Site) -> Result<(), String> {
+    let failed = |what: &str, error: ClientError| format!("the last {what} failed: {error}");
+    let older = site.model.lock().newest_term();
+    let spread = site.find(context).map_err(|error| failed("look", error))?;
+    spread.fence().map_err(|error| failed("fence", error))?;
+    site.model.lock().fenced(older);
+    let primary = open_primary(context, site);
+    let mut primary = primary.map_err(|error| failed("opening", error))?;
+    let before = primary.newest().get();
+    while primary.newest().get() <= before + site.sets_kept {
+        commit_one(context, site, &mut primary).map_err(|error| failed("commit", error))?;
+    }
+    read(context, site, SetChoice::Newest).map_err(|error| failed("read", error))
 }

@@ -7,8 +7,8 @@ use pmu_client::{Attempt, ClientError, LogRecord, SpreadLogBackup, SpreadLogPrim
 use super::Site;
 use crate::context::Context;
 use crate::scenario::log::model::{Ending, Handed, ID_BYTES, payload};
-use crate::scenario::spread::options;
 use crate::scenario::spread::programs::may_happen;
+use crate::scenario::spread::{UNIT_NAMES, options};
 use crate::scenario::turns::{as_heir, as_primary, nap};
 
 /// How often a program tries to open, to fence or to read before it gives up.
@@ -396,5 +396,36 @@ pub(super) fn last_round(context: &Context, site: &Site) -> Result<(), String> {
         acknowledge(context, site, &log, &mut outstanding);
         done.map_err(|error| format!("the last append failed: {error}"))?;
     }
+    let missing: Vec<&str> = log.missing().map(|missing| &*missing.unit).collect();
+    let whole = (0..site.units).filter(|unit| !missing.contains(&UNIT_NAMES[*unit]));
+    *site.whole.lock() = whole.fold(0, |all, unit| all | 1 << unit);
+    Ok(())
+}
+
+/// Hands out everything that is not cleared, with nothing going on beside: what is handed out is checked. Says what is lacking.
+pub(super) fn recover(context: &Context, site: &Site) -> Result<(), String> {
+    let (floor, cleared) = {
+        let model = site.model.lock();
+        (model.floor(), model.cursors().0)
+    };
+    let opened = site
+        .find(context)
+        .and_then(|spread| spread.open_log_backup(false, &options(context)));
+    let mut backup = opened.map_err(|error| format!("it can't be opened: {error}"))?;
+    let mut handed = Vec::new();
+    let found = backup.recover(|record| {
+        handed.extend(take(context, site, record));
+        Ok(())
+    });
+    let found = found.map_err(|error| format!("it can't be recovered: {error}"))?;
+    context.count(|totals| totals.checked_reads += 1);
+    if let Some(damage) = &found.damage {
+        return Err(format!("it has damage: {damage}"));
+    }
+    let least = (floor, cleared);
+    let (cursor, end) = (found.cursor.get(), found.end.get());
+    site.check(context, |model| {
+        model.recovered(&handed, cursor, end, least)
+    });
     Ok(())
 }
