@@ -44,7 +44,9 @@ pub enum ArenaError {
     #[error("the arena is not watched any more since an earlier failure")]
     Lost,
     /// The range doesn't lie inside the arena, or not on the boundaries it has to.
-    #[error("{len} bytes at {offset} do not lie inside the arena's {arena_len} bytes, or not aligned")]
+    #[error(
+        "{len} bytes at {offset} do not lie inside the arena's {arena_len} bytes, or not aligned"
+    )]
     OutOfBounds {
         /// First byte of the range.
         offset: usize,

@@ -31,8 +31,12 @@ impl Keeper {
             .map_err(|error| ArenaError::io("make a pipe", error))?;
         let mut signals = SigSet::empty();
         // The new process has no use for the program's handlers.
-        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut signals))
-            .map_err(|error| ArenaError::io("hold signals back", error))?;
+        pthread_sigmask(
+            SigmaskHow::SIG_SETMASK,
+            Some(&SigSet::all()),
+            Some(&mut signals),
+        )
+        .map_err(|error| ArenaError::io("hold signals back", error))?;
         // SAFETY: without CLONE_VM the new process has a copy of this one's memory and goes on on
         // the copy of this stack, as fork(2)'s does; it calls only `keep`, which makes bare system
         // calls and never returns, so that locks held by other threads don't matter.
@@ -55,9 +59,14 @@ impl Keeper {
     pub(crate) fn pages(&self, memory: &Memory) -> Result<Pages> {
         let mut pages = Pages::none(memory.pages());
         let all = memory.addresses(&(0..memory.pages()));
-        scan::present_in(self.process.as_raw(), &all, memory.page_bytes(), |address| {
-            pages.add(memory.page_of(address));
-        })
+        scan::present_in(
+            self.process.as_raw(),
+            &all,
+            memory.page_bytes(),
+            |address| {
+                pages.add(memory.page_of(address));
+            },
+        )
         .map_err(|source| ArenaError::io("find the forked pages", source))?;
         Ok(pages)
     }
@@ -72,7 +81,12 @@ impl Keeper {
             };
             let mut local = [io::IoSliceMut::new(&mut target[done..])];
             match process_vm_readv(self.process, &mut local, &[remote]) {
-                Ok(0) => return Err(ArenaError::io("read the fork", io::ErrorKind::UnexpectedEof)),
+                Ok(0) => {
+                    return Err(ArenaError::io(
+                        "read the fork",
+                        io::ErrorKind::UnexpectedEof,
+                    ));
+                }
                 Ok(count) => done += count,
                 Err(nix::Error::EINTR) => {}
                 Err(error) => return Err(ArenaError::io("read the fork", error)),

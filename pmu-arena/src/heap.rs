@@ -232,7 +232,9 @@ unsafe impl Allocator for Heap<'_> {
         }
         let _held = self.hold();
         // SAFETY: the lock is held.
-        let start = unsafe { self.blocks() }.allocate(layout).ok_or(AllocError)?;
+        let start = unsafe { self.blocks() }
+            .allocate(layout)
+            .ok_or(AllocError)?;
         Ok(NonNull::slice_from_raw_parts(start, layout.size()))
     }
 

@@ -293,12 +293,19 @@ impl Watch {
 
     pub(crate) fn counts(&self) -> Counts {
         let state = self.state.lock();
-        state.image.as_ref().map_or_else(Counts::default, |image| image.counts)
+        state
+            .image
+            .as_ref()
+            .map_or_else(Counts::default, |image| image.counts)
     }
 
     /// Takes the next adjacent pages, at most [`PIECE_PAGES`], into `target`; with `at`, only if
     /// they begin there. The lock is not held while bytes are copied.
-    pub(crate) fn take(&self, target: &mut [u8], at: Option<usize>) -> Result<Option<Range<usize>>> {
+    pub(crate) fn take(
+        &self,
+        target: &mut [u8],
+        at: Option<usize>,
+    ) -> Result<Option<Range<usize>>> {
         self.check()?;
         let page_bytes = self.memory.page_bytes();
         let len_max = (target.len() / page_bytes).min(PIECE_PAGES);
