@@ -367,7 +367,9 @@ fn processes(role: &str) -> usize {
     let wanted = format!("{ROLE}={role}");
     fs::read_dir("/proc")
         .unwrap()
-        .filter_map(|entry| fs::read(entry.unwrap().path().join("environ")).ok())
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_name().to_str().unwrap().parse::<u32>().is_ok())
+        .filter_map(|entry| fs::read(entry.path().join("environ")).ok())
         .filter(|environ| {
             environ
                 .split(|&byte| byte == 0)

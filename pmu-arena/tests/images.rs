@@ -83,24 +83,24 @@ fn images_are_exact(options: &ArenaOptions, rounds: usize, full_every: usize) {
 
 #[test]
 fn s06_images_under_the_guard_are_exact() {
-    images_are_exact(&options(Method::Protect, false), 40, 13);
+    images_are_exact(&options(Method::Protect, false), 25, 9);
 }
 
 #[test]
 fn s06_images_of_huge_pages_that_are_split_are_exact() {
-    images_are_exact(&options(Method::Protect, true), 40, 13);
+    images_are_exact(&options(Method::Protect, true), 25, 9);
 }
 
 #[test]
 fn s06_images_are_exact_where_few_pages_fit_aside() {
     let mut options = options(Method::Protect, false);
     options.aside_bytes_max = 5 * PAGE;
-    images_are_exact(&options, 15, 4);
+    images_are_exact(&options, 10, 4);
 }
 
 #[test]
 fn s06_images_by_fork_are_exact() {
-    images_are_exact(&options(Method::Fork, true), 15, 1);
+    images_are_exact(&options(Method::Fork, true), 10, 1);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn s06_without_a_guard_images_are_consistent_cuts() {
         let mut random = Random::new(seed, 0);
         let (mut chain, mut model) = (vec![0; arena.len()], vec![0_u64; pages]);
         let mut done = 0;
-        for round in 0..40 {
+        for round in 0..25 {
             orders.rest(false);
             std::thread::sleep(Duration::from_millis(3));
             let mut image = arena.freeze(Scope::Changed).unwrap();

@@ -14,6 +14,7 @@ mod measure;
 mod peers;
 mod process;
 mod site;
+mod snapshot;
 mod spread;
 mod stream;
 mod verbs;
@@ -133,6 +134,8 @@ const BENCHMARKS: &[Benchmark] = &[
     ("spread.client_memory", |options| {
         spread::client_memory("spread.client_memory", "parity:3+1", &options.dir)
     }),
+    ("snapshot.pause", |options| snapshot::pause(options.runs())),
+    ("snapshot.touch", |options| snapshot::touch(options.runs())),
     ("peer.ceph.erasure:2+1", |options| {
         ceph::beside(&ceph::ERASURE, &options.dir, options.runs())
     }),
