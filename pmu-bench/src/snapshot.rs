@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use pmu_arena::{Arena, ArenaOptions, Method, Scope};
+use pmu_arena::{Arena, ArenaOptions, Frozen, Method, Scope};
 
 use crate::measure::{Failure, Kind, Label, Row, alternate};
 
@@ -51,7 +51,7 @@ fn write(arena: &Arena, pages: impl Iterator<Item = usize>) -> Result<(), Failur
 /// The pause of the first image, or of the second after `changed` of a hundred pages were written.
 fn pause_ms(method: Method, len: usize, changed: Option<usize>) -> Result<f64, Failure> {
     let arena = program(method, len)?;
-    let mut image = arena.freeze(Scope::Full)?;
+    let mut image = freeze_running(&arena, Scope::Full)?;
     if let Some(changed) = changed {
         let mut buffer = vec![0; BUFFER_BYTES];
         // A fork's second pause doesn't depend on whether the first image was taken.
@@ -66,9 +66,32 @@ fn pause_ms(method: Method, len: usize, changed: Option<usize>) -> Result<f64, F
             &arena,
             (0..pages * changed / 100).map(|_| random.next() % pages),
         )?;
-        image = arena.freeze(Scope::Changed)?;
+        image = freeze_running(&arena, Scope::Changed)?;
     }
     Ok(image.report().pause.as_secs_f64() * 1e3)
+}
+
+/// Freezes while another thread writes random pages as fast as it goes.
+fn freeze_running(arena: &Arena, scope: Scope) -> Result<Frozen, Failure> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let program = threads.spawn(|| {
+            let mut random = Random(0x9e37_79b9);
+            while !stop.load(Ordering::Relaxed) {
+                let _guard = arena.writing();
+                write(
+                    arena,
+                    std::iter::once(random.next() % (arena.len() / PAGE_BYTES)),
+                )?;
+            }
+            Ok::<(), Failure>(())
+        });
+        std::thread::sleep(Duration::from_millis(2));
+        let image = arena.freeze(scope);
+        stop.store(true, Ordering::Relaxed);
+        program.join().map_err(|_| "the program panicked")??;
+        Ok(image?)
+    })
 }
 
 /// Pauses, beside those of `fork()` of the same program.
@@ -104,7 +127,7 @@ pub(crate) fn pause(runs: usize) -> Result<Vec<Row>, Failure> {
 
 /// What the images of one run came to.
 #[derive(Default)]
-struct Frozen {
+struct Images {
     images: usize,
     pages: usize,
     copied_aside: usize,
@@ -113,9 +136,9 @@ struct Frozen {
 }
 
 /// Freezes once a second and takes the image at [`READER_BYTES_PER_S`], until told to stop.
-fn freeze_until(stop: &AtomicBool, arena: &Arena) -> Result<Frozen, Failure> {
+fn freeze_until(stop: &AtomicBool, arena: &Arena) -> Result<Images, Failure> {
     let mut buffer = vec![0; BUFFER_BYTES];
-    let mut frozen = Frozen::default();
+    let mut frozen = Images::default();
     let mut next = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         if Instant::now() < next {
@@ -172,7 +195,7 @@ fn updates_with_images(
     arena: &Arena,
     rate: Option<u32>,
     random: &mut Random,
-) -> Result<(f64, Frozen), Failure> {
+) -> Result<(f64, Images), Failure> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| freeze_until(&stop, arena));
@@ -205,7 +228,7 @@ pub(crate) fn touch(runs: usize) -> Result<Vec<Row>, Failure> {
         let watched = program(Method::Protect, TOUCHED_BYTES)?;
         let plain = program(Method::Fork, TOUCHED_BYTES)?;
         let (mut one, mut other) = (Random(0x9e37_79b9), Random(0x9e37_79b9));
-        let mut last = Frozen::default();
+        let mut last = Images::default();
         let mut row = alternate(
             label,
             runs,
