@@ -14,6 +14,7 @@ mod measure;
 mod peers;
 mod process;
 mod site;
+mod snapshot;
 mod spread;
 mod stream;
 mod verbs;
@@ -140,6 +141,8 @@ const BENCHMARKS: &[Benchmark] = &[
         let (dir, runs) = (&options.dir, options.runs());
         spread::distributor::beside("parity:3+1", dir, runs, options.quick)
     }),
+    ("snapshot.pause", |options| snapshot::pause(options.runs())),
+    ("snapshot.touch", |options| snapshot::touch(options.runs())),
     ("peer.ceph.erasure:2+1", |options| {
         ceph::beside(&ceph::ERASURE, &options.dir, options.runs())
     }),

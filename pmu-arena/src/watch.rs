@@ -1,0 +1,402 @@
+//! Watching an arena's pages: which were written, and what a frozen image still needs of them.
+//!
+//! **What always holds** (under the lock of [`State`]): a page that may be written is in
+//! `unprotected`; a page of an image that the reader has not taken and that has no copy aside is
+//! protected. So whoever copies such a page copies what was frozen.
+//!
+//! Nothing here ever writes to the arena: that could wait for the very thread that serves the
+//! writes.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::mman::MmapAdvise;
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::aside::{Aside, AsideCopy};
+use crate::bits::Pages;
+use crate::error::{ArenaError, Result};
+use crate::memory::Memory;
+use crate::scan;
+use crate::uffd::Userfaultfd;
+
+/// Protected pages between written ones are protected once more with them, rather than calling the
+/// kernel once more.
+const GAP_PAGES_MAX: usize = 32;
+/// Pages that the reader takes at a time: a writer that meets it waits for as many.
+pub(crate) const PIECE_PAGES: usize = 32;
+
+/// What is known of the pages.
+#[derive(Debug)]
+struct State {
+    /// Those that may be written without being noticed.
+    unprotected: Pages,
+    /// Written since the last image that was finished was frozen.
+    changed: Pages,
+    /// Ever touched.
+    touched: Pages,
+    /// Whether everything was protected once.
+    watched: bool,
+    image: Option<Image>,
+    aside: Aside,
+    /// Writes that wait for the reader.
+    waiting: Vec<usize>,
+}
+
+/// An image that is being taken.
+#[derive(Debug)]
+struct Image {
+    pages: Pages,
+    /// What had changed when it was frozen, where that isn't `pages`.
+    changed: Option<Pages>,
+    /// Pages below are taken.
+    cursor: usize,
+    /// Pages from `cursor` up to here are being copied.
+    taking: usize,
+    counts: Counts,
+}
+
+/// What happened to an image's pages while it was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Counts {
+    pub(crate) copied_aside: usize,
+    pub(crate) waits: usize,
+    pub(crate) met_reader: usize,
+}
+
+/// An arena's memory under watch.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    // Before the memory: closed first.
+    uffd: Userfaultfd,
+    memory: Memory,
+    state: Mutex<State>,
+    lost: AtomicBool,
+}
+
+/// What a freeze needs and has made ready before the pause.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    none: Pages,
+    /// For a full image: what was ever touched.
+    all: Option<Pages>,
+}
+
+impl Watch {
+    /// Puts a mapping under watch; nothing is protected yet. Gives the mapping back if that isn't
+    /// possible.
+    pub(crate) fn new(
+        memory: Memory,
+        aside_bytes_max: usize,
+    ) -> std::result::Result<Self, (Memory, ArenaError)> {
+        let pages = memory.pages();
+        let begin = || {
+            let uffd = Userfaultfd::open()?;
+            can_scan(&memory)?;
+            uffd.register(&memory.addresses(&(0..pages)))
+                .map_err(|source| ArenaError::NotWatchable { source })?;
+            let slots = aside_bytes_max / memory.page_bytes();
+            Ok((uffd, Aside::new(slots, pages, memory.page_bytes())?))
+        };
+        match begin() {
+            Err(error) => Err((memory, error)),
+            Ok((uffd, aside)) => Ok(Self {
+                uffd,
+                memory,
+                state: Mutex::new(State {
+                    unprotected: Pages::none(pages),
+                    changed: Pages::none(pages),
+                    touched: Pages::none(pages),
+                    watched: false,
+                    image: None,
+                    aside,
+                    waiting: Vec::new(),
+                }),
+                lost: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    pub(crate) const fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    pub(crate) const fn uffd(&self) -> &Userfaultfd {
+        &self.uffd
+    }
+
+    /// Refuses once the watch is lost.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.lost.load(Ordering::Acquire) {
+            return Err(ArenaError::Lost);
+        }
+        Ok(())
+    }
+
+    /// Gives up: all pages may be written, nobody waits, and nothing can be frozen or taken.
+    pub(crate) fn lose(&self, error: &io::Error) {
+        if !self.lost.swap(true, Ordering::AcqRel) {
+            tracing::error!(%error, "arena is not watched any more: no image can be made");
+        }
+        let all = self.memory.addresses(&(0..self.memory.pages()));
+        if let Err(error) = self.uffd.unregister(&all) {
+            tracing::error!(%error, "release an arena");
+        }
+    }
+
+    /// Serves writes to protected pages.
+    pub(crate) fn serve(&self, addresses: &[u64]) {
+        let mut state = self.state.lock();
+        for &address in addresses {
+            let page = self.memory.page_of(address);
+            if page < self.memory.pages() {
+                self.serve_page(&mut state, page, true);
+            }
+        }
+    }
+
+    /// Lets a page be written, once the image doesn't need it any more.
+    fn serve_page(&self, state: &mut State, page: usize, first: bool) {
+        let State {
+            image,
+            aside,
+            waiting,
+            ..
+        } = state;
+        if let Some(image) = image
+            && image.needs(page)
+            && !aside.has(page)
+        {
+            if page < image.taking {
+                image.counts.met_reader += usize::from(first);
+                waiting.push(page);
+                return;
+            }
+            // SAFETY: the image needs the page and has no copy, so it is protected; only this
+            // function lets it be written, under the lock that we hold.
+            if unsafe { !aside.keep(&self.memory, page) } {
+                image.counts.waits += usize::from(first);
+                waiting.push(page);
+                return;
+            }
+            image.counts.copied_aside += 1;
+        }
+        state.unprotected.add(page);
+        state.changed.add(page);
+        state.touched.add(page);
+        let addresses = self.memory.addresses(&(page..page + 1));
+        if let Err(error) = self.uffd.release(&addresses) {
+            self.lose(&error);
+        }
+    }
+
+    /// Protects everything for the first time, and finds what was touched until then.
+    pub(crate) fn begin(&self) -> Result<()> {
+        if self.state.lock().watched {
+            return Ok(());
+        }
+        // Untouched memory then shows the zero page, so that it can be protected and told from
+        // what was touched.
+        self.memory
+            .advise(MmapAdvise::MADV_POPULATE_READ)
+            .map_err(|error| ArenaError::io("find the arena's pages", error))?;
+        let all = self.memory.addresses(&(0..self.memory.pages()));
+        self.uffd
+            .protect(&all)
+            .map_err(|error| ArenaError::io("protect the arena", error))?;
+        let mut found = Pages::none(self.memory.pages());
+        scan::touched(&all, |part| found.add_range(self.pages_of(&part)))
+            .map_err(|error| ArenaError::io("find touched pages", error))?;
+        let mut state = self.state.lock();
+        state.touched.add_all(&found);
+        state.changed.add_all(&found);
+        state.watched = true;
+        Ok(())
+    }
+
+    fn pages_of(&self, addresses: &Range<u64>) -> Range<usize> {
+        self.memory.page_of(addresses.start)..self.memory.page_of(addresses.end)
+    }
+
+    /// Protects what was written since the last time, while the program runs. Returns how many
+    /// pages those were.
+    pub(crate) fn round(&self) -> Result<usize> {
+        let mut written = Pages::none(self.memory.pages());
+        std::mem::swap(&mut self.state.lock().unprotected, &mut written);
+        // A page of these may be written, served and so in `unprotected` again before or after its
+        // turn comes here; that it is then protected as well costs one more message.
+        self.protect(&written)
+    }
+
+    fn protect(&self, pages: &Pages) -> Result<usize> {
+        let mut failure = None;
+        pages.spans(GAP_PAGES_MAX, |span| {
+            if failure.is_none() {
+                failure = self.uffd.protect(&self.memory.addresses(&span)).err();
+            }
+        });
+        match failure {
+            None => Ok(pages.count()),
+            Some(error) => {
+                self.lose(&error);
+                Err(ArenaError::io("protect pages", error))
+            }
+        }
+    }
+
+    /// How many pages are left to protect.
+    pub(crate) fn left(&self) -> usize {
+        self.state.lock().unprotected.count()
+    }
+
+    /// Makes ready what [`Self::freeze`] needs, after the last round.
+    pub(crate) fn prepare(&self, full: bool) -> Prepared {
+        Prepared {
+            none: Pages::none(self.memory.pages()),
+            all: full.then(|| self.state.lock().touched.clone()),
+        }
+    }
+
+    /// The point of freezing: protects the rest and begins an image. No write is served meanwhile,
+    /// so that a thread which meets a protected page goes no further before the point.
+    pub(crate) fn freeze(&self, prepared: Prepared) -> Result<usize> {
+        self.check()?;
+        let Prepared { none, all } = prepared;
+        let mut state = self.state.lock();
+        let pages_in_pause = self.protect(&state.unprotected)?;
+        let changed = std::mem::replace(&mut state.changed, none);
+        let (pages, changed) = match all {
+            None => (changed, None),
+            Some(mut all) => {
+                // What was touched since `prepare` was written and is in `unprotected`.
+                all.add_all(&state.unprotected);
+                (all, Some(changed))
+            }
+        };
+        state.unprotected.clear();
+        state.image = Some(Image {
+            pages,
+            changed,
+            cursor: 0,
+            taking: 0,
+            counts: Counts::default(),
+        });
+        Ok(pages_in_pause)
+    }
+
+    /// Pages of the image.
+    pub(crate) fn image_pages(&self) -> usize {
+        let state = self.state.lock();
+        state.image.as_ref().map_or(0, |image| image.pages.count())
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        let state = self.state.lock();
+        state
+            .image
+            .as_ref()
+            .map_or_else(Counts::default, |image| image.counts)
+    }
+
+    /// Takes the next adjacent pages, at most [`PIECE_PAGES`], into `target`; with `at`, only if
+    /// they begin there. The lock is not held while bytes are copied.
+    pub(crate) fn take(
+        &self,
+        target: &mut [u8],
+        at: Option<usize>,
+    ) -> Result<Option<Range<usize>>> {
+        self.check()?;
+        let page_bytes = self.memory.page_bytes();
+        let len_max = (target.len() / page_bytes).min(PIECE_PAGES);
+        let mut copies = [None; PIECE_PAGES];
+        let Some(run) = self.begin_taking(len_max, at, &mut copies) else {
+            return Ok(None);
+        };
+        let target = &mut target[..run.len() * page_bytes];
+        for (index, bytes) in target.chunks_exact_mut(page_bytes).enumerate() {
+            match copies[index] {
+                // SAFETY: the pool forgets a copy in `end_taking` alone, or when the image ends,
+                // which its only reader does; a chunk is a page.
+                Some(copy) => unsafe { AsideCopy::read(copy, bytes) },
+                // SAFETY: a page of the image with no copy is protected, and being between
+                // `cursor` and `taking` stays so until `end_taking`.
+                None => unsafe { self.memory.copy_pages(run.start + index, bytes) },
+            }
+        }
+        self.end_taking(&run);
+        self.check()?;
+        Ok(Some(run))
+    }
+
+    fn begin_taking(
+        &self,
+        len_max: usize,
+        at: Option<usize>,
+        copies: &mut [Option<AsideCopy>; PIECE_PAGES],
+    ) -> Option<Range<usize>> {
+        let mut state = self.state.lock();
+        let State { image, aside, .. } = &mut *state;
+        let image = image.as_mut()?;
+        let run = image.pages.next_run(image.cursor, len_max)?;
+        if at.is_some_and(|at| at != run.start) {
+            return None;
+        }
+        image.cursor = run.start;
+        image.taking = run.end;
+        for (copy, page) in copies.iter_mut().zip(run.clone()) {
+            *copy = aside.copy_of(page);
+        }
+        Some(run)
+    }
+
+    fn end_taking(&self, run: &Range<usize>) {
+        let mut state = self.state.lock();
+        run.clone().for_each(|page| state.aside.forget(page));
+        if let Some(image) = &mut state.image {
+            image.cursor = run.end;
+            image.taking = run.end;
+        }
+        self.serve_waiting(&mut state);
+    }
+
+    /// Ends the image. What it held counts as changed again unless it is stored.
+    pub(crate) fn end(&self, stored: bool) -> Counts {
+        let mut state = self.state.lock();
+        let Some(image) = state.image.take() else {
+            return Counts::default();
+        };
+        let mut page = image.cursor;
+        while let Some(next) = image.pages.next(page) {
+            state.aside.forget(next);
+            page = next + 1;
+        }
+        if !stored {
+            let changed = image.changed.as_ref().unwrap_or(&image.pages);
+            state.changed.add_all(changed);
+        }
+        self.serve_waiting(&mut state);
+        image.counts
+    }
+
+    fn serve_waiting(&self, state: &mut MutexGuard<'_, State>) {
+        for page in std::mem::take(&mut state.waiting) {
+            self.serve_page(state, page, false);
+        }
+    }
+}
+
+impl Image {
+    /// Whether the page's frozen contents are still to be taken.
+    fn needs(&self, page: usize) -> bool {
+        page >= self.cursor && self.pages.has(page)
+    }
+}
+
+/// Whether this kernel says which pages were touched.
+fn can_scan(memory: &Memory) -> Result<()> {
+    scan::touched(&memory.addresses(&(0..1)), |_| ()).map_err(|source| ArenaError::NotPossible {
+        action: "scan the page map",
+        source,
+    })
+}
