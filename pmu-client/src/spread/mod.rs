@@ -10,8 +10,10 @@
 
 mod assembly;
 mod change;
+mod copies;
 mod copy;
 mod fence;
+mod lane;
 mod log;
 mod primary;
 mod put;
@@ -24,6 +26,7 @@ pub mod scrub;
 mod share;
 mod source;
 mod term;
+mod window;
 
 use std::sync::Arc;
 

@@ -61,6 +61,11 @@ impl ShareReader {
         })
     }
 
+    /// Bytes that came over its connection so far.
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.region.link.counters().bytes_read
+    }
+
     pub(super) fn stand(&mut self, id: SpreadId) -> Result<Stand> {
         self.desk.stand(&mut self.region, id)
     }
