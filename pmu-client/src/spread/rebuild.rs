@@ -134,6 +134,8 @@ pub struct RebuiltUnit {
     pub sets: u32,
     /// Bytes of them.
     pub bytes: u64,
+    /// Bytes that were read of others for them, with what it takes to find out what is there.
+    pub bytes_read: u64,
     /// The newest set that it holds.
     pub newest_set: u64,
 }
@@ -440,6 +442,7 @@ impl<'a, 'b> Work<'a, 'b> {
             }
         }
         given.newest_set = last.held.get();
+        given.bytes_read += reader.bytes_read();
         Ok(last)
     }
 
@@ -659,6 +662,7 @@ fn given(member: &Member) -> RebuiltUnit {
         unit: member.unit.to_string(),
         sets: 0,
         bytes: 0,
+        bytes_read: 0,
         newest_set: 0,
     }
 }
