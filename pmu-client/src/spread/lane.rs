@@ -95,7 +95,7 @@ impl Lanes {
         let share = works.len().div_ceil(reach.threads().max(1)).max(1);
         let threads: Vec<_> = works.chunks_mut(share).map(Mutex::new).collect();
         reach.at_once(threads.len(), &|index| {
-            task.feed(&mut threads[index].lock())
+            task.feed(&mut threads[index].lock());
         });
         drop(threads);
         let failed = works.into_iter();
