@@ -102,6 +102,7 @@ fn rebuild_report(region: &str, done: Rebuilt, is_replacement: bool) -> RebuildR
         generation: done.generation,
         units: done.units,
         missing: missing_reports(&done.missing),
+        bytes_read: done.bytes_read,
         old_deleted: None,
         exit_code: if is_short {
             exit::UNAVAILABLE
@@ -387,10 +388,7 @@ impl Work {
             let mut on_progress = |progress: &RebuildProgress| {
                 shown.set_length(progress.bytes_total);
                 shown.set_position(progress.bytes_done);
-                shown.set_message(match progress.position.get() {
-                    0 => format!("set {}", progress.set),
-                    position => format!("log to {position}"),
-                });
+                shown.set_message(place(&progress));
                 if let Ok(mut latest) = latest.lock() {
                     *latest = Some(*progress);
                 }
@@ -426,6 +424,14 @@ impl Work {
     /// Takes the manager's rights back, on a unit that was given the region meanwhile too.
     async fn end(&self) {
         self.loans.end().await;
+    }
+}
+
+/// Where it is.
+fn place(progress: &RebuildProgress) -> String {
+    match progress.position.get() {
+        0 => format!("set {}", progress.set),
+        position => format!("log to {position}"),
     }
 }
 
