@@ -119,7 +119,7 @@ mod tests {
                         source.as_ptr().add(from),
                         target.as_mut_ptr().add(to),
                         length,
-                    )
+                    );
                 };
                 assert!(target == expected, "{length} from {from} to {to}");
             }

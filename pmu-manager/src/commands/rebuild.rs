@@ -388,7 +388,7 @@ impl Work {
             let mut on_progress = |progress: &RebuildProgress| {
                 shown.set_length(progress.bytes_total);
                 shown.set_position(progress.bytes_done);
-                shown.set_message(place(&progress));
+                shown.set_message(place(progress));
                 if let Ok(mut latest) = latest.lock() {
                     *latest = Some(*progress);
                 }
