@@ -10,11 +10,9 @@
 
 mod assembly;
 mod change;
-mod copies;
 mod copy;
 mod fence;
 mod filling;
-mod lane;
 mod log;
 mod primary;
 mod put;
@@ -27,7 +25,6 @@ pub mod scrub;
 mod share;
 mod source;
 mod term;
-mod window;
 
 use std::sync::Arc;
 
