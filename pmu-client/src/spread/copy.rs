@@ -1,7 +1,7 @@
 //! Gives one member the shares of committed sets that it lacks: its own share computed from those of the others, or taken from the member
 //! that it replaces. Each byte that is read of a survivor is read once.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, RangeInclusive};
 use std::time::Duration;
 
 use pmu_core::spread::Newest;
@@ -97,9 +97,24 @@ pub(super) struct Pass {
     pub(super) held: SetNumber,
 }
 
-/// The numbers of the sets that are kept.
-pub(super) fn kept(newest: &Newest, sets_kept: u32) -> std::ops::RangeInclusive<u64> {
-    let first = (newest.committed + 1).saturating_sub(u64::from(sets_kept));
+/// The numbers of the sets that are kept: one more as long as too few members have published the newest one.
+pub(super) fn kept(newest: &Newest, sets_kept: u32) -> RangeInclusive<u64> {
+    last_ones(
+        newest,
+        u64::from(sets_kept) + u64::from(newest.is_unsettled()),
+    )
+}
+
+/// As [`kept`], and one more where members are missing that may not have published the newest one: that may be overwritten already.
+fn kept_perhaps(newest: &Newest, sets_kept: u32) -> RangeInclusive<u64> {
+    last_ones(
+        newest,
+        u64::from(sets_kept) + u64::from(newest.may_be_unsettled()),
+    )
+}
+
+fn last_ones(newest: &Newest, count: u64) -> RangeInclusive<u64> {
+    let first = (newest.committed + 1).saturating_sub(count);
     first.max(1)..=newest.committed
 }
 
@@ -132,7 +147,7 @@ pub(super) fn pass(
         ..Pass::default()
     };
     let mut lacking = Vec::new();
-    for number in kept(&newest, reader.spread.sets_kept) {
+    for number in kept_perhaps(&newest, reader.spread.sets_kept) {
         let number = SetNumber(number);
         match lacks(reader, target, number, &newest) {
             Ok(Some(bytes)) => lacking.push((number, bytes)),

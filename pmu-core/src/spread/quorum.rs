@@ -39,6 +39,12 @@ impl Quorum {
         }
     }
 
+    /// How many there are.
+    #[must_use]
+    pub const fn members(&self) -> usize {
+        self.members
+    }
+
     /// With fewer nothing is committed.
     #[must_use]
     pub const fn units_min(&self) -> usize {

@@ -243,9 +243,34 @@ pub struct Newest {
     pub starts: Vec<TermStart>,
     /// The highest term that was proposed or established.
     highest: Term,
+    /// Whether so many members have published it that its primary may have gone on to the next.
+    settled: Settled,
+}
+
+/// Whether as many members have published the newest set as a commit takes. If not, its primary still keeps the set before it, and that one
+/// counts again if those that published the newest lose their power before it was flushed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Settled {
+    #[default]
+    Yes,
+    /// If those that can't be asked have published it too.
+    Perhaps,
+    No,
 }
 
 impl Newest {
+    /// Whether the set before the kept ones may count again, and is still there: too few members have published the newest one.
+    #[must_use]
+    pub fn is_unsettled(&self) -> bool {
+        self.settled == Settled::No
+    }
+
+    /// As [`Self::is_unsettled`], or so many members can't be asked that nobody knows.
+    #[must_use]
+    pub fn may_be_unsettled(&self) -> bool {
+        self.settled != Settled::Yes
+    }
+
     /// The newest committed set; 0 for none.
     #[must_use]
     pub const fn set(&self) -> SetNumber {
@@ -307,6 +332,7 @@ impl Newest {
             cleared: self.cleared,
             starts,
             highest: term,
+            settled: self.settled,
         })
     }
 
@@ -358,15 +384,37 @@ impl Quorum {
         let any = pmu_format::planted::is_planted(pmu_format::planted::Bug::SkipEpochCheck);
         #[cfg(not(feature = "planted-bugs"))]
         let any = false;
-        let in_force = stands.filter(|stand| any || stand.term() == term);
+        let in_force = stands.clone().filter(|stand| any || stand.term() == term);
         let committed = in_force.clone().map(Stand::committed).max().unwrap_or(0);
+        let settled = self.settled(stands, committed);
         let record = in_force.into_iter().find_map(|stand| stand.record.as_ref());
         Ok(Newest {
             committed,
             cleared: 0,
             starts: record.map_or_else(Vec::new, |record| record.starts.clone()),
             highest: highest.unwrap_or_default(),
+            settled,
         })
+    }
+
+    /// A member that has no vote, or an older term, may yet have published what is committed, or what came after it.
+    fn settled<'a>(
+        &self,
+        stands: impl Iterator<Item = &'a Stand> + Clone,
+        committed: u64,
+    ) -> Settled {
+        let voters = stands.filter(|stand| stand.votes());
+        let holding = voters
+            .clone()
+            .filter(|stand| stand.committed() >= committed);
+        let (voters, holding) = (voters.count(), holding.count());
+        if holding >= self.units_min() {
+            Settled::Yes
+        } else if holding + self.members().saturating_sub(voters) >= self.units_min() {
+            Settled::Perhaps
+        } else {
+            Settled::No
+        }
     }
 }
 
@@ -451,6 +499,30 @@ mod tests {
         for other in [&a, &b, &d] {
             assert_eq!(newest(quorum, &[&c, other]).unwrap().committed, 5);
         }
+    }
+
+    #[test]
+    fn d03_a_set_that_too_few_have_published_leaves_the_one_before_it_in_use() {
+        let (quorum, [mut a, mut b, c, d]) = begun();
+        let is_open = |members: &[&Member]| {
+            let found = newest(quorum, members).unwrap();
+            (found.is_unsettled(), found.may_be_unsettled())
+        };
+        assert_eq!(is_open(&[&a, &b, &c, &d]), (false, false));
+        // Set 6 on one of four: three commit it.
+        a.publish(6);
+        assert_eq!(is_open(&[&a, &b, &c, &d]), (true, true));
+        assert_eq!(is_open(&[&a, &b, &c]), (true, true));
+        assert_eq!(is_open(&[&a, &b]), (false, true));
+        b.publish(6);
+        assert_eq!(is_open(&[&a, &b, &c, &d]), (true, true));
+        // The third may be the one that can't be asked.
+        assert_eq!(is_open(&[&a, &b, &c]), (false, true));
+        // A take-over that is half done says the same of set 6 as the term before.
+        let next = newest(quorum, &[&a, &b, &c]).unwrap().next_term().unwrap();
+        let mut d = d;
+        d.take(&next);
+        assert_eq!(is_open(&[&a, &b, &d]), (false, false));
     }
 
     #[test]
