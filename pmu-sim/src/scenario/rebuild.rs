@@ -95,11 +95,9 @@ fn finish(context: &Context, yard: &Yard) {
     }
     // A unit that is destroyed may be the one too many to change the members, or there is none to take its place.
     let (knowing, destroyed) = knowing(context, &yard.site);
-    // So may one that stays and has no vote, where the change was cut short.
     if !context.is_violated()
         && destroyed == 0
         && knowing >= yard.site.units_min.max(yard.site.to_decide)
-        && yard.is_writable(context)
     {
         lose_and_read(context, &yard.site);
     }

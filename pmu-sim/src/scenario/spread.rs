@@ -19,6 +19,7 @@ use crate::context::{Context, timeouts};
 use crate::random::Random;
 use crate::scenario::sets::{persist, sorted};
 use crate::scenario::turns::{check, find};
+use crate::state::State;
 use crate::unit::Unit;
 
 const ADDRESS: VirtualAddress = VirtualAddress(0x7000_0000_0000);
@@ -204,25 +205,14 @@ impl Site {
     /// How many members that are not lost have a vote: all that know of the latest members, or those that know of a term if any does.
     pub(super) fn votes(&self, context: &Context, lost: u64) -> usize {
         let members = self.members(context);
-        context.with(|state| {
-            let latest = state.units.iter().filter_map(Unit::generation).max();
-            let mut page = [0; PAGE_BYTES as usize];
-            let (mut all, mut knows) = (0_u64, 0_u64);
-            for index in members {
-                let unit = &state.units[index];
-                if unit.generation() != latest || unit.is_destroyed {
-                    continue;
-                }
-                all |= 1 << index;
-                unit.medium.read(0, &mut page, |_| true);
-                let stand = Stand::read(&page, SPREAD_ID);
-                if stand.is_ok_and(|stand| stand.votes()) {
-                    knows |= 1 << index;
-                }
-            }
-            let votes = if knows == 0 { all } else { knows };
-            (votes & !lost).count_ones() as usize
-        })
+        let latest = context.with(|state| state.units.iter().filter_map(Unit::generation).max());
+        let (all, know) = context.with(|state| {
+            let known = members.into_iter();
+            let known = known.filter(|unit| state.units[*unit].generation() == latest);
+            voters(state, known)
+        });
+        let votes = if know == 0 { all } else { know };
+        (votes & !lost).count_ones() as usize
     }
 
     /// Tells the model, and reports what it finds wrong.
@@ -307,4 +297,22 @@ fn read_without(context: &Context, site: &Site, lost: u64) {
             "set {number} was acknowledged, {holding} units with it are there, and it can't be read: {error}"
         ));
     }
+}
+
+/// Of some units those that are not destroyed, and those that know of a term, one bit each.
+pub(super) fn voters(state: &State, units: impl Iterator<Item = usize>) -> (u64, u64) {
+    let mut page = [0; PAGE_BYTES as usize];
+    let (mut all, mut know) = (0_u64, 0_u64);
+    for index in units {
+        let unit = &state.units[index];
+        if unit.is_destroyed {
+            continue;
+        }
+        all |= 1 << index;
+        unit.medium.read(0, &mut page, |_| true);
+        if Stand::read(&page, SPREAD_ID).is_ok_and(|stand| stand.votes()) {
+            know |= 1 << index;
+        }
+    }
+    (all, know)
 }

@@ -10,7 +10,7 @@ use pmu_format::{Member, PrincipalName};
 use super::Yard;
 use crate::context::Context;
 use crate::reach::SimReach;
-use crate::scenario::spread::{options, programs};
+use crate::scenario::spread::{options, programs, voters};
 use crate::scenario::turns::{nap, wait_for_failure};
 
 /// How many things a manager does.
@@ -287,27 +287,23 @@ pub(super) fn end_what_was_begun(context: &Context, yard: &Yard) -> Result<(), S
     Ok(())
 }
 
-/// Whether so many units answer and vote that the members can be changed.
+/// Whether so many units answer and vote that the members can be changed: the one that leaves has its vote as long as it answers.
 fn can_replace(context: &Context, yard: &Yard, step: Step, members: &[usize]) -> bool {
     let site = &yard.site;
-    let (answers, is_lost) = context.with(|state| {
+    let stays = |unit: &usize| *unit != step.old && *unit != step.new;
+    let staying: Vec<usize> = members.iter().copied().filter(stays).collect();
+    let (alive, votes, leaves) = context.with(|state| {
         let old = &state.units[step.old];
-        (
-            old.generation() > Some(0) && !old.is_destroyed,
-            old.is_destroyed,
-        )
+        let answers = old.generation() > Some(0) && !old.is_destroyed;
+        let (alive, _) = voters(state, staying.iter().copied());
+        let asked = staying.into_iter().chain(answers.then_some(step.old));
+        let (all, know) = voters(state, asked);
+        let votes = if know == 0 { all } else { know };
+        (alive, votes, answers || old.is_destroyed)
     });
-    let staying = context.with(|state| {
-        let staying = members
-            .iter()
-            .filter(|unit| **unit != step.old && **unit != step.new);
-        staying
-            .filter(|unit| !state.units[**unit].is_destroyed)
-            .count()
-    });
-    let votes = site.votes(context, 1 << step.old | 1 << step.new);
-    let all = staying + usize::from(answers || is_lost);
-    staying.min(votes) >= site.to_decide && all >= site.units_min.max(site.to_decide)
+    let (alive, votes) = (alive.count_ones() as usize, votes.count_ones() as usize);
+    let enough = site.units_min.max(site.to_decide);
+    alive.min(votes) >= site.to_decide && alive + usize::from(leaves) >= enough
 }
 
 /// Whether what lies on the new unit, if anything, is what this replacement begins with.
