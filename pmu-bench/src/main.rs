@@ -134,6 +134,10 @@ const BENCHMARKS: &[Benchmark] = &[
         let (dir, runs) = (&options.dir, options.runs());
         spread::read_degraded("spread.read_degraded.parity:3+1", "parity:3+1", dir, runs)
     }),
+    ("spread.rebuild.parity:3+1", |options| {
+        let (dir, runs) = (&options.dir, options.runs());
+        spread::rebuild::rebuild("spread.rebuild.parity:3+1", "parity:3+1", dir, runs)
+    }),
     ("spread.client_memory", |options| {
         spread::client_memory("spread.client_memory", "parity:3+1", &options.dir)
     }),

@@ -33,13 +33,21 @@ pub(crate) fn programs() -> Result<PathBuf, Failure> {
 /// # Errors
 /// What it says if it fails.
 pub(crate) fn run(program: &str, home: &Path, arguments: &[&str]) -> Result<(), Failure> {
+    output(program, home, arguments).map(drop)
+}
+
+/// The same, and gives what it prints.
+///
+/// # Errors
+/// As [`run()`].
+pub(crate) fn output(program: &str, home: &Path, arguments: &[&str]) -> Result<Vec<u8>, Failure> {
     let output = Command::new(programs()?.join(program))
         .args(arguments)
         .env("PMU_HOME", home)
         .stdin(Stdio::null())
         .output()?;
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout);
     }
     let words = arguments.join(" ");
     let reason = String::from_utf8_lossy(&output.stderr);

@@ -2,7 +2,9 @@
 //!
 //! Neighbouring bytes become one operation. Nothing here allocates after the start.
 
-use pmu_fabric::{Chain, LocalSlice};
+use std::collections::VecDeque;
+
+use pmu_fabric::{AttachedMemory, Chain, LocalSlice};
 
 use crate::link::{Link, LinkError, Posted};
 use crate::staging::{Registered, StagingRing};
@@ -17,10 +19,30 @@ struct Segment {
     local: LocalSlice,
 }
 
+/// Where bytes of shared memory are held up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// They were gathered, and not posted yet.
+    Gathered,
+    /// They are on their way, with the chain of this number.
+    Posted(u64),
+}
+
+/// Memory that other connections send from too. Positions in the order of its use only grow.
+#[derive(Debug)]
+struct Shared {
+    attached: AttachedMemory,
+    /// The first position that was gathered and not posted.
+    gathered: Option<u64>,
+    /// (number of the chain, first position that it carries).
+    in_flight: VecDeque<(u64, u64)>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     ring: StagingRing,
+    shared: Option<Shared>,
     segments: Vec<Segment>,
     bytes: u64,
     chain: Chain,
@@ -31,6 +53,7 @@ impl Outbox {
         let limits = link.connection().limits();
         Self {
             ring: StagingRing::new(registered, capacity, limits.chains_in_flight_max),
+            shared: None,
             segments: Vec::with_capacity(SEGMENTS_MAX),
             bytes: 0,
             chain: Chain::with_capacity(SEGMENTS_MAX + 8),
@@ -96,7 +119,64 @@ impl Outbox {
         let posted = link.post(&self.chain)?;
         self.ring.release(link.succeeded());
         self.ring.posted(posted.last);
+        self.shared_posted(posted.last);
         Ok(posted)
+    }
+
+    /// Sends from this memory too from now on.
+    pub(crate) fn share(&mut self, attached: AttachedMemory, link: &Link) {
+        let chains_max = link.connection().limits().chains_in_flight_max;
+        self.shared = Some(Shared {
+            attached,
+            gathered: None,
+            in_flight: VecDeque::with_capacity(chains_max + 1),
+        });
+    }
+
+    /// True after [`Self::share`].
+    pub(crate) fn has_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// Gathers bytes of the shared memory, which stand at `position` in the order of its use.
+    pub(crate) fn gather_shared(
+        &mut self,
+        remote: u64,
+        offset: usize,
+        length: usize,
+        position: u64,
+    ) {
+        let Some(shared) = &mut self.shared else {
+            return;
+        };
+        shared.gathered.get_or_insert(position);
+        let local = LocalSlice {
+            memory: shared.attached,
+            offset,
+            length,
+        };
+        self.gather(remote, local);
+    }
+
+    /// What holds bytes of the shared memory before `position`.
+    pub(crate) fn holds_before(&mut self, link: &Link, position: u64) -> Option<Held> {
+        let shared = self.shared.as_mut()?;
+        while let Some((serial, begin)) = shared.in_flight.front().copied() {
+            if serial > link.succeeded() {
+                return (begin < position).then_some(Held::Posted(serial));
+            }
+            shared.in_flight.pop_front();
+        }
+        let held = shared.gathered.is_some_and(|begin| begin < position);
+        held.then_some(Held::Gathered)
+    }
+
+    fn shared_posted(&mut self, serial: u64) {
+        if let Some(shared) = &mut self.shared
+            && let Some(begin) = shared.gathered.take()
+        {
+            shared.in_flight.push_back((serial, begin));
+        }
     }
 
     /// Blocks until some staging memory is free again. What was gathered must have been posted.
@@ -115,5 +195,6 @@ impl Outbox {
         self.segments.clear();
         self.bytes = 0;
         self.ring.posted(link.posted());
+        self.shared_posted(link.posted());
     }
 }

@@ -11,7 +11,7 @@ use crate::error::{ClientError, Result};
 use crate::link::Link;
 
 /// How much is copied and digested at a time.
-const DIGEST_PIECE_BYTES: usize = 16 << 10;
+const DIGEST_PIECE_BYTES: usize = 64 << 10;
 
 /// Registered memory that one connection reads from or writes to.
 #[derive(Debug)]
@@ -49,20 +49,14 @@ impl Registered {
         self.memory.write_at(offset as u64, bytes).map_err(outside)
     }
 
-    /// Copies bytes out, and gives their CRC-64/NVME: computed piece by piece while they are in the cache, which a place in main memory
-    /// is not.
-    pub(crate) fn get_digested(&self, offset: usize, bytes: &mut [u8]) -> Result<u64> {
-        let mut scratch = [0; DIGEST_PIECE_BYTES];
+    /// Copies bytes out, and gives the CRC-64/NVME of what came out: computed piece by piece while they are in the cache.
+    pub(crate) fn get_digested(&self, mut offset: usize, bytes: &mut [u8]) -> Result<u64> {
         let mut digest = Digest::new();
-        let (length, mut done) = (bytes.len() as u64, 0);
-        let look = |piece: &[u8]| {
+        for piece in bytes.chunks_mut(DIGEST_PIECE_BYTES) {
+            self.get(offset, piece)?;
             digest.update(piece);
-            bytes[done..done + piece.len()].copy_from_slice(piece);
-            done += piece.len();
-        };
-        self.memory
-            .for_each_piece(offset as u64, length, &mut scratch, look)
-            .map_err(outside)?;
+            offset += piece.len();
+        }
         Ok(digest.finish())
     }
 

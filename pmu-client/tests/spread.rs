@@ -98,6 +98,53 @@ fn d07_an_erasure_code_survives_the_loss_of_any_two() {
     survives_every_loss("erasure:4+2", 6, 4, 2);
 }
 
+/// Longer than what is read at one time, and than the memory that passes it on; with all units, and without one from the middle on.
+fn a_long_set_is_kept(layout: &str, count: usize, length: usize, subsegment_bytes: u64) {
+    let shares = layout.parse::<pmu_client::Layout>().unwrap().data_shards();
+    let pool_bytes = (4 * length / shares).next_multiple_of(1 << 20);
+    let mut units = Units::new(count, pool_bytes as u64);
+    units.subsegment_bytes = subsegment_bytes;
+    units.spread("state", layout, count as u8 - 1, length as u64);
+    let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
+    for turn in 0..3 {
+        let bytes = pattern(length - turn, turn as u64);
+        let receipt = commit(&mut primary, &bytes);
+        assert_eq!(receipt.units.len(), count, "{receipt}");
+        let (_, found, reconstructed) = newest(&units, "state");
+        assert!(found == bytes && !reconstructed, "{layout}: set {turn}");
+    }
+    let bytes = pattern(length, 7);
+    let mut put = primary
+        .begin(Some(length as u64), Label::default())
+        .unwrap();
+    let (first, second) = bytes.split_at(length / 2);
+    put.write_bytes(first).unwrap();
+    units.stop(0);
+    put.write_bytes(second).unwrap();
+    assert_eq!(put.finish().unwrap().units.len(), count - 1);
+    assert!(
+        newest(&units, "state").1 == bytes,
+        "{layout} without a unit"
+    );
+    let bytes = pattern(length, 8);
+    assert_eq!(commit(&mut primary, &bytes).units.len(), count - 1);
+    let (_, found, _) = newest(&units, "state");
+    assert!(found == bytes, "{layout} written without a unit");
+}
+
+#[test]
+fn d04_a_set_longer_than_what_is_read_at_one_time() {
+    a_long_set_is_kept("parity:3+1", 4, 40_000_001, 256 << 10);
+}
+
+#[test]
+fn d06_a_mirror_is_written_once_for_all_its_units() {
+    // Chunks of subsegments that are as long, longer, and no multiple of them.
+    for subsegment_bytes in [256 << 10, 1 << 20, 300 << 10] {
+        a_long_set_is_kept("mirror:3", 3, 11_000_001, subsegment_bytes);
+    }
+}
+
 #[test]
 fn d01_a_set_that_is_written_piece_by_piece_or_given_up() {
     let units = Units::new(4, 16 << 20);

@@ -715,6 +715,8 @@ pub struct RebuildReport {
     pub units: Vec<pmu_client::rebuild::RebuiltUnit>,
     /// Units that did not answer, or could not be brought up to date.
     pub missing: Vec<MissingReport>,
+    /// Bytes that were read of the members for it, with what it takes to find out what is there.
+    pub bytes_read: u64,
     /// Whether the region was deleted on the unit that was replaced; null if nobody asked for that.
     pub old_deleted: Option<bool>,
     /// What the command exits with.

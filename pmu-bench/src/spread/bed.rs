@@ -116,6 +116,14 @@ impl Bed {
         Ok(())
     }
 
+    /// Loses a unit for good and puts another in its place; milliseconds, and the bytes that were read of the others.
+    pub(crate) fn rebuild_ms(&mut self) -> Result<(f64, u64), Failure> {
+        let replacement = self.units.begin_replacing()?;
+        let begun = Instant::now();
+        let bytes_read = self.units.replace(&replacement)?;
+        Ok((begun.elapsed().as_secs_f64() * 1e3, bytes_read))
+    }
+
     /// What the primary's connections have done.
     pub(crate) fn counters(&self) -> Counters {
         self.primary.counters()

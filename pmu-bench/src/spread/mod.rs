@@ -4,6 +4,7 @@ pub(crate) mod bed;
 pub(crate) mod distributor;
 pub(crate) mod memory;
 pub(crate) mod plain;
+pub(crate) mod rebuild;
 mod units;
 mod used;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use pmu_client::{ConnectOptions, Identity, Layout, Spread};
 
 use crate::measure::Failure;
-use crate::process::{CLIENT, UnitProcess, found_site, run};
+use crate::process::{CLIENT, UnitProcess, found_site, output, run};
 
 /// The region's name.
 pub(crate) const REGION: &str = "state";
@@ -18,6 +18,11 @@ const POOL_MORE_BYTES: u64 = 16 << 20;
 /// Running units, unlocked, with one spread region.
 pub(crate) struct Units {
     processes: Vec<Option<UnitProcess>>,
+    names: Vec<String>,
+    /// What each has as its pool.
+    pool: String,
+    /// Units that were ever started.
+    started: usize,
     folder: PathBuf,
 }
 
@@ -54,6 +59,9 @@ impl Units {
         ])?;
         Ok(Self {
             processes,
+            started: names.len(),
+            names,
+            pool,
             folder: folder.to_owned(),
         })
     }
@@ -100,6 +108,35 @@ impl Units {
     /// Ends a unit with SIGKILL; what it held is lost.
     pub(crate) fn kill(&mut self, index: usize) {
         self.processes[index] = None;
+    }
+
+    /// Kills the next of the units in turn, and starts one that is to take its place: which, and both as `OLD=NEW`.
+    pub(crate) fn begin_replacing(&mut self) -> Result<String, Failure> {
+        let index = self.started % self.names.len();
+        self.started += 1;
+        self.processes[index] = None;
+        let name = format!("unit-{}", self.started);
+        let process = UnitProcess::start(&self.folder, &name, &self.pool)?.0;
+        self.processes[index] = Some(process);
+        let old = std::mem::replace(&mut self.names[index], name);
+        Ok(format!("{old}={}", self.names[index]))
+    }
+
+    /// Rebuilds what `OLD=NEW` says; the bytes that were read of the others.
+    pub(crate) fn replace(&self, replacement: &str) -> Result<u64, Failure> {
+        let arguments = [
+            "region",
+            "rebuild",
+            REGION,
+            "--replace",
+            replacement,
+            "--yes",
+            "--json",
+        ];
+        let report: serde_json::Value =
+            serde_json::from_slice(&output("pmm", &self.folder, &arguments)?)?;
+        let read = report["bytes_read"].as_u64();
+        read.ok_or_else(|| format!("no bytes_read in {report}").into())
     }
 
     /// Processor time that the units have used, in seconds.

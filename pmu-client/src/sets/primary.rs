@@ -2,6 +2,7 @@
 
 pub(crate) mod fill;
 pub(crate) mod member;
+pub(crate) mod shared;
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -489,13 +490,13 @@ impl SetPrimary {
     fn chunk_done(&mut self) -> Result<()> {
         let plan = self.plan()?;
         if self.set.taken.is_multiple_of(CHUNK_BYTES) || self.set.taken == plan.payload_bytes {
-            self.end_chunk()?;
+            let checksum = self.set.digest.finish();
+            self.end_chunk(checksum)?;
         }
         Ok(())
     }
 
-    fn end_chunk(&mut self) -> Result<()> {
-        let checksum = self.set.digest.finish();
+    fn end_chunk(&mut self, checksum: u64) -> Result<()> {
         self.set.digest = Digest::new();
         if self.set.open_ended {
             self.checksums.push(checksum);
@@ -625,7 +626,8 @@ impl SetPrimary {
     fn settle_length(&mut self) -> Result<()> {
         let planned = self.plan()?;
         if !self.set.taken.is_multiple_of(CHUNK_BYTES) && self.set.taken < planned.payload_bytes {
-            self.end_chunk()?;
+            let checksum = self.set.digest.finish();
+            self.end_chunk(checksum)?;
         }
         self.writer.abandon();
         let plan = self

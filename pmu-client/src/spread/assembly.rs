@@ -9,9 +9,11 @@ use pmu_stripe::{
     Code, Group, GroupIndex, Placement, Reconstruct, Shard, ShardIndex, ShardSet, UnitIndex,
 };
 
-use crate::error::{ClientError, Result};
+use crate::error::ClientError;
 use crate::sets::{SetInfo, SetSink};
+use crate::spread::Reach;
 use crate::spread::share::{PIECE_BYTES_MAX, Ready, ShareReader};
+use crate::spread::window::Windows;
 
 /// Groups that are asked for ahead of the one that is put together, at most.
 const GROUPS_AHEAD_MAX: u64 = 64;
@@ -49,6 +51,7 @@ impl Assembly<'_, '_> {
         &mut self,
         number: SetNumber,
         trailer: &ShareTrailer,
+        reach: &dyn Reach,
         sink: &mut impl SetSink,
     ) -> std::result::Result<(), Stop> {
         let info = SetInfo {
@@ -60,16 +63,15 @@ impl Assembly<'_, '_> {
             state: SetState::Committed,
         };
         sink.begin(&info).map_err(Stop::Sink)?;
-        for index in 0..self.placement.group_count() {
-            let Some(group) = self.placement.group(GroupIndex(index)) else {
-                break;
-            };
-            self.group(&group, sink)?;
-        }
-        Ok(())
+        Windows::new(reach).run(self, sink)
     }
 
-    fn group(&mut self, group: &Group, sink: &mut impl SetSink) -> std::result::Result<(), Stop> {
+    /// Reads one group.
+    pub(super) fn group(
+        &mut self,
+        group: &Group,
+        sink: &mut impl SetSink,
+    ) -> std::result::Result<(), Stop> {
         let chosen = self.choose(group)?;
         // Small shards lie many in a chunk: no need to look for the next chunk with each of them.
         if group
@@ -188,7 +190,7 @@ impl Assembly<'_, '_> {
     }
 
     /// Reads what a group takes, computes what data is missing, and hands out its bytes from `from` on.
-    fn compute(
+    pub(super) fn compute(
         &mut self,
         group: &Group,
         from: u64,
@@ -234,20 +236,18 @@ impl Assembly<'_, '_> {
     /// A piece of one shard. The error names the unit that can't be used.
     fn take(&mut self, shard: &Shard, done: u64, bytes: &mut [u8]) -> Outcome {
         let UnitIndex(unit) = shard.unit;
-        let spare = self.seats.iter().filter(|seat| seat.is_ok()).count()
-            > self.placement.layout().data_shards();
+        let hedge = self.patience();
         let Ok(seat) = &mut self.seats[unit] else {
             return Err((shard.unit, "it is not read".to_owned()));
         };
-        let offset = shard.offset + done;
-        match piece(seat, offset, bytes, spare.then_some(self.hedge)) {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                let reason = format!("it sent nothing for {} ms", self.hedge.as_millis());
-                Err((shard.unit, reason))
-            }
-            Err(error) => Err((shard.unit, error.to_string())),
-        }
+        let taken = piece(seat, shard.offset + done, bytes, hedge);
+        taken.map_err(|reason| (shard.unit, reason))
+    }
+
+    /// How long to wait for a unit that sends nothing, where the others would do.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        let usable = self.seats.iter().filter(|seat| seat.is_ok()).count();
+        (usable > self.placement.layout().data_shards()).then_some(self.hedge)
     }
 
     /// Computes the data shards that were not read.
@@ -268,21 +268,7 @@ impl Assembly<'_, '_> {
         if wanted.is_empty() {
             return Ok(());
         }
-        self.reconstructed = true;
-        let of = |plan: &Reconstruct| plan.targets() == wanted;
-        let known = self.plans.iter();
-        let known = known
-            .clone()
-            .find(|(from, plan)| *from == present && of(plan));
-        let plan = match known {
-            Some((_, plan)) => *plan,
-            None => {
-                let plan = Reconstruct::of(&self.code, present, wanted)
-                    .map_err(|error| failed(error.to_string()))?;
-                self.plans.push((present, plan));
-                plan
-            }
-        };
+        let plan = self.plan(present, wanted)?;
         for shard in self.placement.shards(group) {
             if wanted.contains(shard.shard) {
                 self.shards[shard.shard.0].resize(shard.len as usize, 0);
@@ -298,6 +284,25 @@ impl Assembly<'_, '_> {
         }
         plan.apply(&sources, &mut targets)
             .map_err(|error| failed(error.to_string()))
+    }
+
+    /// How to compute shards from those that are present.
+    pub(super) fn plan(
+        &mut self,
+        present: ShardSet,
+        wanted: ShardSet,
+    ) -> std::result::Result<Reconstruct, Stop> {
+        self.reconstructed = true;
+        let mut known = self.plans.iter();
+        if let Some((_, plan)) =
+            known.find(|(from, plan)| *from == present && plan.targets() == wanted)
+        {
+            return Ok(*plan);
+        }
+        let plan = Reconstruct::of(&self.code, present, wanted)
+            .map_err(|error| Stop::Sink(io::Error::other(error.to_string())))?;
+        self.plans.push((present, plan));
+        Ok(plan)
     }
 
     /// Gives the group's bytes from `from` on to the sink.
@@ -322,21 +327,24 @@ impl Assembly<'_, '_> {
 type Failed = (UnitIndex, String);
 type Outcome = std::result::Result<(), Failed>;
 
-/// Reads a piece of a share; false if nothing came for the time of the hedge, where there is one.
-fn piece(
+/// Reads a piece of a share; the error says why its unit can't be used, also where nothing came for the time of the hedge.
+pub(super) fn piece(
     seat: &mut ShareReader,
     offset: u64,
     bytes: &mut [u8],
     hedge: Option<Duration>,
-) -> Result<bool> {
+) -> std::result::Result<(), String> {
     let range = offset..offset + bytes.len() as u64;
     let patience = hedge.unwrap_or_else(|| seat.stall());
-    match seat.ready(range, patience)? {
-        Ready::Yes => seat.take(offset, bytes).map(|()| true),
-        Ready::NotFor(_) if hedge.is_some() => Ok(false),
-        Ready::NotFor(waited) => Err(ClientError::TimedOut {
+    let said = |error: ClientError| error.to_string();
+    match seat.ready(range, patience).map_err(said)? {
+        Ready::Yes => seat.take(offset, bytes).map_err(said),
+        Ready::NotFor(waited) if hedge.is_some() => {
+            Err(format!("it sent nothing for {} ms", waited.as_millis()))
+        }
+        Ready::NotFor(waited) => Err(said(ClientError::TimedOut {
             what: "reading a share",
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
-        }),
+        })),
     }
 }

@@ -10,9 +10,11 @@
 
 mod assembly;
 mod change;
+mod copies;
 mod copy;
 mod fence;
 mod filling;
+mod lane;
 mod log;
 mod primary;
 mod put;
@@ -25,6 +27,7 @@ pub mod scrub;
 mod share;
 mod source;
 mod term;
+mod window;
 
 use std::sync::Arc;
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use pmu_core::spread::{Newest, Tenure, TermOpening, TooFewUnits};
 use pmu_fabric::Counters;
-use pmu_format::{Epoch, Label, Mode, SetNumber, ShareTrailer, Term};
+use pmu_format::{CHUNK_BYTES, Epoch, Label, Mode, SetNumber, ShareTrailer, Term};
 use pmu_proto::v1::SessionRole;
-use pmu_stripe::{Code, Group, GroupIndex, Placement};
+use pmu_stripe::{Code, Group, GroupIndex, LayoutKind, Placement};
 
 use crate::error::{Attempt, ClientError, Result};
 use crate::options::OpenOptions;
@@ -15,6 +15,8 @@ use crate::receipt::{Receipt, Stored, UnitProof};
 use crate::sets::SetSink;
 use crate::sets::primary::SetPrimary;
 use crate::sets::primary::member::{OpenedMember, PreparedShare};
+use crate::spread::copies::Copies;
+use crate::spread::lane::{Lanes, is_stale};
 use crate::spread::put::SpreadPut;
 use crate::spread::rejoin::Called;
 use crate::spread::returns::Returns;
@@ -40,6 +42,10 @@ pub struct SpreadPrimary {
     attempt: u64,
     parity: Vec<Vec<u8>>,
     gathered: Vec<u8>,
+    /// What each member needs to take its own part of a payload.
+    lanes: Lanes,
+    /// Of a mirror.
+    copies: Option<Copies>,
     proofs: Arc<[UnitProof]>,
     pub(super) ended: bool,
     /// What was granted on each member.
@@ -218,8 +224,12 @@ impl SpreadPrimary {
     ) -> Result<Self> {
         let layout = spread.layout;
         let subsegment_bytes = spread.membership.subsegment_bytes as usize;
+        let code = Code::new(layout);
+        let is_mirror = layout.kind() == LayoutKind::Mirror;
         let mut primary = Self {
-            code: Code::new(layout),
+            lanes: Lanes::new(&code)?,
+            copies: is_mirror.then(Copies::new).transpose()?,
+            code,
             parity: vec![vec![0; subsegment_bytes]; layout.redundant_shards()],
             gathered: Vec::new(),
             writer: spread.reach.random()?,
@@ -278,18 +288,41 @@ impl SpreadPrimary {
     fn commit_once(&mut self, payload: &[IoSlice<'_>], label: Label) -> Result<Receipt> {
         let bytes = payload.iter().map(|slice| slice.len() as u64).sum();
         let placement = self.start_set(Some(bytes), label)?;
+        let fed = self.feed_payload(&placement, payload);
+        match fed {
+            Ok(()) => self.finish_set(bytes),
+            Err(error) => Err(self.give_set_up(error)),
+        }
+    }
+
+    fn feed_payload(&mut self, placement: &Placement, payload: &[IoSlice<'_>]) -> Result<()> {
+        if self.copies.is_none() {
+            return self.feed_lanes(placement, payload);
+        }
         let mut source = Source::new(payload);
         let mut gathered = std::mem::take(&mut self.gathered);
         let fed = placement.groups().try_for_each(|group| {
             let bytes = (group.segment.end - group.segment.start) as usize;
             let data = source.take(bytes, &mut gathered);
-            self.feed_group(&placement, &group, data)
+            self.feed_group(placement, &group, data)
         });
         self.gathered = gathered;
-        match fed {
-            Ok(()) => self.finish_set(bytes),
-            Err(error) => Err(self.give_set_up(error)),
+        fed
+    }
+
+    /// All members at the same time.
+    fn feed_lanes(&mut self, placement: &Placement, payload: &[IoSlice<'_>]) -> Result<()> {
+        let reach = self.spread.reach.as_ref();
+        let quorum = self.spread.quorum;
+        let failed = self
+            .lanes
+            .feed(reach, quorum, &mut self.members, placement, payload);
+        let mut result = Ok(());
+        for (index, error) in failed {
+            let lost = self.lose(index, error);
+            result = result.and(lost);
         }
+        result
     }
 
     /// Begins a set that is written piece by piece. Without a length it may become as long as the region's capacity. Holds no more of it
@@ -328,7 +361,14 @@ impl SpreadPrimary {
                 let share = placement.unit_len(pmu_stripe::UnitIndex(index));
                 share + TRAILER_BYTES
             });
-            let begun = self.with(index, |member| member.begin_share(share, label));
+            let copies = self.copies.take();
+            let begun = self.with(index, |member| {
+                if let Some(copies) = &copies {
+                    copies.attach(member)?;
+                }
+                member.begin_share(share, label)
+            });
+            self.copies = copies;
             if let Err(error) = begun {
                 return Err(self.give_set_up(error));
             }
@@ -412,6 +452,9 @@ impl SpreadPrimary {
         group: &Group,
         data: &[u8],
     ) -> Result<()> {
+        if self.copies.is_some() {
+            return self.feed_copies(group.segment.start, data);
+        }
         let begin = group.segment.start;
         let mut shards: [&[u8]; pmu_stripe::UNITS_MAX] = [&[]; pmu_stripe::UNITS_MAX];
         let mut parity = std::mem::take(&mut self.parity);
@@ -424,12 +467,7 @@ impl SpreadPrimary {
             }
         }
         let length = group.shard_len as usize;
-        #[cfg(feature = "planted-bugs")]
-        let stale = group.group.0 > 0
-            && pmu_format::planted::is_planted(pmu_format::planted::Bug::StaleParity);
-        #[cfg(not(feature = "planted-bugs"))]
-        let stale = false;
-        let encoded = if stale {
+        let encoded = if is_stale(group) {
             Ok(())
         } else {
             let mut outputs: Vec<&mut [u8]> = parity
@@ -451,6 +489,37 @@ impl SpreadPrimary {
         }
         self.parity = parity;
         result
+    }
+
+    /// The bytes at `begin` of the set, to every member of a mirror.
+    fn feed_copies(&mut self, begin: u64, data: &[u8]) -> Result<()> {
+        let chunk_bytes = CHUNK_BYTES as usize;
+        let whole = match begin.is_multiple_of(CHUNK_BYTES) {
+            true => data.len() - data.len() % chunk_bytes,
+            false => 0,
+        };
+        let (whole, rest) = data.split_at(whole);
+        for chunk in whole.chunks_exact(chunk_bytes) {
+            self.feed_copies_of_chunk(chunk)?;
+        }
+        self.with_each(|member| member.feed_share(rest))
+    }
+
+    fn feed_copies_of_chunk(&mut self, chunk: &[u8]) -> Result<()> {
+        let Some(mut copies) = self.copies.take() else {
+            return Ok(());
+        };
+        let position = copies.room_behind();
+        let room = self.with_each(|member| member.wait_shared(position));
+        let filled = room.and_then(|()| copies.fill(chunk));
+        self.copies = Some(copies);
+        let chunk = filled?;
+        self.with_each(|member| member.feed_shared(&chunk))
+    }
+
+    /// Does something with every member that works. One that fails is given up.
+    fn with_each(&mut self, mut work: impl FnMut(&mut SetPrimary) -> Result<()>) -> Result<()> {
+        (0..self.members.len()).try_for_each(|index| self.with(index, &mut work).map(drop))
     }
 
     /// Publishes on every member that is prepared.
@@ -507,13 +576,15 @@ impl SpreadPrimary {
         };
         match work(member) {
             Ok(done) => Ok(Some(done)),
-            Err(error) => {
-                self.give_up(index, &error);
-                match self.check_commit() {
-                    Err(_) if error.is_fenced() => Err(error),
-                    enough => enough.map(|()| None),
-                }
-            }
+            Err(error) => self.lose(index, error).map(|()| None),
+        }
+    }
+
+    fn lose(&mut self, index: usize, error: ClientError) -> Result<()> {
+        self.give_up(index, &error);
+        match self.check_commit() {
+            Err(_) if error.is_fenced() => Err(error),
+            enough => enough,
         }
     }
 

@@ -35,6 +35,11 @@ pub trait Reach: Send + Sync {
         std::time::Instant::now()
     }
 
+    /// How many threads of one program are worth starting for what one can do as well, at least 1.
+    fn threads(&self) -> usize {
+        1
+    }
+
     /// Lets some time pass.
     fn pause(&self, time: std::time::Duration) {
         std::thread::sleep(time);
@@ -117,6 +122,10 @@ impl Reach for Network {
                 scope.spawn(move || work(index));
             }
         });
+    }
+
+    fn threads(&self) -> usize {
+        std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
     }
 
     fn random(&self) -> Result<[u8; 16]> {

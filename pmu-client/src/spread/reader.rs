@@ -301,7 +301,7 @@ impl SpreadReader<'_> {
             shards: vec![Vec::new(); layout.units()],
             reconstructed: false,
         };
-        let done = assembly.run(trailer.number, trailer, sink);
+        let done = assembly.run(trailer.number, trailer, spread.reach.as_ref(), sink);
         let reconstructed = assembly.reconstructed;
         let reasons: Vec<_> = seats
             .iter()
@@ -380,6 +380,13 @@ impl SpreadReader<'_> {
                 (Ok(_), None) => None,
             })
             .collect()
+    }
+
+    /// Bytes that came from all units since the reader was opened.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        let members = self.members.iter().flatten();
+        members.map(ShareReader::bytes_read).sum()
     }
 
     /// The units that can't be read, and why.

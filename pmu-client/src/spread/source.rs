@@ -3,6 +3,7 @@
 use std::io::IoSlice;
 
 /// See the module.
+#[derive(Clone)]
 pub(super) struct Source<'a> {
     slices: &'a [IoSlice<'a>],
     /// How many bytes of the first slice are taken.
@@ -38,6 +39,18 @@ impl<'a> Source<'a> {
             self.taken += now;
         }
         gathered
+    }
+
+    /// Passes over the next bytes. There are as many.
+    pub(super) fn skip(&mut self, mut count: usize) {
+        while count > 0
+            && let Some(first) = self.slices.first()
+        {
+            let now = count.min(first.len() - self.taken);
+            self.taken += now;
+            count -= now;
+            self.skip_empty();
+        }
     }
 
     fn skip_empty(&mut self) {

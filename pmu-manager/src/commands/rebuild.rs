@@ -102,6 +102,7 @@ fn rebuild_report(region: &str, done: Rebuilt, is_replacement: bool) -> RebuildR
         generation: done.generation,
         units: done.units,
         missing: missing_reports(&done.missing),
+        bytes_read: done.bytes_read,
         old_deleted: None,
         exit_code: if is_short {
             exit::UNAVAILABLE
