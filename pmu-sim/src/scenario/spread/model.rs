@@ -221,7 +221,16 @@ impl SpreadModel {
                 "set {number} was read, and its writer was told that it was not stored"
             ));
         }
-        if let Some((other, _)) = self.settled.get(&number).filter(|settled| settled.0 != id) {
+        // A read that began before may still find what an earlier primary left under this number; never another try of the same one.
+        let known = |other: u64| {
+            let same_term = self.attempt(other).is_some_and(|other| other.term == term);
+            number <= since.floor || same_term
+        };
+        if let Some((other, _)) = self
+            .settled
+            .get(&number)
+            .filter(|(other, _)| *other != id && known(*other))
+        {
             return Err(format!(
                 "set {number} was read as attempt {id}, and attempt {other} was acknowledged"
             ));
