@@ -186,6 +186,12 @@ impl Arena {
         self.inner.memory().len()
     }
 
+    /// Whether an allocator lives in it.
+    #[must_use]
+    pub fn has_heap(&self) -> bool {
+        self.inner.heap
+    }
+
     /// Bytes of a page: what images are made of.
     #[must_use]
     pub fn page_bytes(&self) -> usize {
@@ -372,20 +378,58 @@ impl Restoring {
     /// # Errors
     /// [`ArenaError::OutOfBounds`].
     pub fn write(&mut self, first_page: usize, bytes: &[u8]) -> Result<()> {
-        let (page_bytes, arena_len) = (self.memory.page_bytes(), self.memory.len());
+        let page_bytes = self.memory.page_bytes();
+        if !bytes.len().is_multiple_of(page_bytes) {
+            return Err(ArenaError::OutOfBounds {
+                offset: first_page.saturating_mul(page_bytes),
+                len: bytes.len(),
+                arena_len: self.memory.len(),
+            });
+        }
         let offset = first_page.saturating_mul(page_bytes);
-        let end = offset.checked_add(bytes.len());
-        if !bytes.len().is_multiple_of(page_bytes) || end.is_none_or(|end| end > arena_len) {
+        self.bytes_mut(offset, bytes.len())?.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// The `len` bytes from byte `offset` on, to be filled in place.
+    ///
+    /// # Errors
+    /// [`ArenaError::OutOfBounds`].
+    pub fn bytes_mut(&mut self, offset: usize, len: usize) -> Result<&mut [u8]> {
+        let arena_len = self.memory.len();
+        if offset.checked_add(len).is_none_or(|end| end > arena_len) {
             return Err(ArenaError::OutOfBounds {
                 offset,
-                len: bytes.len(),
+                len,
                 arena_len,
             });
         }
         // SAFETY: nobody else has the memory before it is sealed.
         let memory = unsafe { self.memory.bytes_mut() };
-        memory[offset..offset + bytes.len()].copy_from_slice(bytes);
-        Ok(())
+        Ok(&mut memory[offset..offset + len])
+    }
+
+    /// Where the first byte is.
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.memory.start().as_ptr().addr()
+    }
+
+    /// Bytes of a page.
+    #[must_use]
+    pub const fn page_bytes(&self) -> usize {
+        self.memory.page_bytes()
+    }
+
+    /// As [`Self::seal`], of memory without a heap: nothing needs to be promised.
+    ///
+    /// # Errors
+    /// [`ArenaError::HasHeap`] where the options ask for a heap; others as [`Arena::create`].
+    pub fn seal_plain(self) -> Result<Arena> {
+        if self.options.heap {
+            return Err(ArenaError::HasHeap);
+        }
+        Arena::over(self.memory, &self.options)
     }
 
     /// Makes an arena of what was put. Its first image is a full one.

@@ -93,9 +93,11 @@ impl Pages {
         let start = self.next(page)?;
         let mut end = start + 1;
         while end - start < len_max && self.has(end) {
-            end += 1;
+            // Whole words at a time where the run is long.
+            let whole = end.is_multiple_of(64) && self.words[end / 64] == u64::MAX;
+            end += if whole { 64 } else { 1 };
         }
-        Some(start..end)
+        Some(start..end.min(start.saturating_add(len_max)))
     }
 
     /// Ranges that cover the set, each beginning and ending with a page of it; between two pages of
@@ -119,6 +121,15 @@ impl Pages {
         }
         if let Some(span) = open {
             visit(span);
+        }
+    }
+
+    /// The runs of adjacent pages of the set from `page` on.
+    pub(crate) fn runs(&self, page: usize, mut visit: impl FnMut(Range<usize>)) {
+        let mut at = page;
+        while let Some(run) = self.next_run(at, usize::MAX) {
+            at = run.end;
+            visit(run);
         }
     }
 
@@ -210,5 +221,11 @@ mod tests {
         assert_eq!(set.next_run(62, 3), Some(62..65));
         assert_eq!(set.next_run(70, 100), Some(299..300));
         assert_eq!(set.next_run(300, 100), None);
+        set.add_range(64..256);
+        assert_eq!(set.next_run(0, usize::MAX), Some(60..256));
+        assert_eq!(set.next_run(0, 80), Some(60..140));
+        let mut runs = Vec::new();
+        set.runs(61, |run| runs.push(run));
+        assert_eq!(runs, [61..256, 299..300]);
     }
 }

@@ -191,6 +191,22 @@ impl Frozen {
         }
     }
 
+    /// The pages of the image that are not taken yet, in the order in which [`Self::take`] gives
+    /// them: each run as long as possible.
+    #[must_use]
+    pub fn runs(&self) -> Vec<Run> {
+        let mut runs = Vec::new();
+        match &self.source {
+            Source::Protected(watch) => watch.image_runs(|run| runs.push(run)),
+            Source::Forked { pages, cursor, .. } => pages.runs(*cursor, |run| runs.push(run)),
+        }
+        let named = runs.into_iter().map(|run: Range<usize>| Run {
+            first_page: run.start,
+            pages: run.len(),
+        });
+        named.collect()
+    }
+
     /// What it took, and what has happened until now.
     #[must_use]
     pub fn report(&self) -> Report {

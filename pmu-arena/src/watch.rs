@@ -291,6 +291,19 @@ impl Watch {
         state.image.as_ref().map_or(0, |image| image.pages.count())
     }
 
+    /// Visits the runs of the image's pages that are not taken yet.
+    pub(crate) fn image_runs(&self, visit: impl FnMut(Range<usize>)) {
+        // Nobody but its reader, who asks, moves the cursor or ends the image.
+        let taken = {
+            let state = self.state.lock();
+            let image = state.image.as_ref();
+            image.map(|image| (image.pages.clone(), image.cursor))
+        };
+        if let Some((pages, cursor)) = taken {
+            pages.runs(cursor, visit);
+        }
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         let state = self.state.lock();
         state

@@ -8,6 +8,8 @@
 //! | **overwrite mode**: whole checkpoints (sets), the newest few of which are kept | [`Unit::open_sets_primary`] → [`SetPrimary`] | [`Unit::open_sets_backup`] → [`SetReader`] |
 //! | **append mode**: a log of records | [`Unit::open_log_primary`] → [`LogPrimary`] | [`Unit::open_log_backup`] → [`LogBackup`] |
 //!
+//! Module [`snapshot`] stores a running program's memory as sets, with hardly a pause.
+//!
 //! When the primary has failed, the backup fences it and takes over: [`Unit::take_over_sets`], [`Unit::take_over_log`].
 //!
 //! ```no_run
@@ -60,6 +62,7 @@ mod provider;
 mod receipt;
 mod region;
 mod sets;
+pub mod snapshot;
 mod spread;
 mod staging;
 mod unit;

@@ -439,3 +439,55 @@ fn p13_nothing_is_cleared_or_stored_through_a_closed_descriptor() {
     assert_eq!(shell("tail l --clear >/dev/null").0, 0);
     assert_eq!(bench.ok("tail l", b""), b"");
 }
+
+#[test]
+fn s08_snapshots_are_listed_and_exported() {
+    use pmu_client::snapshot::{Arena, ArenaOptions, SnapshotOptions, SnapshotRegion, Snapshots};
+    let mut bench = Bench::new(Pool::File);
+    bench.site.sets("r", 4, 2 * MIB + 4096);
+    bench.site.log("l", MIB);
+    let listed = text(&bench.ok("snapshot list --region r", b""));
+    assert_eq!(listed, "r: no snapshots\n");
+    let out = bench.site.path("image");
+    let export = format!("snapshot export --region r --out {}", out.display());
+    assert_eq!(bench.code(&export).0, 4);
+    let arena = std::sync::Arc::new(Arena::create(&ArenaOptions::plain(2 << 20)).unwrap());
+    let region = SnapshotRegion::One {
+        unit: bench.site.client("app"),
+        region: "r".to_owned(),
+    };
+    let snapshots = Snapshots::open(arena.clone(), region, &SnapshotOptions::new()).unwrap();
+    for value in 1..=2 {
+        arena.store_u64(8192, value).unwrap();
+        snapshots.snapshot().unwrap();
+    }
+    let listed = bench.json("snapshot list --region r", b"");
+    assert_eq!(listed["snapshots"][0]["builds_on"], 1);
+    assert_eq!(listed["snapshots"][0]["whole"], true);
+    assert_eq!(listed["snapshots"][1]["full"], true);
+    let listed = text(&bench.ok("snapshot list --region r", b""));
+    assert!(
+        listed.contains("on 1 of 1") && listed.contains("full"),
+        "{listed}"
+    );
+    let sets = text(&bench.ok("sets r", b""));
+    assert!(
+        sets.contains("snap on 1 of 1") && sets.contains("snap full"),
+        "{sets}"
+    );
+    for (set, value) in [("", 2_u64), (" --set 1", 1)] {
+        let said = bench.json(&format!("{export}{set}"), b"");
+        assert_eq!(said["set"], value);
+        assert_eq!(said["arena_bytes"], 2 << 20);
+        let image = std::fs::read(&out).unwrap();
+        assert_eq!(image.len(), 2 << 20);
+        assert_eq!(image[8192..8200], value.to_le_bytes());
+    }
+    assert_eq!(bench.code(&format!("{export} --set 9")).0, 4);
+    assert_eq!(bench.code("snapshot list --region l").0, 1);
+    assert_eq!(bench.code("snapshot list --region nothing").0, 4);
+    assert_eq!(
+        bench.code("snapshot export --region r --out /dev/null").0,
+        2
+    );
+}

@@ -40,6 +40,10 @@ pub enum Structure {
     ShareTrailer,
     /// What stands before a member's shard of a log record.
     RecordShare,
+    /// What a set begins with that holds a snapshot of a program's memory.
+    SnapshotHeader,
+    /// Which pages a snapshot holds.
+    SnapshotTable,
 }
 
 impl fmt::Display for Structure {
@@ -61,6 +65,8 @@ impl fmt::Display for Structure {
             Self::TermRecord => "term record",
             Self::ShareTrailer => "share trailer",
             Self::RecordShare => "record share",
+            Self::SnapshotHeader => "snapshot header",
+            Self::SnapshotTable => "snapshot table",
         })
     }
 }

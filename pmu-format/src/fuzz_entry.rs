@@ -4,8 +4,8 @@
 use crate::{
     CursorPair, LogGeometry, LogPosition, LogPublishWords, Medium, Membership, PoolId,
     RECORD_SHARE_BYTES, RecordHeader, RecordShare, RegionId, RegionTable, SET_HEADER_BYTES,
-    SHARE_TRAILER_BYTES, SetGeometry, SetHeader, ShareTrailer, SlotIndex, Superblock, TermRecord,
-    choose_superblock, choose_table,
+    SHARE_TRAILER_BYTES, SNAPSHOT_HEADER_BYTES, SetGeometry, SetHeader, ShareTrailer, SlotIndex,
+    SnapshotHeader, SnapshotKind, Superblock, TermRecord, choose_superblock, choose_table,
 };
 
 /// The pool that fuzzed tables belong to.
@@ -80,6 +80,37 @@ pub fn set_header(data: &[u8]) {
     }
 }
 
+/// The header of a snapshot in the payload that it names, its table, and a label.
+pub fn snapshot(data: &[u8]) {
+    if let Ok(text) = core::str::from_utf8(data)
+        && let Some(kind) = SnapshotKind::of_label(text)
+        && let Some(label) = kind.label()
+    {
+        assert_eq!(label.to_string(), text);
+    }
+    let (runs, pages) = (
+        crate::bytes::u64_at(data, 88),
+        crate::bytes::u64_at(data, 96),
+    );
+    let pages_bytes = pages.saturating_mul(crate::bytes::u32_at(data, 80).into());
+    let table_end = runs
+        .saturating_mul(8)
+        .saturating_add(SNAPSHOT_HEADER_BYTES as u64);
+    let named = crate::bytes::round_up(table_end, crate::PAGE_BYTES).unwrap_or(u64::MAX);
+    if let Ok(found) = SnapshotHeader::decode(data, named.saturating_add(pages_bytes)) {
+        assert_eq!(found.encode()[..], data[..SNAPSHOT_HEADER_BYTES]);
+        let table = &data[SNAPSHOT_HEADER_BYTES..];
+        if let Ok(runs) = found.decode_table(table) {
+            let mut again = Vec::new();
+            let checksum = crate::encode_snapshot_table(runs, &mut again);
+            assert_eq!(
+                (checksum, &again[..]),
+                (found.table_checksum, &table[..again.len()])
+            );
+        }
+    }
+}
+
 /// A division into slots, from three numbers.
 pub fn set_geometry(data: &[u8]) {
     let number = |offset| crate::bytes::u64_at(data, offset);
@@ -133,9 +164,17 @@ pub fn repair(data: &mut [u8]) {
     if let Some(checksum) = body.filter(|_| is_table).map(crate::crc64_nvme) {
         replace(data, 32, &checksum.to_le_bytes());
     }
+    if data.starts_with(b"PMUSNAP1") {
+        let runs_bytes = crate::bytes::u64_at(data, 88).saturating_mul(8);
+        let end = usize::try_from(runs_bytes).unwrap_or(usize::MAX);
+        let table = data.get(SNAPSHOT_HEADER_BYTES..SNAPSHOT_HEADER_BYTES.saturating_add(end));
+        if let Some(checksum) = table.map(crate::crc64_nvme) {
+            replace(data, 104, &checksum.to_le_bytes());
+        }
+    }
     let header_bytes = match data.get(..8) {
         Some(b"PMUTABL1") => crate::TABLE_HEADER_BYTES,
-        Some(b"PMUPOOL1" | b"PMUSET01") => SET_HEADER_BYTES,
+        Some(b"PMUPOOL1" | b"PMUSET01" | b"PMUSNAP1") => SET_HEADER_BYTES,
         _ => {
             let checksum = data
                 .get(4..crate::RECORD_HEADER_BYTES)

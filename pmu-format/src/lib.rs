@@ -32,6 +32,7 @@ mod names;
 pub mod planted;
 mod set;
 mod share;
+mod snapshot;
 mod spread;
 mod superblock;
 mod table;
@@ -57,6 +58,10 @@ pub use set::{
     put_chunk_checksum,
 };
 pub use share::{RECORD_SHARE_BYTES, RECORD_SHARE_MAGIC, RecordShare, spread_record_checksum};
+pub use snapshot::{
+    SNAPSHOT_HEADER_BYTES, SNAPSHOT_MAGIC, SNAPSHOT_PAGES_MAX, SNAPSHOT_RUN_BYTES, SeriesId,
+    SnapshotBase, SnapshotHeader, SnapshotKind, SnapshotRun, encode_snapshot_table,
+};
 pub use spread::{
     ADDRESS_BYTES_MAX, MEMBERS_MAX, MEMBERSHIP_MAGIC, Member, Membership, SHARE_MAGIC,
     SHARE_TRAILER_BYTES, ShareTrailer, SpreadId,

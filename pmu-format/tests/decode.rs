@@ -14,13 +14,14 @@ use proptest::prelude::*;
 
 type Entry = (&'static str, fn(&[u8]));
 
-const ENTRIES: [Entry; 6] = [
+const ENTRIES: [Entry; 7] = [
     ("superblock", fuzz_entry::superblock),
     ("table", fuzz_entry::table),
     ("set_header", fuzz_entry::set_header),
     ("set_geometry", fuzz_entry::set_geometry),
     ("record", fuzz_entry::record),
     ("log_words", fuzz_entry::log_words),
+    ("snapshot", fuzz_entry::snapshot),
 ];
 
 /// What mutations begin with.
@@ -34,6 +35,7 @@ fn images() -> Vec<Vec<u8>> {
         table_image(),
         set,
         record,
+        snapshot_image(),
         vec![0; 72],
         [1_u64 << 22, 1 << 20, 2]
             .iter()

@@ -529,3 +529,166 @@ fn d01_only_shares_of_one_set_go_together() {
         assert!(!share.goes_with(&other), "{other:?}");
     }
 }
+
+#[test]
+fn s08_golden_snapshot_header_and_table() {
+    let (header, table) = snapshot();
+    let bytes = header.encode();
+    check_golden("snapshot-header.hex", &bytes);
+    check_golden("snapshot-table.hex", &table);
+    assert_eq!(header.pages_offset(), 4096);
+    let payload_bytes = 4096 + 4 * 4096;
+    assert_eq!(SnapshotHeader::decode(&bytes, payload_bytes), Ok(header));
+    assert_eq!(
+        header.decode_table(&table).as_deref(),
+        Ok(&snapshot_runs()[..])
+    );
+    for other in [0, 4096, payload_bytes - 1, payload_bytes + 1, u64::MAX] {
+        assert!(SnapshotHeader::decode(&bytes, other).is_err());
+    }
+}
+
+#[test]
+fn s08_each_damaged_bit_of_a_snapshots_header_or_table_is_found() {
+    let (header, table) = snapshot();
+    each_bit(&header.encode(), |bit, damaged| {
+        let decoded = SnapshotHeader::decode(damaged, header.payload_bytes());
+        assert!(decoded.is_err(), "bit {bit}");
+    });
+    each_bit(&table, |bit, damaged| {
+        assert!(header.decode_table(damaged).is_err(), "bit {bit}");
+    });
+    for length in 0..table.len() {
+        assert!(header.decode_table(&table[..length]).is_err());
+    }
+}
+
+#[test]
+fn s08_snapshots_that_make_no_sense_are_refused() {
+    let (header, _) = snapshot();
+    let on = |set, root| {
+        SnapshotKind::Incremental(SnapshotBase {
+            set: SetNumber(set),
+            root: SetNumber(root),
+        })
+    };
+    let odd = [
+        SnapshotHeader {
+            generation: 0,
+            ..header
+        },
+        SnapshotHeader {
+            base_generation: 9,
+            ..header
+        },
+        SnapshotHeader {
+            base_generation: 0,
+            ..header
+        },
+        SnapshotHeader {
+            kind: SnapshotKind::Full,
+            ..header
+        },
+        SnapshotHeader {
+            kind: on(38, 41),
+            ..header
+        },
+        SnapshotHeader {
+            kind: on(38, 0),
+            ..header
+        },
+        SnapshotHeader {
+            arena_bytes: (1 << 20) + 1,
+            ..header
+        },
+        SnapshotHeader {
+            arena_bytes: 0,
+            ..header
+        },
+        SnapshotHeader {
+            arena_bytes: 1 << 45,
+            ..header
+        },
+        SnapshotHeader {
+            arena_address: u64::MAX - 4095,
+            ..header
+        },
+        SnapshotHeader {
+            page_bytes: 2048,
+            ..header
+        },
+        SnapshotHeader {
+            page_bytes: 12288,
+            ..header
+        },
+        SnapshotHeader {
+            pages: 257,
+            ..header
+        },
+        SnapshotHeader { runs: 5, ..header },
+        SnapshotHeader { runs: 0, ..header },
+        SnapshotHeader {
+            runs: u64::MAX,
+            pages: u64::MAX,
+            ..header
+        },
+    ];
+    for odd in odd {
+        let decoded = SnapshotHeader::decode(&odd.encode(), odd.payload_bytes());
+        assert!(decoded.is_err(), "{odd:?}");
+    }
+    let run = |first_page, pages| SnapshotRun { first_page, pages };
+    for runs in [
+        [run(0, 2), run(1, 1), run(9, 1)],
+        [run(9, 2), run(1, 1), run(20, 1)],
+        [run(0, 4), run(9, 0), run(10, 0)],
+        [run(0, 2), run(9, 1), run(256, 1)],
+        [run(0, 2), run(9, 1), run(u32::MAX, u32::MAX)],
+        [run(0, 2), run(9, 1), run(20, 2)],
+    ] {
+        let mut table = Vec::new();
+        let table_checksum = encode_snapshot_table(runs, &mut table);
+        let header = SnapshotHeader {
+            table_checksum,
+            ..header
+        };
+        assert!(header.decode_table(&table).is_err(), "{runs:?}");
+    }
+}
+
+#[test]
+fn s08_only_snapshots_of_one_series_make_a_chain() {
+    let (header, _) = snapshot();
+    let base = SnapshotHeader {
+        generation: 7,
+        base_generation: 0,
+        kind: SnapshotKind::Full,
+        ..header
+    };
+    assert!(header.builds_on(&base, SetNumber(41)));
+    assert!(!header.builds_on(&base, SetNumber(40)));
+    for other in [
+        SnapshotHeader {
+            series: SeriesId([0; 16]),
+            ..base
+        },
+        SnapshotHeader {
+            generation: 8,
+            ..base
+        },
+        SnapshotHeader {
+            arena_address: 0,
+            ..base
+        },
+        SnapshotHeader {
+            arena_bytes: 1 << 21,
+            ..base
+        },
+        SnapshotHeader {
+            has_heap: false,
+            ..base
+        },
+    ] {
+        assert!(!header.builds_on(&other, SetNumber(41)));
+    }
+}

@@ -9,6 +9,7 @@ use clap_complete::Shell;
 use pmu_auth::{PrincipalName, UnitAddress};
 use pmu_format::{Label, LogPosition, RegionName, SetNumber};
 
+use crate::cli::snapshot::Snapshot;
 use crate::cli::values::{duration, size};
 use crate::options::{PersistenceChoice, ProviderChoice};
 
@@ -77,6 +78,9 @@ pub enum Command {
     Get(Get),
     /// List the sets that a region holds (overwrite mode).
     Sets(Region),
+    /// Snapshots of running programs (overwrite mode).
+    #[command(subcommand)]
+    Snapshot(Snapshot),
     /// Append records (append mode).
     Append(Append),
     /// Print the records that no backup has cleared (append mode).
@@ -320,7 +324,7 @@ pub struct Bench {
     pub yes: bool,
 }
 
-fn region_name(text: &str) -> Result<String, String> {
+pub(super) fn region_name(text: &str) -> Result<String, String> {
     text.parse::<RegionName>()
         .map(|_| text.to_owned())
         .map_err(|error| error.to_string())
@@ -377,6 +381,10 @@ mod tests {
             "pmu sets r --persistence hope",
             "pmu bench r --count 0",
             "pmu recover r --fence",
+            "pmu snapshot",
+            "pmu snapshot list",
+            "pmu snapshot export --region r",
+            "pmu snapshot export --region r --out f --set x",
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

@@ -8,6 +8,7 @@ mod log;
 mod logs;
 mod output;
 mod sets;
+mod snapshot;
 mod source;
 mod spread;
 mod target;
@@ -32,6 +33,7 @@ use values::{duration_text, plain};
 use crate::control::chain;
 use crate::error::ClientError;
 use crate::options::{ConnectOptions, OpenOptions, Timeouts};
+use crate::snapshot::SnapshotError;
 use crate::spread::Spread;
 use crate::unit::{Unit, identity_directory, load_identity};
 use pmu_auth::Identity;
@@ -68,6 +70,8 @@ pub mod exit {
 enum CliError {
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Snapshot(SnapshotError),
     #[error("the input: {0}")]
     Framing(#[from] FramingError),
     #[error("{0}")]
@@ -102,6 +106,7 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Client(error) => client_exit_code(error),
+            Self::Snapshot(error) => snapshot_exit_code(error),
             Self::Usage(_) => exit::USAGE,
             Self::Interrupted => exit::INTERRUPTED,
             // Nobody reads any more: that is no failure.
@@ -118,6 +123,23 @@ impl CliError {
             Self::AfterRecords { cause, .. } => cause.advice(),
             _ => None,
         }
+    }
+}
+
+impl From<SnapshotError> for CliError {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Client(error) => Self::Client(error),
+            error => Self::Snapshot(error),
+        }
+    }
+}
+
+fn snapshot_exit_code(error: &SnapshotError) -> u8 {
+    match error {
+        SnapshotError::NoSuchSnapshot { .. } => exit::NOT_FOUND,
+        SnapshotError::NotWhole { .. } => exit::DAMAGED,
+        _ => exit::FAILED,
     }
 }
 
@@ -217,6 +239,7 @@ fn run(arguments: &Arguments, output: Output) -> Result<u8, CliError> {
             Way::One(unit) => sets::list(&context, &unit, &region.region),
             Way::Spread(spread) => spread::list(&context, &spread),
         },
+        Command::Snapshot(command) => snapshot::run(&context, command),
         Command::Append(append) => log::append(&context, append),
         Command::Tail(tail) => log::tail(&context, tail),
         Command::Clear(clear) => log::clear(&context, clear),

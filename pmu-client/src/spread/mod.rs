@@ -387,6 +387,12 @@ impl Spread {
         self.mode
     }
 
+    /// Overwrite mode: how many committed sets are never overwritten. 0 in append mode.
+    #[must_use]
+    pub const fn sets_kept(&self) -> u32 {
+        self.sets_kept
+    }
+
     fn check_mode(&self, expected: Mode) -> Result<()> {
         if self.mode == expected {
             return Ok(());

@@ -35,6 +35,9 @@ pub struct SpreadSet {
     /// Its number.
     #[serde(serialize_with = "as_number")]
     pub number: SetNumber,
+    /// Bytes of the shares that are listed, redundancy included.
+    #[serde(skip)]
+    pub bytes: u64,
     /// When it was committed by its writer's clock, in nanoseconds since 1970.
     pub committed_ns: u64,
     /// What the program wanted to find again.
@@ -354,11 +357,13 @@ impl SpreadReader<'_> {
             for set in list.into_iter().flatten() {
                 let entry = sets.entry(set.number.get()).or_insert_with(|| SpreadSet {
                     number: set.number,
+                    bytes: 0,
                     committed_ns: set.committed_nanoseconds,
                     label: set.label.to_string(),
                     committed: newest.term_of(set.number.get()).is_some(),
                     units: Vec::new(),
                 });
+                entry.bytes += set.payload_bytes;
                 entry.units.push(member.unit.to_string());
             }
         }

@@ -6,9 +6,45 @@
 use pmu_format::{
     Epoch, Extent, Grant, Label, LogPosition, Medium, Mode, Need, PoolId, PoolOffset,
     PrincipalName, RecordHeader, RegionEntry, RegionId, RegionName, RegionState, RegionTable,
-    Rights, SetGeometry, SetHeader, SetNumber, Superblock, VirtualAddress, crc64_nvme,
+    Rights, SeriesId, SetGeometry, SetHeader, SetNumber, SnapshotBase, SnapshotHeader,
+    SnapshotKind, SnapshotRun, Superblock, VirtualAddress, crc64_nvme, encode_snapshot_table,
     put_chunk_checksum, record_payload_checksum,
 };
+
+pub(crate) fn snapshot_runs() -> [SnapshotRun; 3] {
+    [(0, 2), (5, 1), (255, 1)].map(|(first_page, pages)| SnapshotRun { first_page, pages })
+}
+
+/// A header, and the table behind it.
+pub(crate) fn snapshot() -> (SnapshotHeader, Vec<u8>) {
+    let mut table = Vec::new();
+    let table_checksum = encode_snapshot_table(snapshot_runs(), &mut table);
+    let header = SnapshotHeader {
+        series: SeriesId(*b"one instance of."),
+        generation: 9,
+        base_generation: 7,
+        kind: SnapshotKind::Incremental(SnapshotBase {
+            set: SetNumber(41),
+            root: SetNumber(38),
+        }),
+        arena_address: 0x7f12_3460_0000,
+        arena_bytes: 1 << 20,
+        page_bytes: 4096,
+        has_heap: true,
+        runs: 3,
+        pages: 4,
+        table_checksum,
+        frozen_ns: 1_763_691_236_000_000_001,
+    };
+    (header, table)
+}
+
+pub(crate) fn snapshot_image() -> Vec<u8> {
+    let (header, table) = snapshot();
+    let mut image = header.encode().to_vec();
+    image.extend_from_slice(&table);
+    image
+}
 
 pub(crate) const REGION: RegionId = pmu_format::fuzz_entry::REGION;
 
