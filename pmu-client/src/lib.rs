@@ -59,9 +59,13 @@ mod outbox;
 mod provider;
 mod receipt;
 mod region;
+#[cfg(feature = "segments")]
+pub mod segments;
 mod sets;
 mod spread;
 mod staging;
+#[cfg(feature = "segments")]
+pub mod store;
 mod unit;
 pub mod verify;
 
