@@ -61,10 +61,14 @@ mod outbox;
 mod provider;
 mod receipt;
 mod region;
+#[cfg(feature = "segments")]
+pub mod segments;
 mod sets;
 pub mod snapshot;
 mod spread;
 mod staging;
+#[cfg(feature = "segments")]
+pub mod store;
 mod unit;
 pub mod verify;
 

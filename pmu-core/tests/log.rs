@@ -554,6 +554,41 @@ fn b02_a_live_reader_never_looks_behind_the_tail() {
 }
 
 #[test]
+fn r02_a_reader_goes_to_a_record_whose_position_was_kept() {
+    let (mut memory, truth, _) = log_of(&[10, 2000, 700]);
+    let mut reader = live_reader(WINDOW_MIN_BYTES);
+    assert_eq!(read_all(&memory, &mut reader).unwrap().len(), 3);
+    for (index, record) in truth.log.iter().enumerate() {
+        reader.seek(record.position);
+        let got = read_all(&memory, &mut reader).unwrap();
+        let payloads: Vec<_> = got.iter().map(|(_, payload)| payload.clone()).collect();
+        let expected: Vec<_> = truth.log[index..]
+            .iter()
+            .map(|record| record.payload.clone())
+            .collect();
+        assert_eq!(payloads, expected);
+    }
+    // To the end: nothing. Where no record begins: damage, and never bytes that only look like one.
+    reader.seek(truth.acknowledged);
+    assert!(read_all(&memory, &mut reader).unwrap().is_empty());
+    reader.seek(LogPosition(truth.log[1].position.get() + 8));
+    assert!(matches!(
+        read_all(&memory, &mut reader),
+        Err(LogError::Damaged { .. })
+    ));
+    // What somebody else cleared meanwhile, once its room was used again.
+    reader.seek(truth.log[0].position);
+    let mut other = live_reader(WINDOW_MIN_BYTES);
+    let got = read_all(&memory, &mut other).unwrap();
+    clear(&mut memory, &other.clear(got[1].0.mark).unwrap()).unwrap();
+    let zeros = [0; 64];
+    let first = geometry().pieces(truth.log[0].position, 64).first;
+    memory.write(first.offset, &zeros).unwrap();
+    let lapped = read_all(&memory, &mut reader);
+    assert!(matches!(lapped, Err(LogError::Lapped { .. })), "{lapped:?}");
+}
+
+#[test]
 fn p13_only_records_that_were_read_and_published_are_cleared() {
     let (memory, _, _) = log_of(&[10, 10, 10]);
     let mut reader = live_reader(WINDOW_MIN_BYTES);

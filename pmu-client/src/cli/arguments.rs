@@ -11,12 +11,14 @@ use pmu_format::{Label, LogPosition, RegionName, SetNumber};
 
 use crate::cli::snapshot::Snapshot;
 use crate::cli::values::{duration, size};
+#[cfg(feature = "segments")]
+use crate::cli::{segments::SegmentsCommand, store::StoreCommand};
 use crate::options::{PersistenceChoice, ProviderChoice};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong arguments or not confirmed, 3 not authenticated or not authorised, 4 not found, \
 5 damage found, 6 the unit is locked or can't be reached, 7 outcome unknown (look whether it is there), 8 fenced: another \
-primary has taken over, 130 interrupted.
+primary has taken over, 9 a segment or file of this name is there with other contents, 130 interrupted.
 
 Address and identity come from PMU_UNIT and PMU_IDENTITY unless told otherwise. PMU_LOG sets what goes to the log, as in \
 pmu_client=debug.";
@@ -91,6 +93,14 @@ pub enum Command {
     Recover(Recover),
     /// Take the right to write from the primary: not one byte of it lands after this.
     Fence(Fence),
+    /// Replicate files that a program stores in a directory, and fetch them elsewhere.
+    #[cfg(feature = "segments")]
+    #[command(subcommand)]
+    Segments(SegmentsCommand),
+    /// Load segments and sets into a global storage: an S3-compatible store, or a directory.
+    #[cfg(feature = "segments")]
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Measure latency and bandwidth of this connection, by writing into the region.
     Bench(Bench),
     /// Print a completion script.
@@ -180,6 +190,10 @@ pub struct Get {
     /// Where to; - for standard output. A file appears when it is complete and verified.
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     pub output: PathBuf,
+    /// Where to look when no unit has the set: the configuration of pmu store.
+    #[cfg(feature = "segments")]
+    #[arg(long, value_name = "FILE")]
+    pub from_store: Option<PathBuf>,
 }
 
 /// How records are told apart in a stream of bytes.

@@ -7,10 +7,14 @@ mod framing;
 mod log;
 mod logs;
 mod output;
+#[cfg(feature = "segments")]
+mod segments;
 mod sets;
 mod snapshot;
 mod source;
 mod spread;
+#[cfg(feature = "segments")]
+mod store;
 mod target;
 mod values;
 
@@ -61,6 +65,8 @@ pub mod exit {
     pub const UNKNOWN: u8 = 7;
     /// Another primary has taken over.
     pub const FENCED: u8 = 8;
+    /// A segment or file of this name is there with other contents.
+    pub const TAKEN: u8 = 9;
     /// Ctrl-C.
     pub const INTERRUPTED: u8 = 130;
 }
@@ -72,6 +78,12 @@ enum CliError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Snapshot(SnapshotError),
+    #[cfg(feature = "segments")]
+    #[error(transparent)]
+    Segments(#[from] crate::segments::SegmentError),
+    #[cfg(feature = "segments")]
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
     #[error("the input: {0}")]
     Framing(#[from] FramingError),
     #[error("{0}")]
@@ -107,6 +119,10 @@ impl CliError {
         match self {
             Self::Client(error) => client_exit_code(error),
             Self::Snapshot(error) => snapshot_exit_code(error),
+            #[cfg(feature = "segments")]
+            Self::Segments(error) => segment_exit_code(error),
+            #[cfg(feature = "segments")]
+            Self::Store(error) => store_exit_code(error),
             Self::Usage(_) => exit::USAGE,
             Self::Interrupted => exit::INTERRUPTED,
             // Nobody reads any more: that is no failure.
@@ -120,6 +136,10 @@ impl CliError {
         match self {
             Self::Client(ClientError::Io { .. } | ClientError::Fabric(_)) => None,
             Self::Client(error) => Some(error.advice()),
+            #[cfg(feature = "segments")]
+            Self::Segments(error) => error.advice(),
+            #[cfg(feature = "segments")]
+            Self::Store(error) => error.advice(),
             Self::AfterRecords { cause, .. } => cause.advice(),
             _ => None,
         }
@@ -162,6 +182,36 @@ fn client_exit_code(error: &ClientError) -> u8 {
         ClientError::UnknownOutcome { .. } => exit::UNKNOWN,
         ClientError::Invalid(_) => exit::USAGE,
         _ => exit::FAILED,
+    }
+}
+
+#[cfg(feature = "segments")]
+fn segment_exit_code(error: &crate::segments::SegmentError) -> u8 {
+    use crate::segments::SegmentError;
+    match error {
+        SegmentError::Client(error) => client_exit_code(error),
+        SegmentError::Store(error) => store_exit_code(error),
+        SegmentError::Name(_) | SegmentError::Invalid(_) => exit::USAGE,
+        SegmentError::NameTaken { .. } | SegmentError::Exists { .. } => exit::TAKEN,
+        SegmentError::NoSuchSegment { .. } => exit::NOT_FOUND,
+        SegmentError::Damaged { .. } | SegmentError::Index { .. } => exit::DAMAGED,
+        SegmentError::NowhereHeld { .. } | SegmentError::TooFewReplicas { .. } => exit::UNAVAILABLE,
+        SegmentError::Interrupted => exit::INTERRUPTED,
+        SegmentError::NoRoom { .. } | SegmentError::File { .. } => exit::FAILED,
+    }
+}
+
+#[cfg(feature = "segments")]
+fn store_exit_code(error: &crate::store::StoreError) -> u8 {
+    use crate::store::StoreError;
+    match error {
+        StoreError::Config(_) => exit::USAGE,
+        StoreError::NotAuthenticated { .. } | StoreError::Refused { .. } => exit::NOT_AUTHORISED,
+        StoreError::NoBucket { .. } | StoreError::NotFound { .. } => exit::NOT_FOUND,
+        StoreError::Unavailable { .. } => exit::UNAVAILABLE,
+        StoreError::Damaged { .. } => exit::DAMAGED,
+        StoreError::Client(error) => client_exit_code(error),
+        StoreError::Interrupted => exit::INTERRUPTED,
     }
 }
 
@@ -231,10 +281,7 @@ fn run(arguments: &Arguments, output: Output) -> Result<u8, CliError> {
                 Way::Spread(spread) => spread::put(&context, *spread, put),
             },
         },
-        Command::Get(get) => match context.find(&get.region)? {
-            Way::One(unit) => sets::get(&context, &unit, get),
-            Way::Spread(spread) => spread::get(&context, &spread, get),
-        },
+        Command::Get(arguments) => get(&context, arguments),
         Command::Sets(region) => match context.find(&region.region)? {
             Way::One(unit) => sets::list(&context, &unit, &region.region),
             Way::Spread(spread) => spread::list(&context, &spread),
@@ -262,6 +309,10 @@ fn run(arguments: &Arguments, output: Output) -> Result<u8, CliError> {
             }
         }
         Command::Fence(arguments) => fence(&context, arguments),
+        #[cfg(feature = "segments")]
+        Command::Segments(command) => segments::run(&context, command),
+        #[cfg(feature = "segments")]
+        Command::Store(command) => store::run(&context, command),
         Command::Bench(arguments) => bench::run(&context, arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -278,6 +329,23 @@ fn run(arguments: &Arguments, output: Output) -> Result<u8, CliError> {
             Ok(exit::DONE)
         }
     }
+}
+
+fn get(context: &Context<'_>, arguments: &arguments::Get) -> Result<u8, CliError> {
+    let from_units = || match context.find(&arguments.region)? {
+        Way::One(unit) => sets::get(context, &unit, arguments),
+        Way::Spread(spread) => spread::get(context, &spread, arguments),
+    };
+    #[cfg(feature = "segments")]
+    if let Some(store) = segments::open_store(arguments.from_store.as_ref())? {
+        return match from_units() {
+            Err(said @ CliError::Client(_)) if store::may_have(&said) => {
+                store::get(context, &store, arguments, &said)
+            }
+            done => done,
+        };
+    }
+    from_units()
 }
 
 /// What every command works with.

@@ -253,6 +253,34 @@ impl LogBackup {
             })
     }
 
+    /// Where the log begins, as this handle found it first: the cursor.
+    ///
+    /// # Errors
+    /// As [`Self::read_unread`].
+    pub(crate) fn begin(&mut self) -> Result<LogPosition> {
+        if !self.reader.is_started() {
+            self.driver
+                .run(&mut self.region, &mut self.reader, |_| Ok(false))
+                .map_err(|stop| stopped(&self.region, stop))?;
+            let begin = self.reader.began_at();
+            self.reader.seek(begin);
+        }
+        Ok(self.reader.began_at())
+    }
+
+    /// Goes to a record whose position the caller has kept ([`crate::Ticket::position`]): it is handed out next, whether it was before or not.
+    ///
+    /// # Errors
+    /// [`ClientError::ConnectionLost`], [`ClientError::TimedOut`]. Where no record begins, or where it was cleared since, the next
+    /// [`Self::read_unread`] fails with [`ClientError::Damaged`].
+    pub fn seek(&mut self, position: LogPosition) -> Result<()> {
+        self.begin()?;
+        self.reader.seek(position);
+        self.handed_out = None;
+        self.caught_up = false;
+        Ok(())
+    }
+
     /// Clears everything up to and with a record that was handed out: the primary may use its room again. Durable when this returns.
     /// What is cleared already stays so.
     ///

@@ -232,6 +232,25 @@ impl Units {
         self.create(layout, units_min, 64 << 10, READ | APPEND | CLEAR, &request);
     }
 
+    /// A log on one unit alone.
+    pub fn log_on(&self, index: usize, region: &str, size_bytes: u64) {
+        let grant = |principal: &str| v1::Grant {
+            principal: principal.into(),
+            rights: READ | APPEND | CLEAR,
+        };
+        let request = v1::CreateRegionRequest {
+            name: region.into(),
+            mode: v1::Mode::Append.into(),
+            need: v1::Need::Durable.into(),
+            room: Some(Room::SizeBytes(size_bytes)),
+            grants: vec![grant("app"), grant("backup")],
+            ..Default::default()
+        };
+        self.admin(index, |mut admin| async move {
+            admin.create_region(request).await.unwrap();
+        });
+    }
+
     fn create(
         &self,
         layout: Layout,

@@ -217,6 +217,30 @@ impl LogReader {
         }
     }
 
+    /// Whether it has found out where the log begins and ends.
+    #[must_use]
+    pub const fn is_started(&self) -> bool {
+        self.started
+    }
+
+    /// Where it began: the cursor as it was found, or what was cleared with this reader since.
+    #[must_use]
+    pub const fn began_at(&self) -> LogPosition {
+        self.cursor
+    }
+
+    /// Goes on at a record whose position somebody has kept, in live mode and once it [has started](Self::is_started), else nothing happens.
+    /// What stands there is checked as always: where no record begins, the log counts as damaged there; where one was cleared, as lapped.
+    pub fn seek(&mut self, position: LogPosition) {
+        if !self.started || self.mode != LogMode::Live {
+            return;
+        }
+        self.position = position;
+        self.predecessor = None;
+        self.window.clear();
+        self.state = State::PublishWords;
+    }
+
     /// The plan that clears up to a record that was read, with it. `Clear` rights are needed to
     /// carry it out; when it has completed, the clear is durable.
     ///

@@ -301,6 +301,19 @@ impl SpreadLogBackup {
         }
     }
 
+    /// Goes to a record whose position the caller has kept ([`crate::Ticket::position`]): it is handed out next, whether it was before or not.
+    ///
+    /// # Errors
+    /// As [`Self::read_unread`]. Where no record begins, or where it was cleared since, that fails with [`ClientError::Damaged`].
+    pub fn seek(&mut self, position: LogPosition) -> Result<()> {
+        if position >= self.limit {
+            self.look_anew()?;
+        }
+        self.position = position;
+        self.handed_out = None;
+        Ok(())
+    }
+
     /// Clears everything up to and with a record that was handed out: the primary may use its room again. Durable when this returns, on at
     /// least as many units as a commit takes, so that no later reader misses it. What is cleared already stays so.
     ///
