@@ -16,6 +16,7 @@ mod error;
 mod files;
 mod identity;
 mod incoming;
+mod peer;
 mod principal;
 mod problem;
 mod tls;
@@ -27,6 +28,7 @@ pub use identity::{
     CA_FILE, CERTIFICATE_FILE, IDENTITY_VARIABLE, Identity, KEY_FILE, MANAGER_IDENTITY_VARIABLE,
     REVOKED_FILE,
 };
+pub use peer::{PeerTls, peer_tls};
 pub use incoming::{Incoming, incoming};
 pub use principal::{Principal, Role};
 pub use problem::CertificateProblem;
