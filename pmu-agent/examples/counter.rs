@@ -55,11 +55,15 @@ fn handed_over() -> Result<u64> {
     };
     let mut count = 0;
     if let Some(state) = handover.read_state()? {
-        count = state.first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
+        count = state
+            .first_chunk()
+            .map_or(0, |first| u64::from_le_bytes(*first));
     }
     let in_set = count;
     handover.visit_records(|_, record| {
-        let number = record.first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
+        let number = record
+            .first_chunk()
+            .map_or(0, |first| u64::from_le_bytes(*first));
         if number > count + 1 {
             let what = format!("record {number} comes behind {count}: some are missing");
             return Err(ClientError::Invalid(what));
@@ -67,7 +71,10 @@ fn handed_over() -> Result<u64> {
         count = count.max(number);
         Ok(())
     })?;
-    println!("counter: handed over: {in_set} in set {}, {count} with the records", handover.set);
+    println!(
+        "counter: handed over: {in_set} in set {}, {count} with the records",
+        handover.set
+    );
     Ok(count)
 }
 
@@ -114,7 +121,8 @@ fn run(unit: &str, identity: &Path, directory: &Path, ballast: usize) -> Result<
 impl Counter {
     fn note(&mut self, line: &str) -> Result<()> {
         // One call: a killed process leaves whole lines.
-        self.acknowledged.write_all(format!("{line}\n").as_bytes())?;
+        self.acknowledged
+            .write_all(format!("{line}\n").as_bytes())?;
         Ok(())
     }
 

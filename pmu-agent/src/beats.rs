@@ -30,7 +30,11 @@ pub fn run(
         return;
     };
     let every = Duration::from_millis((config.watch.interval_ms / 4).max(1));
-    let mode = if is_log { Mode::Append } else { Mode::Overwrite };
+    let mode = if is_log {
+        Mode::Append
+    } else {
+        Mode::Overwrite
+    };
     let send = |event| inputs.send(Input::Event(event)).is_ok();
     while !stop.load(Ordering::Acquire) {
         match open(place, region, mode) {

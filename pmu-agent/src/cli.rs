@@ -18,7 +18,11 @@ pub mod exit {
 
 /// Watches a program, and starts it elsewhere when it fails.
 #[derive(Debug, Parser)]
-#[command(name = "pmu-agent", version, after_help = "Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 (status) the agent does not lead.")]
+#[command(
+    name = "pmu-agent",
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 (status) the agent does not lead."
+)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]

@@ -268,7 +268,10 @@ impl Config {
         if self.units.is_empty() {
             return Err("units: name at least one".into());
         }
-        let _: ProviderChoice = self.transport.parse().map_err(|e| format!("transport: {e}"))?;
+        let _: ProviderChoice = self
+            .transport
+            .parse()
+            .map_err(|e| format!("transport: {e}"))?;
         self.check_regions()?;
         self.check_program()?;
         if let Some(peer) = &self.peer {
@@ -309,12 +312,17 @@ impl Config {
         if program.health.as_ref().is_some_and(Vec::is_empty) {
             return Err("program.health: name a command".into());
         }
-        if program.start_attempts == 0 || program.health_failures == 0 || program.health_every_ms == 0 {
+        if program.start_attempts == 0
+            || program.health_failures == 0
+            || program.health_every_ms == 0
+        {
             let names = "start_attempts, health_failures and health_every_ms";
             return Err(format!("program: {names} are at least 1"));
         }
         if !program.speaks && self.regions.beat != BeatIn::None {
-            return Err("regions.beat: a program that doesn't speak doesn't beat; say \"none\"".into());
+            return Err(
+                "regions.beat: a program that doesn't speak doesn't beat; say \"none\"".into(),
+            );
         }
         if let Some(snapshot) = &self.snapshot {
             if snapshot.every_ms == 0 {

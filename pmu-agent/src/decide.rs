@@ -399,10 +399,9 @@ impl Machine {
             Phase::Standby | Phase::Moving { .. } | Phase::Acquiring { .. } => {
                 self.left.unwrap_or(Standing::Standby)
             }
-            Phase::TakingOver
-            | Phase::Starting { .. }
-            | Phase::Asking
-            | Phase::Pausing { .. } => Standing::Starting,
+            Phase::TakingOver | Phase::Starting { .. } | Phase::Asking | Phase::Pausing { .. } => {
+                Standing::Starting
+            }
             Phase::Primary if self.hung => Standing::Dead,
             Phase::Primary | Phase::Yielding { .. } | Phase::Stopping { .. } => Standing::Primary,
             Phase::GivenUp => Standing::GivenUp,
@@ -476,7 +475,10 @@ impl Machine {
         if reachable != self.units_reachable {
             let (level, what) = match reachable {
                 true => (Level::Info, "the units answer"),
-                false => (Level::Warning, "the units don't answer: beats can't be seen"),
+                false => (
+                    Level::Warning,
+                    "the units don't answer: beats can't be seen",
+                ),
             };
             self.say(level, what);
         }

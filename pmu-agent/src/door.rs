@@ -44,11 +44,13 @@ impl Door {
     pub fn open(path: &Path, inputs: &Sender<Input>) -> Result<Self> {
         let shown = path.display();
         if UnixStream::connect(path).is_ok() {
-            return Err(AgentError::Refused(format!("another agent listens at {shown}")));
+            return Err(AgentError::Refused(format!(
+                "another agent listens at {shown}"
+            )));
         }
         let _ = std::fs::remove_file(path);
-        let listener = UnixListener::bind(path)
-            .map_err(AgentError::system(format!("listen at {shown}")))?;
+        let listener =
+            UnixListener::bind(path).map_err(AgentError::system(format!("listen at {shown}")))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
             .map_err(AgentError::system(format!("protect {shown}")))?;
         let door = Self::default();
@@ -171,5 +173,6 @@ pub fn ask(path: &Path, command: Command) -> Result<Reply> {
         .take(1 << 20)
         .read_line(&mut line)
         .map_err(AgentError::system(action()))?;
-    serde_json::from_str(&line).map_err(|error| AgentError::Refused(format!("{}: {error}", action())))
+    serde_json::from_str(&line)
+        .map_err(|error| AgentError::Refused(format!("{}: {error}", action())))
 }

@@ -88,7 +88,9 @@ impl Cluster {
         let ttl = self.election.ttl_s.to_string();
         let granted = self.post("/v3/lease/grant", &json!({ "TTL": ttl }))?;
         let Some(id) = granted["ID"].as_str() else {
-            return Err(AgentError::Refused(format!("etcd granted no lease: {granted}")));
+            return Err(AgentError::Refused(format!(
+                "etcd granted no lease: {granted}"
+            )));
         };
         let lease = Lease {
             id: id.to_owned(),

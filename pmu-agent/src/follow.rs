@@ -159,7 +159,9 @@ impl Worker {
     fn session(&mut self) -> Result<()> {
         let find = |name: &Option<String>| {
             let found = name.as_ref().map(|name| self.place.find(name));
-            found.transpose().map_err(AgentError::client("find the regions"))
+            found
+                .transpose()
+                .map_err(AgentError::client("find the regions"))
         };
         let ways = Ways {
             log: find(&self.config.regions.log)?,
@@ -353,7 +355,12 @@ impl Worker {
             let fenced = way.fence().map_err(AgentError::client("fence"))?;
             // The first one is the one whose beat counts, and whose epoch the program names.
             epoch = if epoch == 0 { fenced.epoch } else { epoch };
-            tracing::info!(epoch = fenced.epoch, unit_us = fenced.took.as_micros() as u64, round_trip_us = fenced.round_trip.as_micros() as u64, "fenced");
+            tracing::info!(
+                epoch = fenced.epoch,
+                unit_us = fenced.took.as_micros() as u64,
+                round_trip_us = fenced.round_trip.as_micros() as u64,
+                "fenced"
+            );
         }
         Ok(epoch)
     }
@@ -457,7 +464,10 @@ impl Open<'_> {
     }
 
     fn get_the_right_to_clear(&mut self, place: &Place) -> Result<bool> {
-        if self.clear_tried.is_some_and(|tried| tried.elapsed() < CLEAR_RETRY) {
+        if self
+            .clear_tried
+            .is_some_and(|tried| tried.elapsed() < CLEAR_RETRY)
+        {
             return Ok(false);
         }
         self.clear_tried = Some(Instant::now());
@@ -493,7 +503,9 @@ impl Open<'_> {
     }
 
     fn sets_are_due(&mut self, every: Duration) -> bool {
-        let due = self.sets_looked.is_none_or(|looked| looked.elapsed() >= every);
+        let due = self
+            .sets_looked
+            .is_none_or(|looked| looked.elapsed() >= every);
         if due {
             self.sets_looked = Some(Instant::now());
         }
@@ -504,7 +516,8 @@ impl Open<'_> {
     fn forget_and_clear(&mut self, position: pmu_client::LogPosition) -> Result<()> {
         let mark = self.journal.forget_before(position)?;
         if let (Some(mark), Some(log), true) = (mark, &mut self.log, self.may_clear) {
-            log.clear(mark).map_err(AgentError::client("clear the log"))?;
+            log.clear(mark)
+                .map_err(AgentError::client("clear the log"))?;
         }
         Ok(())
     }

@@ -116,8 +116,8 @@ impl Link {
             interval,
             silence: interval * config.watch.intervals,
         };
-        let listener = TcpListener::bind(listen)
-            .map_err(AgentError::system(format!("listen at {listen}")))?;
+        let listener =
+            TcpListener::bind(listen).map_err(AgentError::system(format!("listen at {listen}")))?;
         let (serving, told, sending) = (link.clone(), Arc::clone(board), inputs.clone());
         thread("link", move || serving.accept(&listener, &told, &sending))?;
         let (watching, inputs) = (link.clone(), inputs.clone());
@@ -191,18 +191,30 @@ impl Link {
         }
     }
 
-    fn listen(&self, inputs: &Sender<Input>, status: &Mutex<Shared>, stop: &AtomicBool) -> Result<()> {
+    fn listen(
+        &self,
+        inputs: &Sender<Input>,
+        status: &Mutex<Shared>,
+        stop: &AtomicBool,
+    ) -> Result<()> {
         let action = || AgentError::system(format!("listen to the peer at {}", self.peer));
         let mut lines = self.ask(Ask::Watch)?;
         let timeout = Some(self.silence);
-        lines.get_mut().sock.set_read_timeout(timeout).map_err(action())?;
+        lines
+            .get_mut()
+            .sock
+            .set_read_timeout(timeout)
+            .map_err(action())?;
         while !stop.load(Ordering::Acquire) {
             let line = read_line(&mut lines).map_err(action())?;
             let told: Told = serde_json::from_str(&line)
                 .map_err(|error| AgentError::Refused(error.to_string()))?;
             let Told { standing, epoch } = told;
             status.lock().peer = Some((Instant::now(), standing, epoch));
-            if inputs.send(Input::Event(Event::Peer { standing, epoch })).is_err() {
+            if inputs
+                .send(Input::Event(Event::Peer { standing, epoch }))
+                .is_err()
+            {
                 return Ok(());
             }
         }
@@ -233,7 +245,9 @@ impl Link {
     pub fn ask_to_yield(&self) -> Result<()> {
         let mut lines = self.ask(Ask::Yield)?;
         let answer = read_line(&mut lines);
-        answer.map(drop).map_err(AgentError::system("hear the peer's answer"))
+        answer
+            .map(drop)
+            .map_err(AgentError::system("hear the peer's answer"))
     }
 }
 

@@ -66,7 +66,9 @@ fn start(arguments: &RunArguments) -> Result<u8> {
     };
     log(&config.log)?;
     if let Some(address) = config.metrics {
-        let installed = PrometheusBuilder::new().with_http_listener(address).install();
+        let installed = PrometheusBuilder::new()
+            .with_http_listener(address)
+            .install();
         installed.map_err(|error| AgentError::Refused(format!("metrics at {address}: {error}")))?;
     }
     run(config, beginning)
@@ -92,7 +94,9 @@ fn ask_agent(agent: &AgentArguments, command: input::Command) -> Result<Reply> {
     match (&agent.socket, &agent.config) {
         (Some(socket), _) => ask(socket),
         (None, Some(config)) => ask(&Config::load(config)?.socket),
-        (None, None) => Err(AgentError::Refused("name a configuration or a socket".into())),
+        (None, None) => Err(AgentError::Refused(
+            "name a configuration or a socket".into(),
+        )),
     }
 }
 

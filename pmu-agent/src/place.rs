@@ -150,7 +150,12 @@ impl Way {
             }),
             Self::Spread(spread, _) => spread.fence().map(|fence| Fenced {
                 epoch: 0,
-                took: fence.fenced.iter().map(|(_, report)| report.took).max().unwrap_or_default(),
+                took: fence
+                    .fenced
+                    .iter()
+                    .map(|(_, report)| report.took)
+                    .max()
+                    .unwrap_or_default(),
                 round_trip: begun.elapsed(),
             }),
         }
@@ -200,12 +205,10 @@ impl Way {
     pub fn settle_log(&self, options: &OpenOptions) -> Client<()> {
         match self {
             Self::One(..) => Ok(()),
-            Self::Spread(spread, place) => place
-                .find(spread.name())
-                .and_then(|way| match way {
-                    Self::Spread(spread, _) => spread.open_log_primary(options).map(drop),
-                    Self::One(..) => Ok(()),
-                }),
+            Self::Spread(spread, place) => place.find(spread.name()).and_then(|way| match way {
+                Self::Spread(spread, _) => spread.open_log_primary(options).map(drop),
+                Self::One(..) => Ok(()),
+            }),
         }
     }
 }

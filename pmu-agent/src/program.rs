@@ -148,8 +148,12 @@ fn wait(descriptor: &OwnedFd) {
 /// # Errors
 /// The system has none.
 pub fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
-    let spawned = std::thread::Builder::new().name(format!("pmu-{name}")).spawn(work);
-    spawned.map(drop).map_err(AgentError::system("start a thread"))
+    let spawned = std::thread::Builder::new()
+        .name(format!("pmu-{name}"))
+        .spawn(work);
+    spawned
+        .map(drop)
+        .map_err(AgentError::system("start a thread"))
 }
 
 fn spawn(config: &Config, handed: &Handed, role: Role) -> Result<Child> {
@@ -157,7 +161,10 @@ fn spawn(config: &Config, handed: &Handed, role: Role) -> Result<Child> {
         return Err(AgentError::Refused("program.command is empty".into()));
     };
     let mut command = Command::new(name);
-    command.args(arguments).stdin(Stdio::null()).process_group(0);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .process_group(0);
     if let Some(directory) = &config.program.directory {
         command.current_dir(directory);
     }
@@ -170,7 +177,13 @@ fn spawn(config: &Config, handed: &Handed, role: Role) -> Result<Child> {
 }
 
 fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role: Role) {
-    for variable in [names::STATE, names::STATE_SET, names::STATE_LABEL, names::TAIL, names::SOCKET] {
+    for variable in [
+        names::STATE,
+        names::STATE_SET,
+        names::STATE_LABEL,
+        names::TAIL,
+        names::SOCKET,
+    ] {
         command.env_remove(variable);
     }
     match role {
@@ -179,7 +192,10 @@ fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role
             .env(names::SOCKET, &config.socket),
         Role::Rehearsal => command.env(names::ROLE, "rehearsal"),
     };
-    command.env(names::BEAT_MS, (config.watch.interval_ms / 2).max(1).to_string());
+    command.env(
+        names::BEAT_MS,
+        (config.watch.interval_ms / 2).max(1).to_string(),
+    );
     if handed.is_empty() {
         return;
     }
@@ -195,7 +211,11 @@ fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role
 }
 
 fn inheritable(handed: &Handed, is: bool) -> Result<()> {
-    let flags = if is { FdFlags::empty() } else { FdFlags::CLOEXEC };
+    let flags = if is {
+        FdFlags::empty()
+    } else {
+        FdFlags::CLOEXEC
+    };
     let state = handed.state.as_ref().map(|state| &state.file);
     let tail = handed.tail.as_ref().map(|(tail, _)| tail);
     for file in state.into_iter().chain(tail) {
@@ -218,8 +238,12 @@ pub fn rehearse(config: &Config, handed: &Handed, timeout: Duration) -> Result<S
     let what = format!("set {set} and {records} records");
     match status {
         Some(status) if status.success() => Ok(format!("the program ran from {what} in {took} ms")),
-        Some(status) => Err(AgentError::Refused(format!("the program failed on {what}: {status}"))),
-        None => Err(AgentError::Refused(format!("the program did not end on {what} in {took} ms"))),
+        Some(status) => Err(AgentError::Refused(format!(
+            "the program failed on {what}: {status}"
+        ))),
+        None => Err(AgentError::Refused(format!(
+            "the program did not end on {what} in {took} ms"
+        ))),
     }
 }
 
@@ -259,6 +283,8 @@ fn wait_within(child: &mut Child, timeout: Duration) -> Result<Option<std::proce
         let _ = child.wait();
         return Ok(None);
     }
-    let status = child.wait().map_err(AgentError::system("wait for a command"))?;
+    let status = child
+        .wait()
+        .map_err(AgentError::system("wait for a command"))?;
     Ok(Some(status))
 }

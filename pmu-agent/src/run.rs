@@ -119,7 +119,9 @@ pub fn run(config: Config, beginning: Beginning) -> Result<u8> {
         Arc::clone(&status),
         Arc::clone(&stop),
     );
-    thread("beats", move || beats::run(&place, &watched, &sent, &shared, &ended))?;
+    thread("beats", move || {
+        beats::run(&place, &watched, &sent, &shared, &ended)
+    })?;
     let ways = Ways {
         #[cfg(feature = "etcd")]
         lease: lease_thread(&config, &name, &inputs)?,
@@ -148,7 +150,10 @@ pub fn run(config: Config, beginning: Beginning) -> Result<u8> {
     agent.watch_health()?;
     let code = agent.work(&received);
     // The peer hears that all is done before we are silent.
-    agent.ways.board.tell(agent.machine.standing(), agent.machine.epoch());
+    agent
+        .ways
+        .board
+        .tell(agent.machine.standing(), agent.machine.epoch());
     std::thread::sleep(LINGER);
     stop.store(true, Ordering::Release);
     let _ = std::fs::remove_file(&agent.config.socket);
@@ -247,7 +252,11 @@ impl Agent {
     }
 
     fn program_said(&mut self, pid: u32, said: FromProgram) {
-        if !self.program.as_ref().is_some_and(|program| program.owns(pid)) {
+        if !self
+            .program
+            .as_ref()
+            .is_some_and(|program| program.owns(pid))
+        {
             tracing::warn!(pid, ?said, "said by a process that is not our program now");
             return;
         }
@@ -297,7 +306,8 @@ impl Agent {
     }
 
     fn phase_changed(&mut self, after: Phase) {
-        self.working.store(after == Phase::Primary, Ordering::Release);
+        self.working
+            .store(after == Phase::Primary, Ordering::Release);
         if after == Phase::Primary {
             self.handed = Handed::default();
             let _ = self.ways.regions.send(Order::Lead);
@@ -426,7 +436,11 @@ impl Agent {
     fn lease(&self, acquire: bool) {
         use crate::etcd::Order;
         if let Some(lease) = &self.ways.lease {
-            let order = if acquire { Order::Acquire } else { Order::Release };
+            let order = if acquire {
+                Order::Acquire
+            } else {
+                Order::Release
+            };
             let _ = lease.send(order);
         }
     }
@@ -478,7 +492,10 @@ impl Agent {
                 let _ = reply.send(answer);
             }
             Command::Stop => {
-                let _ = reply.send(Reply::new(true, "the program is told to end, and the agent ends with it"));
+                let _ = reply.send(Reply::new(
+                    true,
+                    "the program is told to end, and the agent ends with it",
+                ));
                 self.step(Event::Stop);
             }
             Command::Promote { force } => {
@@ -501,7 +518,9 @@ impl Agent {
         };
         self.last_said.clear();
         if let Some(before) = self.waiting.replace(waiting) {
-            let _ = before.reply.send(Reply::new(false, "asked again by somebody else"));
+            let _ = before
+                .reply
+                .send(Reply::new(false, "asked again by somebody else"));
         }
     }
 

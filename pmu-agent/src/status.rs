@@ -128,7 +128,9 @@ impl Status {
         let number = |value: Option<u64>, unit: &str| {
             value.map_or_else(|| "-".to_owned(), |value| format!("{value} {unit}"))
         };
-        let peer = self.peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
+        let peer = self
+            .peer
+            .map_or_else(|| "-".to_owned(), |peer| peer.to_string());
         let snapshot = self.snapshot.as_ref().map_or_else(
             || "-".to_owned(),
             |last| match &last.error {
@@ -145,7 +147,8 @@ impl Status {
             self.role,
             self.phase,
             self.epoch,
-            self.pid.map_or_else(|| "-".to_owned(), |pid| format!("process {pid}")),
+            self.pid
+                .map_or_else(|| "-".to_owned(), |pid| format!("process {pid}")),
             self.lag_sets,
             self.lag_bytes,
             if self.caught_up { ", caught up" } else { "" },

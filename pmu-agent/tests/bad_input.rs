@@ -44,7 +44,11 @@ fn s05_configurations_that_cannot_work_are_refused_by_name() {
         ("[\"/p\"]", "[\"/p\"]\nstart_attempts = 0", "start_attempts"),
         ("[\"/p\"]", "[\"/p\"]\nspeaks = false", "regions.beat"),
         ("[\"/p\"]", "[\"/p\"]\n[watch]\nintervals = 1", "intervals"),
-        ("[\"/p\"]", "[\"/p\"]\n[snapshot]\nevery_ms = 0", "snapshot.every_ms"),
+        (
+            "[\"/p\"]",
+            "[\"/p\"]\n[snapshot]\nevery_ms = 0",
+            "snapshot.every_ms",
+        ),
         ("[\"/p\"]", "[\"/p\"]\n[follow]\nevery_ms = 0", "follow"),
         ("listen = \"127.0.0.1:1\"\n", "", "listen"),
         ("name = \"b\"", "name = \"-\"", "peer.name"),
@@ -64,12 +68,27 @@ fn s05_arguments_that_cannot_work_are_refused() {
     let path = directory.path().join("agent.toml");
     std::fs::write(&path, GOOD).unwrap();
     let config = path.to_str().unwrap();
-    let output = agent(&["run", "--role", "standby", "--adopt", "77", "--config", config]);
+    let output = agent(&[
+        "run", "--role", "standby", "--adopt", "77", "--config", config,
+    ]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("--role primary"));
-    assert_eq!(agent(&["run", "--role", "king", "--config", config]).status.code(), Some(2));
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("--role primary")
+    );
+    assert_eq!(
+        agent(&["run", "--role", "king", "--config", config])
+            .status
+            .code(),
+        Some(2)
+    );
     assert_eq!(agent(&["status"]).status.code(), Some(2));
     let nobody = agent(&["status", "--socket", "/nowhere"]);
     assert_eq!(nobody.status.code(), Some(1));
-    assert!(String::from_utf8(nobody.stderr).unwrap().contains("/nowhere"));
+    assert!(
+        String::from_utf8(nobody.stderr)
+            .unwrap()
+            .contains("/nowhere")
+    );
 }

@@ -149,8 +149,13 @@ impl World {
             Action::Start => {
                 // Nothing is ever started but behind a fence of our own.
                 assert!(self.agents[which].fenced, "seed {}", self.seed);
-                assert!(self.agents[which].program.is_none(), "seed {}: two programs", self.seed);
-                let ready_at = self.now + 20 + self.random.below(80);
+                assert!(
+                    self.agents[which].program.is_none(),
+                    "seed {}: two programs",
+                    self.seed
+                );
+                // Often longer than the others would be silent.
+                let ready_at = self.now + 20 + self.random.below(5 * SILENCE_MS);
                 self.agents[which].program = Some(Program {
                     work: Work::Starting { ready_at },
                     hangs: false,
@@ -236,8 +241,16 @@ impl World {
             Work::Open { epoch } if epoch == self.epoch => {
                 self.beats += 1;
                 if let Some((other, before, _)) = self.committed {
-                    assert!(before < epoch || other == which, "seed {}: two leaders", self.seed);
-                    assert!(before <= epoch, "seed {}: an older epoch commits", self.seed);
+                    assert!(
+                        before < epoch || other == which,
+                        "seed {}: two leaders",
+                        self.seed
+                    );
+                    assert!(
+                        before <= epoch,
+                        "seed {}: an older epoch commits",
+                        self.seed
+                    );
                 }
                 self.committed = Some((which, epoch, self.now));
             }
@@ -347,12 +360,22 @@ fn s05_somebody_leads_again_after_whatever_failed_and_never_two() {
         }
         let working = world.committed.is_some_and(|(.., at)| at + 100 > END_MS);
         assert!(working, "nobody works: {}", world.describe());
-        let leaders = world.agents.iter().filter(|agent| agent.machine.phase() == Phase::Primary);
+        let leaders = world
+            .agents
+            .iter()
+            .filter(|agent| agent.machine.phase() == Phase::Primary);
         assert_eq!(leaders.count(), 1, "{}", world.describe());
-        takeovers += world.agents.iter().map(|agent| agent.takeovers).sum::<u32>();
+        takeovers += world
+            .agents
+            .iter()
+            .map(|agent| agent.takeovers)
+            .sum::<u32>();
     }
     // The world is not so kind that nothing ever happened.
-    assert!(takeovers > 1000 || std::env::var("PMU_SEED").is_ok(), "{takeovers} takeovers");
+    assert!(
+        takeovers > 1000 || std::env::var("PMU_SEED").is_ok(),
+        "{takeovers} takeovers"
+    );
 }
 
 #[test]
@@ -395,7 +418,9 @@ fn say(machine: &mut Machine, now: u64, standing: Standing) -> Vec<Action> {
 }
 
 fn takes_over(actions: &[Action]) -> bool {
-    actions.iter().any(|action| matches!(action, Action::TakeOver { .. }))
+    actions
+        .iter()
+        .any(|action| matches!(action, Action::TakeOver { .. }))
 }
 
 fn standby() -> Machine {
@@ -425,7 +450,10 @@ fn s05_a_silent_agent_is_no_failure_while_the_beat_goes_on() {
             break;
         }
     }
-    assert!(at.is_some_and(|at| (5000 + SILENCE_MS - 40..5000 + SILENCE_MS + 40).contains(&at)), "{at:?}");
+    assert!(
+        at.is_some_and(|at| (5000 + SILENCE_MS - 40..5000 + SILENCE_MS + 40).contains(&at)),
+        "{at:?}"
+    );
 }
 
 #[test]
@@ -438,7 +466,10 @@ fn s05_a_stopped_beat_counts_after_twice_the_time_whatever_the_agent_says() {
             break;
         }
     }
-    assert!(at.is_some_and(|at| at >= 2 * SILENCE_MS && at < 2 * SILENCE_MS + 60), "{at:?}");
+    assert!(
+        at.is_some_and(|at| at >= 2 * SILENCE_MS && at < 2 * SILENCE_MS + 60),
+        "{at:?}"
+    );
 }
 
 #[test]
@@ -452,6 +483,49 @@ fn s05_nothing_is_known_while_the_units_are_out_of_sight() {
     assert!(!takes_over(&machine.tick(20_020)));
     let mut later = (20_040..20_400).step_by(20);
     assert!(later.any(|now| takes_over(&machine.tick(now))));
+}
+
+#[test]
+fn s05_a_second_instance_that_starts_slowly_is_left_alone() {
+    let mut machine = Machine::adopting(settings(), 3, 0);
+    machine.step(10, Event::Units { reachable: true });
+    for now in (20..1000).step_by(20) {
+        machine.step(now, Event::Beat);
+    }
+    machine.step(1000, Event::Exited { clean: false });
+    let starting = |epoch| Event::Peer {
+        standing: Standing::Starting,
+        epoch,
+    };
+    for now in (1020..2900).step_by(20) {
+        assert!(!takes_over(&machine.step(now, starting(5))), "{now}");
+    }
+    // It works, and has not beaten yet.
+    let works = Event::Peer {
+        standing: Standing::Primary,
+        epoch: 6,
+    };
+    assert!(!takes_over(&machine.step(2900, works)));
+    assert_eq!(machine.epoch(), 6);
+    assert_eq!(machine.standing(), Standing::Standby);
+}
+
+#[test]
+fn s05_where_one_has_given_up_the_other_tries() {
+    let mut machine = Machine::adopting(settings(), 3, 0);
+    machine.step(10, Event::Exited { clean: false });
+    machine.step(
+        20,
+        Event::Peer {
+            standing: Standing::Starting,
+            epoch: 5,
+        },
+    );
+    let gave_up = Event::Peer {
+        standing: Standing::GivenUp,
+        epoch: 5,
+    };
+    assert!(takes_over(&machine.step(100, gave_up)));
 }
 
 #[test]
@@ -493,10 +567,13 @@ fn s05_a_program_that_does_not_start_is_tried_again_and_then_given_up_loudly() {
             starts += 1;
             actions = machine.step(now, Event::Exited { clean: false });
         } else if actions.contains(&Action::LookForLeader) {
-            actions = machine.step(now, Event::Leader {
-                other: false,
-                epoch: 0,
-            });
+            actions = machine.step(
+                now,
+                Event::Leader {
+                    other: false,
+                    epoch: 0,
+                },
+            );
         } else {
             actions = machine.tick(now);
         }
@@ -505,7 +582,9 @@ fn s05_a_program_that_does_not_start_is_tried_again_and_then_given_up_loudly() {
     assert!(format!("{actions:?}").contains("GIVEN UP"), "{actions:?}");
     assert_eq!(machine.standing(), Standing::GivenUp);
     // Somebody has mended it.
-    assert!(takes_over(&machine.step(now + 20, Event::Promote { force: false })));
+    assert!(takes_over(
+        &machine.step(now + 20, Event::Promote { force: false })
+    ));
 }
 
 #[test]

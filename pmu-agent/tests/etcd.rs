@@ -45,8 +45,18 @@ impl Etcd {
         let process = Command::new("etcd")
             .arg("--data-dir")
             .arg(self.directory.path().join("data"))
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args([
+                "--listen-client-urls",
+                &client,
+                "--advertise-client-urls",
+                &client,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
             .args(["--initial-cluster", &format!("default={peer}")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -109,11 +119,17 @@ fn s05_without_etcd_nothing_is_taken_over_and_it_is_said() {
     let before = agents.wait_for(A, "primary");
     etcd.down();
     // The primary goes on without its lease.
-    wait_until("the lost lease is said", || agents.log(A).contains("the lease is lost"));
+    wait_until("the lost lease is said", || {
+        agents.log(A).contains("the lease is lost")
+    });
     let acknowledged = agents.acknowledged();
-    wait_until("the program goes on", || agents.acknowledged() > acknowledged + 100);
+    wait_until("the program goes on", || {
+        agents.acknowledged() > acknowledged + 100
+    });
     agents.signal(before.pid.unwrap(), Signal::KILL);
-    wait_until("it is said", || agents.log(B).contains("etcd doesn't answer"));
+    wait_until("it is said", || {
+        agents.log(B).contains("etcd doesn't answer")
+    });
     assert_eq!(agents.status(B).unwrap().takeovers, 0);
     etcd.up();
     agents.wait_for_leader_after(before.epoch);

@@ -30,7 +30,8 @@ fn s05_the_resource_agent_passes_ocf_tester() {
         .env("OCF_ROOT", "/usr/lib/ocf")
         .output()
         .expect("ocf-tester is not installed: apt-get install resource-agents");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
     let log = std::fs::read_to_string(agents.path("ocf.log")).unwrap_or_default();
     assert!(output.status.success(), "{said}\n{log}");
     assert!(said.contains("passed all tests"), "{said}\n{log}");

@@ -28,8 +28,8 @@ pub use identity::{
     CA_FILE, CERTIFICATE_FILE, IDENTITY_VARIABLE, Identity, KEY_FILE, MANAGER_IDENTITY_VARIABLE,
     REVOKED_FILE,
 };
-pub use peer::{PeerTls, peer_tls};
 pub use incoming::{Incoming, incoming};
+pub use peer::{PeerTls, peer_tls};
 pub use principal::{Principal, Role};
 pub use problem::CertificateProblem;
 pub use tls::{client_tls, server_tls};

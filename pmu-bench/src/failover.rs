@@ -73,7 +73,10 @@ pub(crate) fn counter(arguments: &Counter) -> Result<(), Failure> {
     let committed = now_ns()?;
     let pid = std::process::id();
     let line = format!("{pid} {begun} {restored} {opened} {committed}\n");
-    let mut times = fs::OpenOptions::new().create(true).append(true).open(&arguments.times)?;
+    let mut times = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&arguments.times)?;
     times.write_all(line.as_bytes())?;
     agent.ready(log.epoch());
     loop {
@@ -208,17 +211,25 @@ impl Pair {
         let other = 1 - leader;
         let status = self.wait(leader, |status| status["role"] == "primary")?;
         self.wait(other, |status| {
-            status["lag_sets"] == 0 && status["caught_up"] == true && status["peer"] == "primary" && status["role"] == "standby"
+            status["lag_sets"] == 0
+                && status["caught_up"] == true
+                && status["peer"] == "primary"
+                && status["role"] == "standby"
         })?;
         let pid = status["pid"].as_i64().ok_or("the leader has no program")?;
         let pid = i32::try_from(pid)?;
-        let lines = fs::read_to_string(self.folder.join("times"))?.lines().count();
+        let lines = fs::read_to_string(self.folder.join("times"))?
+            .lines()
+            .count();
         let killed = now_ns()?;
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
         let status = self.wait(other, |status| status["role"] == "primary")?;
         self.pids = vec![i32::try_from(status["pid"].as_i64().unwrap_or(0))?];
         let text = fs::read_to_string(self.folder.join("times"))?;
-        let line = text.lines().nth(lines).ok_or("the second instance said nothing")?;
+        let line = text
+            .lines()
+            .nth(lines)
+            .ok_or("the second instance said nothing")?;
         let words: Vec<u64> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
         let [_, begun, restored, _, committed] = words[..] else {
             return Err(format!("not understood: {line}").into());
@@ -241,9 +252,18 @@ pub(crate) fn warm(dir: &Path, runs: usize) -> Result<Vec<Row>, Failure> {
     let site = Site::start(&folder, 4 * STATE_BYTES + (64 << 20))?;
     for name in NAMES {
         let out = folder.join(name).to_string_lossy().into_owned();
-        run("pmm", &folder, &["ca", "issue", name, "--role", "client", "--out", &out])?;
+        run(
+            "pmm",
+            &folder,
+            &["ca", "issue", name, "--role", "client", "--out", &out],
+        )?;
     }
-    site.create_for(&NAMES, "log", &["append", "--size", &LOG_BYTES.to_string()], "read,append,clear")?;
+    site.create_for(
+        &NAMES,
+        "log",
+        &["append", "--size", &LOG_BYTES.to_string()],
+        "read,append,clear",
+    )?;
     let capacity = STATE_BYTES.to_string();
     let sets = ["overwrite", "--sets", "1", "--capacity", &capacity];
     site.create_for(&NAMES, "state", &sets, "read,write")?;
@@ -275,7 +295,17 @@ pub(crate) fn warm(dir: &Path, runs: usize) -> Result<Vec<Row>, Failure> {
     );
     let fence = of(|times| times.fence);
     Ok(vec![
-        row("failover.warm", of(|times| times.takeover), TAKEOVER_GOAL_MS, note),
-        row("failover.fence", fence, FENCE_GOAL_MS, "one region, there and back".into()),
+        row(
+            "failover.warm",
+            of(|times| times.takeover),
+            TAKEOVER_GOAL_MS,
+            note,
+        ),
+        row(
+            "failover.fence",
+            fence,
+            FENCE_GOAL_MS,
+            "one region, there and back".into(),
+        ),
     ])
 }

@@ -31,7 +31,12 @@ impl Heart {
     }
 
     /// Posts a beat to `remote`, unless the one before is still on its way. Doesn't wait.
-    pub(crate) fn beat(&mut self, link: &mut Link, remote: u64, epoch: Epoch) -> Result<(), LinkError> {
+    pub(crate) fn beat(
+        &mut self,
+        link: &mut Link,
+        remote: u64,
+        epoch: Epoch,
+    ) -> Result<(), LinkError> {
         link.poll()?;
         link.check_idle()?;
         if link.succeeded() < self.posted {
@@ -126,7 +131,12 @@ impl Unit {
     ///
     /// # Errors
     /// As [`Unit::open_sets_reader`].
-    pub fn watch_beats(&self, region: &str, mode: Mode, options: &OpenOptions) -> Result<BeatWatch> {
+    pub fn watch_beats(
+        &self,
+        region: &str,
+        mode: Mode,
+        options: &OpenOptions,
+    ) -> Result<BeatWatch> {
         let purpose = Purpose {
             role: SessionRole::Reader,
             clear: false,
@@ -179,7 +189,9 @@ impl BeatWatch {
             }
         }
         if units == 0 {
-            return Err(failed.unwrap_or_else(|| ClientError::Invalid("no unit answers any more".into())));
+            return Err(
+                failed.unwrap_or_else(|| ClientError::Invalid("no unit answers any more".into()))
+            );
         }
         Ok(BeatSeen {
             beat,

@@ -40,7 +40,11 @@ pub fn run(arguments: &WorkArguments) -> Result<()> {
         None => Handed::default(),
     };
     if handover.is_some_and(|handover| handover.is_rehearsal) {
-        eprintln!("rehearsal: {} documents, {} words", index.documents(), index.words());
+        eprintln!(
+            "rehearsal: {} documents, {} words",
+            index.documents(),
+            index.words()
+        );
         return Ok(());
     }
     let mut agent = Program::from_environment();

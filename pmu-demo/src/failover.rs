@@ -103,7 +103,8 @@ impl Failover<'_> {
         if identical {
             fs::remove_file(result).map_err(DemoError::file("remove", result))?;
         }
-        self.report((begun_ns, failed_ns), identical, &status).map(Some)
+        self.report((begun_ns, failed_ns), identical, &status)
+            .map(Some)
     }
 
     fn start_agents(&mut self, result: &Path) -> Result<()> {
@@ -114,7 +115,10 @@ impl Failover<'_> {
             let text = self.config(which, ports, result)?;
             fs::write(&config, text).map_err(DemoError::file("write", &config))?;
             let command = arguments!["run", "--role", role, "--config", &config];
-            let started = self.plan.tools.start("pmu-agent", &command, &name, Output::Piped, &[]);
+            let started = self
+                .plan
+                .tools
+                .start("pmu-agent", &command, &name, Output::Piped, &[]);
             let mut agent = started?;
             self.listen(which, &mut agent);
             self.agents[which] = Some(agent);
@@ -183,10 +187,15 @@ impl Failover<'_> {
         let action = "ask an agent how it is";
         let failed = || DemoError::system::<std::io::Error>(action);
         let mut stream = UnixStream::connect(&self.sockets[which]).map_err(failed())?;
-        stream.write_all(b"{\"command\":\"status\"}\n").map_err(failed())?;
+        stream
+            .write_all(b"{\"command\":\"status\"}\n")
+            .map_err(failed())?;
         let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).map_err(failed())?;
-        let mut answer: Value = serde_json::from_str(&line).map_err(|error| failed()(error.into()))?;
+        BufReader::new(stream)
+            .read_line(&mut line)
+            .map_err(failed())?;
+        let mut answer: Value =
+            serde_json::from_str(&line).map_err(|error| failed()(error.into()))?;
         Ok(answer["status"].take())
     }
 
@@ -194,7 +203,9 @@ impl Failover<'_> {
         loop {
             self.hear(Some(LOOK_AGAIN))?;
             let follows = self.ask_status(1).is_ok_and(|status| {
-                status["peer"] == "primary" && status["caught_up"] == true && !status["since_beat_ms"].is_null()
+                status["peer"] == "primary"
+                    && status["caught_up"] == true
+                    && !status["since_beat_ms"].is_null()
             });
             if follows || self.seen[0].finished {
                 return Ok(());
@@ -218,7 +229,14 @@ impl Failover<'_> {
             }
         }
         let failed_ns = now_ns();
-        self.signal(0, if self.plan.zombie { Signal::STOP } else { Signal::KILL })?;
+        self.signal(
+            0,
+            if self.plan.zombie {
+                Signal::STOP
+            } else {
+                Signal::KILL
+            },
+        )?;
         Ok(Some(failed_ns))
     }
 
@@ -300,10 +318,16 @@ impl Failover<'_> {
         Ok(())
     }
 
-    fn report(&self, (begun_ns, failed_ns): (u64, u64), identical: bool, status: &Value) -> Result<RunReport> {
+    fn report(
+        &self,
+        (begun_ns, failed_ns): (u64, u64),
+        identical: bool,
+        status: &Value,
+    ) -> Result<RunReport> {
         let [primary, backup] = &self.seen;
         let proof = primary.proof.clone();
-        let proof = proof.ok_or_else(|| DemoError::Unusable("killed before its first receipt".into()))?;
+        let proof =
+            proof.ok_or_else(|| DemoError::Unusable("killed before its first receipt".into()))?;
         let (before, after) = (primary.totals, backup.totals);
         let acknowledged = u64::from(primary.acknowledged);
         let recovered = u64::from(backup.recovered);
@@ -324,7 +348,8 @@ impl Failover<'_> {
             takeover: TakeoverParts {
                 detected_ms: (ms_between(failed_ns, backup.begun_ns) - taken_ms).max(0.0),
                 fenced_ms: fence_us as f64 / 1e3,
-                recovered_ms: recovery_us as f64 / 1e3 + ms_between(backup.begun_ns, backup.recovered_ns),
+                recovered_ms: recovery_us as f64 / 1e3
+                    + ms_between(backup.begun_ns, backup.recovered_ns),
                 resumed_ms: ms_between(backup.recovered_ns, backup.resumed_ns),
             },
             fence_us,

@@ -188,7 +188,11 @@ fn all_runs(arguments: &RunArguments, plan: &Plan, site: &mut Site) -> Result<Ve
             BackupMode::Alternate => Backup::Cold,
         };
         let kill = arguments.units_to_kill().map_err(DemoError::Unusable)?;
-        let backup = if arguments.failover { Backup::Warm } else { backup };
+        let backup = if arguments.failover {
+            Backup::Warm
+        } else {
+            backup
+        };
         let report = one_run(plan, site, (run, backup, kill), &mut random)?;
         eprintln!("{}", report.line());
         if let (Some(file), Some(path)) = (&mut json, &arguments.json) {

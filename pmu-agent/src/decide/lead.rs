@@ -77,7 +77,10 @@ impl Machine {
         if self.phase != Phase::Primary {
             return;
         }
-        self.say(Level::Warning, "our program was fenced: somebody else leads");
+        self.say(
+            Level::Warning,
+            "our program was fenced: somebody else leads",
+        );
         self.has_program = false;
         self.stand_by();
         self.primary_seen = true;
@@ -115,7 +118,10 @@ impl Machine {
     pub(super) fn judge_the_start(&mut self, since: Millis) {
         if self.now - since >= self.settings.start_timeout_ms && self.has_program {
             let after = self.settings.start_timeout_ms;
-            self.say(Level::Error, format!("the program is not ready after {after} ms"));
+            self.say(
+                Level::Error,
+                format!("the program is not ready after {after} ms"),
+            );
             // Its end is an event, and goes on from there.
             self.has_program = false;
             self.act(Action::Kill);
@@ -198,7 +204,10 @@ impl Machine {
             }
             Phase::GivenUp => self.stand_by(),
             Phase::Standby => {}
-            _ => self.say(Level::Warning, "not demoted: it is neither primary nor standby now"),
+            _ => self.say(
+                Level::Warning,
+                "not demoted: it is neither primary nor standby now",
+            ),
         }
     }
 

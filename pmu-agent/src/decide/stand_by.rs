@@ -1,6 +1,6 @@
 //! Standing by: when is the other one dead?
 
-use super::{Action, Event, Level, Machine, Phase, Refusal, Standing};
+use super::{Action, Event, Level, Machine, Millis, Phase, Refusal, Standing};
 
 impl Machine {
     /// Follows whoever leads.
@@ -21,11 +21,20 @@ impl Machine {
         let before = self.peer.replace((standing, epoch));
         self.peer_at = self.now;
         if before.map(|(before, _)| before) != Some(standing) {
-            self.say(Level::Info, format!("the peer is {standing} (epoch {epoch})"));
+            // Beats of an earlier instance say nothing of this one.
+            self.beat_at = self.now;
+            self.beat_seen = false;
+            self.say(
+                Level::Info,
+                format!("the peer is {standing} (epoch {epoch})"),
+            );
         }
         match standing {
             Standing::Primary => self.peer_leads(epoch),
-            Standing::Starting if self.left.is_some() && epoch > self.epoch => self.left = None,
+            Standing::Starting if self.left.is_some() && epoch > self.epoch => {
+                self.left = None;
+                self.primary_seen = true;
+            }
             Standing::Yielded if matches!(self.phase, Phase::Moving { .. }) => {
                 self.say(Level::Info, "the peer has stopped its program: taking over");
                 self.begin_take_over(false);
@@ -41,6 +50,7 @@ impl Machine {
                 if epoch > self.epoch {
                     self.epoch = epoch;
                     self.left = None;
+                    (self.beat_at, self.beat_seen) = (self.now, false);
                 }
             }
             Phase::Primary if epoch > self.epoch => {
@@ -75,7 +85,8 @@ impl Machine {
         let unseen = !self.primary_seen && self.left.is_none();
         if unseen && self.peer_is_silent() && !self.said_unseen {
             self.said_unseen = true;
-            let what = "no primary was seen since the start, so none has failed; promote starts one";
+            let what =
+                "no primary was seen since the start, so none has failed; promote starts one";
             self.say(Level::Warning, what);
         }
     }
@@ -101,8 +112,14 @@ impl Machine {
             return Some("its agent says so");
         }
         let stopped = !self.settings.beats || self.beat_is_silent_for(silence);
-        let finished = matches!(self.peer, Some((Standing::Finished, _)));
-        if said.is_none() && !finished && stopped && self.units_reachable {
+        // One that was starting may still be at it; one whose work was done is no failure.
+        let patience = match self.peer {
+            Some((Standing::Finished, _)) => Millis::MAX,
+            Some((Standing::Starting, _)) => self.settings.start_timeout_ms,
+            _ => silence,
+        };
+        let silent = self.now - self.peer_at >= patience;
+        if said.is_none() && silent && stopped && self.units_reachable {
             return Some("its agent is silent, and its beat has stopped");
         }
         let hangs = self.settings.beats && self.beat_seen && self.beat_is_silent_for(2 * silence);
@@ -128,7 +145,10 @@ impl Machine {
                 self.act(Action::TakeOver { unless_held });
             }
             (Phase::Acquiring { .. }, false) => {
-                self.say(Level::Warning, "the lease is not to be had now: standing by");
+                self.say(
+                    Level::Warning,
+                    "the lease is not to be had now: standing by",
+                );
                 let seen = self.primary_seen;
                 self.stand_by();
                 // Whoever holds it must show that it lives.
@@ -196,7 +216,10 @@ impl Machine {
     pub(super) fn judge_the_move(&mut self, since: u64) {
         // The other agent kills a program that doesn't end, and that takes it as long.
         if self.now - since >= 2 * self.settings.stop_timeout_ms {
-            self.say(Level::Error, "the move has failed: the peer didn't stop its program");
+            self.say(
+                Level::Error,
+                "the move has failed: the peer didn't stop its program",
+            );
             self.stand_by();
         } else if self.peer_is_silent() {
             self.say(Level::Error, "the move has failed: the peer is silent");
@@ -206,7 +229,7 @@ impl Machine {
     }
 
     /// Asks the machine as if time alone had passed.
-    pub fn tick(&mut self, now: super::Millis) -> Vec<Action> {
+    pub fn tick(&mut self, now: Millis) -> Vec<Action> {
         self.step(now, Event::Tick)
     }
 }

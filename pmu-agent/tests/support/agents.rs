@@ -209,7 +209,9 @@ impl Agents {
         let mut found = None;
         wait_until(&format!("{} is {role}", NAMES[which]), || {
             found = self.status(which);
-            found.as_ref().is_some_and(|status| status.role.to_string() == role)
+            found
+                .as_ref()
+                .is_some_and(|status| status.role.to_string() == role)
         });
         found.unwrap()
     }
@@ -222,7 +224,10 @@ impl Agents {
         wait_until("the standby follows", || {
             let status = self.status(B);
             status.is_some_and(|status| {
-                status.newest_set > 0 && status.lag_sets == 0 && status.peer.is_some() && status.since_beat_ms.is_some()
+                status.newest_set > 0
+                    && status.lag_sets == 0
+                    && status.peer.is_some()
+                    && status.since_beat_ms.is_some()
             })
         });
     }
@@ -304,7 +309,10 @@ impl Agents {
             match *line {
                 Line::Start { epoch, count } => {
                     assert!(epoch > leader.0, "epoch {epoch} behind {}", leader.0);
-                    assert!(count >= most, "lost: begins with {count}, {most} were acknowledged");
+                    assert!(
+                        count >= most,
+                        "lost: begins with {count}, {most} were acknowledged"
+                    );
                     starts.insert(epoch, count);
                     leader = (epoch, count);
                 }

@@ -195,7 +195,10 @@ mod tests {
         lines.read_line(&mut line).unwrap();
         let pid = std::process::id();
         let expected = FromProgram::Ready { pid, epoch: 7 };
-        assert_eq!(serde_json::from_str::<FromProgram>(&line).unwrap(), expected);
+        assert_eq!(
+            serde_json::from_str::<FromProgram>(&line).unwrap(),
+            expected
+        );
         agent
             .write_all(b"{\"order\":\"later\"}\n{\"order\":\"snapshot\",\"id\":3}\n{\"order\":")
             .unwrap();
@@ -210,7 +213,10 @@ mod tests {
         let (agent, _) = listener.accept().unwrap();
         line.clear();
         BufReader::new(agent).read_line(&mut line).unwrap();
-        assert_eq!(serde_json::from_str::<FromProgram>(&line).unwrap(), expected);
+        assert_eq!(
+            serde_json::from_str::<FromProgram>(&line).unwrap(),
+            expected
+        );
     }
 
     #[test]

@@ -250,7 +250,12 @@ impl SpreadPrimary {
     /// # Errors
     /// As there, where no unit is left to beat on. A unit that fails is left to the next commit.
     pub fn beat(&mut self) -> Result<()> {
-        beat_each(self.members.iter_mut().flatten().map(SetPrimary::region_mut))
+        beat_each(
+            self.members
+                .iter_mut()
+                .flatten()
+                .map(SetPrimary::region_mut),
+        )
     }
 
     /// Stores one set on all units that work, and returns when it is durable on each that the receipt names: at least as many as the
