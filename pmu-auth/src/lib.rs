@@ -16,6 +16,7 @@ mod error;
 mod files;
 mod identity;
 mod incoming;
+mod peer;
 mod principal;
 mod problem;
 mod tls;
@@ -28,6 +29,7 @@ pub use identity::{
     REVOKED_FILE,
 };
 pub use incoming::{Incoming, incoming};
+pub use peer::{PeerTls, peer_tls};
 pub use principal::{Principal, Role};
 pub use problem::CertificateProblem;
 pub use tls::{client_tls, server_tls};

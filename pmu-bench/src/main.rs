@@ -10,6 +10,7 @@ mod code;
 mod disk;
 mod durable;
 mod fabric;
+mod failover;
 mod measure;
 mod peers;
 mod process;
@@ -80,6 +81,8 @@ enum Part {
     },
     /// A client that writes one set piece by piece.
     WriteSet(Set),
+    /// A program that two agents run.
+    FailoverProgram(failover::Counter),
 }
 
 type Benchmark = (&'static str, fn(&Options) -> Result<Vec<Row>, Failure>);
@@ -144,6 +147,9 @@ const BENCHMARKS: &[Benchmark] = &[
     ("spread.distributor", |options| {
         let (dir, runs) = (&options.dir, options.runs());
         spread::distributor::beside("parity:3+1", dir, runs, options.quick)
+    }),
+    ("failover", |options| {
+        failover::warm(&options.dir, options.runs())
     }),
     ("snapshot.pause", |options| snapshot::pause(options.runs())),
     ("snapshot.touch", |options| snapshot::touch(options.runs())),
@@ -477,6 +483,7 @@ fn verbs_latency(options: &Options, durable: bool) -> Result<Vec<Row>, Failure> 
 fn run(options: &Options) -> Result<(), Failure> {
     match &options.part {
         Some(Part::Stream { direction, length }) => return plain::serve(*direction, *length),
+        Some(Part::FailoverProgram(program)) => return failover::counter(program),
         Some(Part::WriteSet(set)) => {
             println!("{}", spread::memory::write(set)?);
             return Ok(());

@@ -63,6 +63,31 @@ impl Site {
         self.pmm(&arguments)
     }
 
+    /// Makes a region, by what stands behind `--mode`, for several principals with the same rights.
+    pub(crate) fn create_for(
+        &self,
+        principals: &[&str],
+        name: &str,
+        mode: &[&str],
+        rights: &str,
+    ) -> Result<(), Failure> {
+        let grants: Vec<String> = principals
+            .iter()
+            .map(|principal| format!("{principal}:{rights}"))
+            .collect();
+        let mut arguments = vec!["region", "create", name, "--mode"];
+        arguments.extend(mode);
+        for grant in &grants {
+            arguments.extend(["--grant", grant]);
+        }
+        self.pmm(&arguments)
+    }
+
+    /// Where the unit's control service listens.
+    pub(crate) fn control(&self) -> &str {
+        &self.process.control
+    }
+
     /// Options for the Unix socket.
     pub(crate) fn options() -> OpenOptions {
         OpenOptions::new().provider(ProviderChoice::Only(Provider::SoftUnix))

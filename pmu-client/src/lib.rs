@@ -47,7 +47,9 @@
 //! ([`SetPrimary::commit_registered`]). After an open, storing allocates nothing.
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod asynchronous;
+mod beat;
 #[doc(hidden)]
 pub mod cli;
 mod control;
@@ -72,6 +74,7 @@ pub mod store;
 mod unit;
 pub mod verify;
 
+pub use beat::{BeatSeen, BeatWatch};
 pub use distributed::{Distributed, DistributedLog, DistributedPut};
 pub use error::{Attempt, ClientError, Result};
 pub use log::{
@@ -86,7 +89,7 @@ pub use pmu_auth::Identity;
 pub use pmu_core::commit::{Finding, SetState};
 pub use pmu_core::spread::Quorum;
 pub use pmu_fabric::{Counters, PersistenceMethod, Provider};
-pub use pmu_format::{Epoch, Label, LogPosition, Mode, Need, RegionId, Rights, SetNumber};
+pub use pmu_format::{Beat, Epoch, Label, LogPosition, Mode, Need, RegionId, Rights, SetNumber};
 pub use pmu_pmem::LocalMemory;
 pub use pmu_proto::v1::SessionRole;
 pub use pmu_stripe::Layout;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use pmu_fabric::{AccessWindow, CompletionStatus, Connection, Provider};
-use pmu_format::{Epoch, Membership, Mode, Need, RegionId, Rights, VirtualAddress};
+use pmu_format::{BEAT_OFFSET, Epoch, Membership, Mode, Need, RegionId, Rights, VirtualAddress};
 use pmu_proto::v1;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
+use crate::beat::Heart;
 use crate::error::{Attempt, ClientError, Result};
 use crate::link::{Link, LinkError};
 use crate::options::Timeouts;
@@ -184,6 +185,7 @@ pub(crate) struct Region {
     pub(crate) epoch: Epoch,
     pub(crate) timeouts: Timeouts,
     pub(crate) staging_bytes: usize,
+    heart: Heart,
     proof: Arc<[UnitProof]>,
     provider: Provider,
     control: Box<dyn SessionControl>,
@@ -224,11 +226,19 @@ impl Region {
             epoch: parts.epoch,
             timeouts: parts.timeouts,
             staging_bytes: parts.staging_bytes,
+            heart: Heart::new(),
             proof: Arc::new([proof]),
             provider,
             control: parts.control,
             epoch_at_end: OnceCell::new(),
         })
+    }
+
+    /// Says that this writer lives; see [`crate::beat`]. Doesn't wait.
+    pub(crate) fn beat(&mut self) -> Result<()> {
+        let remote = self.address(BEAT_OFFSET.get());
+        let beaten = self.heart.beat(&mut self.link, remote, self.epoch);
+        beaten.map_err(|error| self.error(error))
     }
 
     /// The virtual address of a place in the region.

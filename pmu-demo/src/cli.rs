@@ -26,6 +26,8 @@ pub enum Command {
     Primary(PrimaryArguments),
     /// Wait for the primary's death, take over, finish the index.
     Backup(BackupArguments),
+    /// Make the index as a program that pmu-agent runs: begin with what is handed over.
+    Program(WorkArguments),
     /// Run a program that dies with the process that started it.
     #[command(name = crate::child::TIED, hide = true)]
     Tied {
@@ -102,6 +104,9 @@ pub struct RunArguments {
     /// Stop the primary instead of killing it, and let it go on after the takeover.
     #[arg(long)]
     pub zombie: bool,
+    /// Leave everything to two agents (pmu-agent): nobody else detects the failure or starts the second instance.
+    #[arg(long, conflicts_with_all = ["kill", "backup"])]
+    pub failover: bool,
     /// Which way the data goes.
     #[arg(long, value_enum, default_value_t = Transport::SoftUnix)]
     pub transport: Transport,

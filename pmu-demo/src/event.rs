@@ -41,6 +41,13 @@ pub struct Proof {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
+    /// A program under an agent has begun; its regions are not open yet.
+    Begun {
+        /// When.
+        at_ns: u64,
+        /// Its process id.
+        pid: u32,
+    },
     /// The backup is at the end of the log, and follows.
     Following,
     /// The first receipt of a log or of a set, as it was given.
@@ -61,6 +68,13 @@ pub enum Event {
         documents: u32,
         /// The sums by now.
         totals: Totals,
+    },
+    /// The agent wanted a set, and it is committed.
+    Snapshot {
+        /// How long the program did nothing else, in microseconds.
+        pause_us: u64,
+        /// The set's payload.
+        bytes: u64,
     },
     /// The backup knows that the primary is gone.
     Detected {

@@ -2,6 +2,7 @@
 //! It never tells the unit or the client library anything that any other program could not.
 #![forbid(unsafe_code)]
 
+pub mod agented;
 pub mod backup;
 pub mod child;
 pub mod cli;
@@ -9,6 +10,7 @@ pub mod clock;
 pub mod corpus;
 mod error;
 pub mod event;
+pub mod failover;
 pub mod failure;
 pub mod index;
 pub mod orchestrate;

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use pmu_demo::cli::{Arguments, Command};
-use pmu_demo::{Result, backup, child, orchestrate, primary, reference};
+use pmu_demo::{Result, agented, backup, child, orchestrate, primary, reference};
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(arguments) => orchestrate::run(&arguments),
         Command::Primary(arguments) => done(primary::run(&arguments)),
         Command::Backup(arguments) => done(backup::run(&arguments)),
+        Command::Program(arguments) => done(agented::run(&arguments)),
         Command::Reference(arguments) => done(reference::run(&arguments)),
         Command::Tied { parent, command } => Err(child::tie_and_become(parent, &command)),
     };

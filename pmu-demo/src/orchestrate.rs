@@ -11,8 +11,9 @@ use crate::cli::{BackupMode, PoolChoice, RunArguments, Transport};
 use crate::corpus::Corpus;
 use crate::error::{DemoError, Result};
 use crate::event::{Event, Totals};
+use crate::failover;
 use crate::failure::Failure;
-use crate::report::{Backup, RunReport, table, takeovers};
+use crate::report::{Backup, RunReport, pauses, table, takeovers};
 use crate::run::{Choice, Plan, carry_out};
 use crate::seed::{Random, random_u64};
 use crate::site::{Setup, Site, Sizes};
@@ -125,7 +126,10 @@ fn prepare(arguments: &RunArguments, tools: Tools, folder: &Path) -> Result<(Pla
     };
     eprintln!("seed: {seed}");
     let (layout, transport) = (arguments.layout, arguments.transport);
-    let zombie = arguments.zombie;
+    let (zombie, failover) = (arguments.zombie, arguments.failover);
+    if failover {
+        tools.need("pmu-agent")?;
+    }
     let folder = folder.to_owned();
     let plan = Plan {
         tools,
@@ -137,6 +141,7 @@ fn prepare(arguments: &RunArguments, tools: Tools, folder: &Path) -> Result<(Pla
         layout,
         transport,
         zombie,
+        failover,
         seed,
     };
     Ok((
@@ -183,6 +188,11 @@ fn all_runs(arguments: &RunArguments, plan: &Plan, site: &mut Site) -> Result<Ve
             BackupMode::Alternate => Backup::Cold,
         };
         let kill = arguments.units_to_kill().map_err(DemoError::Unusable)?;
+        let backup = if arguments.failover {
+            Backup::Warm
+        } else {
+            backup
+        };
         let report = one_run(plan, site, (run, backup, kill), &mut random)?;
         eprintln!("{}", report.line());
         if let (Some(file), Some(path)) = (&mut json, &arguments.json) {
@@ -211,7 +221,11 @@ fn one_run(
             share: random.between(earliest, latest),
             units: random.some_of(plan.layout.units(), kill),
         };
-        if let Some(report) = carry_out(plan, site, choice)? {
+        let report = match plan.failover {
+            true => failover::carry_out(plan, site, &choice)?,
+            false => carry_out(plan, site, choice)?,
+        };
+        if let Some(report) = report {
             return Ok(report);
         }
         eprintln!("run {run}: the primary was done before it could fail; once more");
@@ -227,6 +241,10 @@ fn summary(plan: &Plan, reports: &[RunReport]) -> String {
         .into_iter()
         .filter_map(|kind| takeovers(reports, kind))
     {
+        text.push('\n');
+        text.push_str(&line);
+    }
+    if let Some(line) = pauses(reports) {
         text.push('\n');
         text.push_str(&line);
     }

@@ -90,6 +90,10 @@ pub struct RunReport {
     pub unread_tail_records: u64,
     /// Their payload bytes.
     pub unread_tail_bytes: u64,
+    /// Two agents did the takeover, with nobody else's hand in it.
+    pub failover: bool,
+    /// How long the program did nothing else for each snapshot that its agent caused, in microseconds, by both.
+    pub snapshot_pauses_us: Vec<u64>,
     /// The primary's time until the failure.
     pub primary_ms: f64,
     /// The whole run, regions included.
@@ -129,6 +133,21 @@ impl RunReport {
             self.lost_acknowledged
         )
     }
+}
+
+/// What the agents' snapshots cost, in one line; none where there were none.
+#[must_use]
+pub fn pauses(reports: &[RunReport]) -> Option<String> {
+    let pauses = reports.iter().flat_map(|report| &report.snapshot_pauses_us);
+    let mut pauses: Vec<u64> = pauses.copied().collect();
+    pauses.sort_unstable();
+    let (middle, most) = (pauses.get(pauses.len() / 2)?, pauses.last()?);
+    Some(format!(
+        "Snapshots caused by the agents: {}, pause {:.2} ms (median), {:.2} ms at most.",
+        pauses.len(),
+        *middle as f64 / 1e3,
+        *most as f64 / 1e3
+    ))
 }
 
 /// All runs as a table.

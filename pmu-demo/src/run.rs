@@ -41,6 +41,8 @@ pub struct Plan {
     pub transport: Transport,
     /// Stop the primary instead of killing it.
     pub zombie: bool,
+    /// Leave everything to two agents.
+    pub failover: bool,
     /// The seed of the invocation.
     pub seed: u64,
 }
@@ -362,6 +364,8 @@ impl Run<'_> {
             set_documents: backup.set_documents,
             unread_tail_records: backup.tail_records,
             unread_tail_bytes: backup.tail_bytes,
+            failover: false,
+            snapshot_pauses_us: Vec::new(),
             primary_ms: before.run_ns as f64 / 1e6,
             run_ms: ms_between(begun_ns, now_ns()),
         })
@@ -438,7 +442,7 @@ fn backup_arguments(run: &Run<'_>) -> Vec<OsString> {
     arguments
 }
 
-fn same_bytes(one: &Path, other: &Path) -> Result<bool> {
+pub(crate) fn same_bytes(one: &Path, other: &Path) -> Result<bool> {
     let read = |path: &Path| fs::read(path).map_err(DemoError::file("read", path));
     Ok(read(one)? == read(other)?)
 }

@@ -239,6 +239,9 @@ impl Site {
         self.folder.join(BACKUP)
     }
 
+    /// The principals of both programs: of the one that begins, and of the other.
+    pub const PRINCIPALS: [&str; 2] = [PRIMARY, BACKUP];
+
     /// Why a unit ended that nobody killed, if one did.
     ///
     /// # Errors
@@ -324,7 +327,7 @@ fn make_pool(tools: &Tools, pool: &PoolChoice, sizes: Sizes) -> Result<()> {
 }
 
 /// A port that was free a moment ago.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     TcpListener::bind((LOCAL, 0))
         .and_then(|listener| listener.local_addr())
         .map(|address| address.port())

@@ -7,7 +7,7 @@ use pmu_client::{
     ClientError, ConnectOptions, Identity, LogBackup, LogPrimary, LogRecord, OpenOptions, Receipt,
     RecordMark, Records, Spread, SpreadLogBackup, SpreadLogPrimary, SpreadPrimary, Ticket, Unit,
 };
-use pmu_client::{Label, LogPosition, SetPrimary};
+use pmu_client::{Epoch, Label, LogPosition, SetPrimary};
 
 use crate::cli::Transport;
 use crate::error::{DemoError, Result};
@@ -215,6 +215,23 @@ impl Log {
     /// As there.
     pub fn flush(&mut self) -> Client<()> {
         either!(self, log => log.flush().map(drop))
+    }
+
+    /// See [`LogPrimary::beat`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn beat(&mut self) -> Client<()> {
+        either!(self, log => log.beat())
+    }
+
+    /// The epoch in which it writes; over several units the term.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        match self {
+            Self::One(log) => log.epoch(),
+            Self::Spread(log) => Epoch(log.term()),
+        }
     }
 
     /// See [`LogPrimary::submitted`].

@@ -45,6 +45,21 @@ impl Tools {
         })
     }
 
+    /// Makes sure that a program is there that not every run needs.
+    ///
+    /// # Errors
+    /// [`DemoError::Unusable`] where it is missing.
+    pub fn need(&self, name: &str) -> Result<PathBuf> {
+        let path = self.folder.join(name);
+        if path.is_file() {
+            return Ok(path);
+        }
+        let folder = self.folder.display();
+        Err(DemoError::Unusable(format!(
+            "there is no {name} in {folder}: build it first"
+        )))
+    }
+
     /// The longest time that any step may take.
     #[must_use]
     pub fn timeout(&self) -> Duration {

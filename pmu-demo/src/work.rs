@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
+use pmu_client::agent::{Order, Program, SnapshotReport};
 use pmu_client::{ClientError, Receipt, Ticket};
 use pmu_format::{Label, LogPosition};
 
@@ -127,6 +128,19 @@ struct Worker {
 /// # Errors
 /// [`DemoError`]; see [`DemoError::fenced`] for whether another primary has taken over.
 pub fn finish(arguments: &WorkArguments, corpus: &Corpus, at: Position) -> Result<()> {
+    finish_under(arguments, corpus, at, None)
+}
+
+/// The same under an agent: beats, makes a set when that wants one, and ends early when it says so.
+///
+/// # Errors
+/// As [`finish`].
+pub fn finish_under(
+    arguments: &WorkArguments,
+    corpus: &Corpus,
+    at: Position,
+    mut agent: Option<&mut Program>,
+) -> Result<()> {
     let begun_ns = now_ns();
     let mut worker = Worker {
         acknowledged: at.index.documents(),
@@ -154,6 +168,11 @@ pub fn finish(arguments: &WorkArguments, corpus: &Corpus, at: Position) -> Resul
         worker.acknowledge()?;
         if worker.since(worker.set_at) >= worker.set_every_bytes {
             worker.store_set()?;
+        }
+        if let Some(agent) = &mut agent
+            && worker.serve(agent)?
+        {
+            return Ok(());
         }
     }
     worker.store_set()?;
@@ -230,8 +249,41 @@ impl Worker {
         .send()
     }
 
+    /// Beats, and does what the agent orders. True if the program is to end.
+    fn serve(&mut self, agent: &mut Program) -> Result<bool> {
+        if agent.beat_is_due() {
+            let log = &mut self.at.log;
+            self.meter.measure("beat", || log.beat())?;
+        }
+        match agent.order() {
+            Some(Order::Snapshot { id }) => {
+                let begun_ns = now_ns();
+                let receipt = self.store_set()?;
+                let took_us = (now_ns() - begun_ns) / 1000;
+                let bytes = receipt.bytes;
+                Event::Snapshot {
+                    pause_us: took_us,
+                    bytes,
+                }
+                .send()?;
+                agent.done(&SnapshotReport {
+                    id,
+                    set: receipt.set().map_or(0, |set| set.get()),
+                    bytes,
+                    pause_us: took_us,
+                    took_us,
+                    durable: receipt.is_durable(),
+                    error: None,
+                });
+                Ok(false)
+            }
+            Some(Order::Stop) => self.store_set().map(|_| true),
+            _ => Ok(false),
+        }
+    }
+
     /// Stores the whole index as a set. The records that it holds are durable first, so that no set is ever ahead of the log.
-    fn store_set(&mut self) -> Result<()> {
+    fn store_set(&mut self) -> Result<Receipt> {
         let log = &mut self.at.log;
         self.meter.measure("wait for receipts", || log.flush())?;
         self.acknowledge()?;
@@ -256,7 +308,8 @@ impl Worker {
             self.at.cleared = covered;
         }
         let totals = self.meter.totals();
-        Event::Committed { documents, totals }.send()
+        Event::Committed { documents, totals }.send()?;
+        Ok(receipt)
     }
 }
 

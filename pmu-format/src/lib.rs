@@ -20,6 +20,7 @@
 
 #![forbid(unsafe_code)]
 
+mod beat;
 mod bytes;
 pub mod checksum;
 mod copies;
@@ -40,6 +41,7 @@ mod table_check;
 mod term;
 mod units;
 
+pub use beat::{BEAT_BYTES, BEAT_OFFSET, Beat};
 pub use checksum::{Digest, crc32c, crc64_nvme};
 pub use copies::{
     Chosen, CopiesError, CopyFault, CopyName, OtherCopy, choose_superblock, choose_table,

@@ -432,6 +432,17 @@ impl LogPrimary {
         Ok(self.writer.acknowledged())
     }
 
+    /// Says to whoever watches that this program lives: an ATOMIC WRITE of the region's beat, at most one at a time on its way. To be called
+    /// from where the program does its work, a few times in each interval that the watcher knows: not from a thread that would go on beating
+    /// while the program hangs. Doesn't wait, allocates nothing, and makes nothing durable.
+    ///
+    /// # Errors
+    /// [`ClientError::Fenced`], [`ClientError::ConnectionLost`].
+    pub fn beat(&mut self) -> Result<()> {
+        self.region.beat()?;
+        self.reap()
+    }
+
     /// The position up to which everything is durable, as far as completions were seen.
     #[must_use]
     pub fn acknowledged(&self) -> LogPosition {

@@ -298,6 +298,20 @@ impl SetPrimary {
         Ok(RegisteredBuffer::new(memory, attached, self.id))
     }
 
+    /// Says to whoever watches that this program lives: an ATOMIC WRITE of the region's beat, at most one at a time on its way. To be called
+    /// from where the program does its work, a few times in each interval that the watcher knows: not from a thread that would go on beating
+    /// while the program hangs. Doesn't wait, allocates nothing, and makes nothing durable.
+    ///
+    /// # Errors
+    /// [`ClientError::Fenced`], [`ClientError::ConnectionLost`].
+    pub fn beat(&mut self) -> Result<()> {
+        self.region.beat()
+    }
+
+    pub(crate) fn region_mut(&mut self) -> &mut Region {
+        &mut self.region
+    }
+
     /// The number of the newest committed set that this primary knows of, 0 for none.
     #[must_use]
     pub fn newest(&self) -> SetNumber {

@@ -35,6 +35,7 @@ use parking_lot::Mutex;
 use pmu_auth::Identity;
 use pmu_core::spread::{Quorum, TooFewUnits};
 use pmu_format::{LogGeometry, Member, Membership, Mode, SHARE_TRAILER_BYTES};
+use pmu_proto::v1::SessionRole;
 use pmu_stripe::{Layout, Placement};
 
 pub use copy::{OnProgress, RebuildProgress};
@@ -46,8 +47,8 @@ pub use reader::{SpreadRead, SpreadReader, SpreadSet};
 pub(crate) use term::TermDesk;
 
 use crate::error::{ClientError, Result};
-use crate::options::ConnectOptions;
-use crate::region::{Parts, RegionInfo};
+use crate::options::{ConnectOptions, OpenOptions};
+use crate::region::{Parts, Region, RegionInfo};
 use crate::unit::{FenceReport, Unit};
 
 /// The length of what stands behind a share.
@@ -361,6 +362,26 @@ impl Spread {
                 error: None,
             }),
         })
+    }
+
+    /// Opens every member that answers, in a role that writes nothing.
+    pub(crate) fn open_each<T: Send>(
+        &self,
+        role: SessionRole,
+        options: &OpenOptions,
+        then: impl Fn(Region, &str) -> Result<T> + Sync,
+    ) -> Result<Vec<std::result::Result<T, MissingUnit>>> {
+        let opened = self.on_each_unit(|unit| {
+            let parts = unit.open(&self.name, role, self.mode, options)?;
+            self.check_opened(&parts)?;
+            then(Region::new(parts)?, unit.name())
+        });
+        let each = opened.into_iter();
+        each.map(|opened| match opened {
+            Ok(opened) => Ok(Ok(opened)),
+            Err(failed) => Ok(Err(failed.or_grant()?)),
+        })
+        .collect()
     }
 
     /// The region's name.

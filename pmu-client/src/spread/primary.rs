@@ -9,6 +9,7 @@ use pmu_format::{CHUNK_BYTES, Epoch, Label, Mode, SetNumber, ShareTrailer, Term}
 use pmu_proto::v1::SessionRole;
 use pmu_stripe::{Code, Group, GroupIndex, LayoutKind, Placement};
 
+use crate::beat::beat_each;
 use crate::error::{Attempt, ClientError, Result};
 use crate::options::OpenOptions;
 use crate::receipt::{Receipt, Stored, UnitProof};
@@ -252,6 +253,19 @@ impl SpreadPrimary {
         primary.check_commit()?;
         primary.collect_proofs();
         Ok(primary)
+    }
+
+    /// As [`crate::SetPrimary::beat`], on each unit that works.
+    ///
+    /// # Errors
+    /// As there, where no unit is left to beat on. A unit that fails is left to the next commit.
+    pub fn beat(&mut self) -> Result<()> {
+        beat_each(
+            self.members
+                .iter_mut()
+                .flatten()
+                .map(SetPrimary::region_mut),
+        )
     }
 
     /// Stores one set on all units that work, and returns when it is durable on each that the receipt names: at least as many as the

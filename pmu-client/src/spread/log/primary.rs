@@ -26,6 +26,7 @@ use super::kept::Kept;
 use super::out::{Out, Place};
 use super::seat::{LogSeat, Seat};
 use super::shards::{FoundRecord, ShardReader};
+use crate::beat::beat_each;
 use crate::error::{Attempt, ClientError, Result};
 use crate::log::Ticket;
 use crate::log::primary::{
@@ -265,6 +266,14 @@ impl SpreadLogPrimary {
     #[must_use]
     pub const fn is_ended(&self) -> bool {
         self.ended
+    }
+
+    /// As [`crate::LogPrimary::beat`], on each unit that works.
+    ///
+    /// # Errors
+    /// As there, where no unit is left to beat on. A unit that fails is left to the next commit.
+    pub fn beat(&mut self) -> Result<()> {
+        beat_each(self.seats.iter_mut().flatten().map(|seat| &mut seat.region))
     }
 
     /// The position up to which everything is durable, as far as completions were seen.

@@ -1,0 +1,232 @@
+//! Leading: our program starts, works, hangs, ends.
+
+use super::{Action, Ending, Level, Machine, Millis, Phase, Standing};
+
+impl Machine {
+    pub(super) fn start(&mut self) {
+        self.attempts += 1;
+        self.has_program = true;
+        self.phase = Phase::Starting { since: self.now };
+        self.act(Action::Start);
+    }
+
+    pub(super) fn ready(&mut self, epoch: u64) {
+        match self.phase {
+            Phase::Starting { .. } => self.lead(epoch),
+            Phase::Primary => self.epoch = self.epoch.max(epoch),
+            _ => {}
+        }
+    }
+
+    pub(super) fn lead(&mut self, epoch: u64) {
+        self.phase = Phase::Primary;
+        self.epoch = self.epoch.max(epoch);
+        self.attempts = 0;
+        self.left = None;
+        self.hung = false;
+        self.health_failures = 0;
+        (self.snapshot_asked, self.snapshot_at) = (None, self.now);
+        self.beat_at = self.now;
+        self.beat_seen = false;
+        let epoch = self.epoch;
+        self.say(Level::Info, format!("primary in epoch {epoch}"));
+    }
+
+    pub(super) fn exited(&mut self, clean: bool) {
+        self.has_program = false;
+        match self.phase {
+            Phase::Starting { .. } => {
+                self.phase = Phase::Asking;
+                self.act(Action::LookForLeader);
+            }
+            Phase::Primary if clean => {
+                self.say(Level::Info, "the program has done its work");
+                self.end(0);
+            }
+            Phase::Primary => {
+                self.say(Level::Error, "the program has ended");
+                self.leave(Standing::Dead);
+            }
+            Phase::Yielding { to_peer: true, .. } => self.leave(Standing::Yielded),
+            Phase::Yielding { .. } => {
+                self.say(Level::Info, "demoted: standing by");
+                self.stand_by();
+            }
+            Phase::Stopping { .. } => self.end(0),
+            _ => {}
+        }
+    }
+
+    /// Stands by after a program of ours, and tells what became of it until somebody leads.
+    fn leave(&mut self, what: Standing) {
+        self.stand_by();
+        self.left = Some(what);
+        self.left_at = self.now;
+    }
+
+    fn end(&mut self, code: u8) {
+        self.phase = Phase::Ended;
+        if self.settings.needs_lease {
+            self.act(Action::Release);
+        }
+        self.act(Action::Exit { code });
+    }
+
+    /// It will end by itself; if it doesn't, it can harm nobody.
+    pub(super) fn fenced(&mut self) {
+        if self.phase != Phase::Primary {
+            return;
+        }
+        self.say(
+            Level::Warning,
+            "our program was fenced: somebody else leads",
+        );
+        self.has_program = false;
+        self.stand_by();
+        self.primary_seen = true;
+    }
+
+    /// A program that ended before it was ready may have met a faster one.
+    pub(super) fn leader(&mut self, other: bool, epoch: u64) {
+        if self.phase != Phase::Asking {
+            return;
+        }
+        // Our own program may have opened the region before it ended.
+        self.epoch = self.epoch.max(epoch);
+        if other {
+            self.say(Level::Warning, "another instance leads: standing by");
+            self.stand_by();
+            self.primary_seen = true;
+            return;
+        }
+        let (done, all) = (self.attempts, self.settings.start_attempts);
+        if done < all {
+            let what = format!("the program did not start (attempt {done} of {all}): trying again");
+            self.say(Level::Error, what);
+            self.phase = Phase::Pausing {
+                until: self.now + self.settings.start_pause_ms,
+            };
+            return;
+        }
+        let what = format!(
+            "GIVEN UP: the program did not start in {all} attempts. Everything that was recovered is kept; mend it, then promote"
+        );
+        self.say(Level::Error, what);
+        self.phase = Phase::GivenUp;
+    }
+
+    pub(super) fn judge_the_start(&mut self, since: Millis) {
+        if self.now - since >= self.settings.start_timeout_ms && self.has_program {
+            let after = self.settings.start_timeout_ms;
+            self.say(
+                Level::Error,
+                format!("the program is not ready after {after} ms"),
+            );
+            // Its end is an event, and goes on from there.
+            self.has_program = false;
+            self.act(Action::Kill);
+        }
+    }
+
+    pub(super) fn health(&mut self, good: bool) {
+        if self.phase != Phase::Primary {
+            return;
+        }
+        self.health_failures = if good { 0 } else { self.health_failures + 1 };
+        if self.health_failures >= self.settings.health_failures_max {
+            self.hangs("its health command fails");
+        }
+    }
+
+    pub(super) fn judge_our_program(&mut self) {
+        // Twice the silence: the standby must not be slower than we are at seeing it, but a pause is no hang.
+        let silence = 2 * self.settings.silence_ms;
+        if self.settings.beats && self.beat_seen && self.beat_is_silent_for(silence) {
+            self.hangs("its beat has stopped");
+        } else if self.hung && self.health_failures == 0 {
+            self.hung = false;
+            self.say(Level::Warning, "the program goes on");
+        }
+        self.snapshot_if_due();
+    }
+
+    fn hangs(&mut self, why: &str) {
+        if self.hung {
+            return;
+        }
+        self.hung = true;
+        self.say(Level::Error, format!("the program hangs: {why}"));
+        if self.settings.kills_hung {
+            self.act(Action::Kill);
+        }
+    }
+
+    fn snapshot_if_due(&mut self) {
+        let Some(every) = self.settings.snapshot_every_ms else {
+            return;
+        };
+        if self.snapshot_asked.is_some() || self.now - self.snapshot_at < every || self.hung {
+            return;
+        }
+        self.snapshot_id += 1;
+        self.snapshot_asked = Some(self.now);
+        self.snapshot_at = self.now;
+        let id = self.snapshot_id;
+        self.act(Action::Snapshot { id });
+    }
+
+    pub(super) fn snapshot_done(&mut self, id: u64) {
+        if id == self.snapshot_id {
+            self.snapshot_asked = None;
+        }
+    }
+
+    pub(super) fn yield_to_peer(&mut self) {
+        if self.phase == Phase::Primary {
+            self.say(Level::Info, "the peer is to lead: stopping the program");
+            self.phase = Phase::Yielding {
+                since: self.now,
+                to_peer: true,
+            };
+            self.act(Action::Order(Ending::Stop));
+        }
+    }
+
+    pub(super) fn demote(&mut self) {
+        match self.phase {
+            Phase::Primary => {
+                self.say(Level::Info, "demoted: stopping the program");
+                self.phase = Phase::Yielding {
+                    since: self.now,
+                    to_peer: false,
+                };
+                self.act(Action::Order(Ending::Stop));
+            }
+            Phase::GivenUp => self.stand_by(),
+            Phase::Standby => {}
+            _ => self.say(
+                Level::Warning,
+                "not demoted: it is neither primary nor standby now",
+            ),
+        }
+    }
+
+    pub(super) fn stop(&mut self) {
+        match self.phase {
+            Phase::Stopping { .. } => self.act(Action::Kill),
+            _ if self.has_program => {
+                self.phase = Phase::Stopping { since: self.now };
+                self.act(Action::Order(Ending::Stop));
+            }
+            _ => self.end(0),
+        }
+    }
+
+    pub(super) fn judge_the_end(&mut self, since: Millis) {
+        if self.now - since >= self.settings.stop_timeout_ms && self.has_program {
+            self.say(Level::Error, "the program doesn't end: killing it");
+            self.has_program = false;
+            self.act(Action::Kill);
+        }
+    }
+}

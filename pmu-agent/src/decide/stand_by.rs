@@ -1,0 +1,235 @@
+//! Standing by: when is the other one dead?
+
+use super::{Action, Event, Level, Machine, Millis, Phase, Refusal, Standing};
+
+impl Machine {
+    /// Follows whoever leads.
+    pub(super) fn stand_by(&mut self) {
+        self.phase = Phase::Standby;
+        self.attempts = 0;
+        self.hung = false;
+        self.said_unseen = false;
+        (self.beat_at, self.peer_at) = (self.now, self.now);
+        self.primary_seen = false;
+        if self.settings.needs_lease {
+            self.act(Action::Release);
+        }
+        self.act(Action::Follow);
+    }
+
+    pub(super) fn heard(&mut self, standing: Standing, epoch: u64) {
+        let before = self.peer.replace((standing, epoch));
+        self.peer_at = self.now;
+        if before.map(|(before, _)| before) != Some(standing) {
+            // Beats of an earlier instance say nothing of this one.
+            self.beat_at = self.now;
+            self.beat_seen = false;
+            self.say(
+                Level::Info,
+                format!("the peer is {standing} (epoch {epoch})"),
+            );
+        }
+        match standing {
+            Standing::Primary => self.peer_leads(epoch),
+            Standing::Starting if self.left.is_some() && epoch > self.epoch => {
+                self.left = None;
+                self.primary_seen = true;
+            }
+            Standing::Yielded if matches!(self.phase, Phase::Moving { .. }) => {
+                self.say(Level::Info, "the peer has stopped its program: taking over");
+                self.begin_take_over(false);
+            }
+            _ => {}
+        }
+    }
+
+    fn peer_leads(&mut self, epoch: u64) {
+        match self.phase {
+            Phase::Standby => {
+                self.primary_seen = true;
+                if epoch > self.epoch {
+                    self.epoch = epoch;
+                    self.left = None;
+                    (self.beat_at, self.beat_seen) = (self.now, false);
+                }
+            }
+            Phase::Primary if epoch > self.epoch => {
+                let own = self.epoch;
+                let what = format!("the peer leads in epoch {epoch}, ours was {own}: standing by");
+                self.say(Level::Warning, what);
+                if self.settings.kills_hung {
+                    self.act(Action::Kill);
+                }
+                self.has_program = false;
+                self.stand_by();
+            }
+            _ => {}
+        }
+    }
+
+    /// The rule by which a primary counts as dead.
+    pub(super) fn judge_the_primary(&mut self) {
+        if let Some(why) = self.death() {
+            if !self.settings.automatic {
+                if !self.said_unseen {
+                    self.said_unseen = true;
+                    let what = format!("the primary has failed: {why}; waiting to be promoted");
+                    self.say(Level::Warning, what);
+                }
+                return;
+            }
+            self.say(Level::Warning, format!("the primary has failed: {why}"));
+            self.begin_take_over(false);
+            return;
+        }
+        let unseen = !self.primary_seen && self.left.is_none();
+        if unseen && self.peer_is_silent() && !self.said_unseen {
+            self.said_unseen = true;
+            let what =
+                "no primary was seen since the start, so none has failed; promote starts one";
+            self.say(Level::Warning, what);
+        }
+    }
+
+    fn death(&self) -> Option<&'static str> {
+        if self.now < self.not_before {
+            return None;
+        }
+        let silence = self.settings.silence_ms;
+        let said = self.peer.filter(|_| !self.peer_is_silent());
+        let said = said.map(|(standing, _)| standing);
+        if self.left.is_some() {
+            // It was our own program. The others come first.
+            let over = self.now - self.left_at >= self.settings.grace_ms;
+            let others = matches!(said, Some(Standing::Primary | Standing::Starting));
+            return (over && !others)
+                .then_some("our program has ended, and nobody else has taken over");
+        }
+        if matches!(said, Some(Standing::Finished | Standing::Starting)) || !self.primary_seen {
+            return None;
+        }
+        if matches!(said, Some(Standing::Dead | Standing::GivenUp)) {
+            return Some("its agent says so");
+        }
+        let stopped = !self.settings.beats || self.beat_is_silent_for(silence);
+        // One that was starting may still be at it; one whose work was done is no failure.
+        let patience = match self.peer {
+            Some((Standing::Finished, _)) => Millis::MAX,
+            Some((Standing::Starting, _)) => self.settings.start_timeout_ms,
+            _ => silence,
+        };
+        let silent = self.now - self.peer_at >= patience;
+        if said.is_none() && silent && stopped && self.units_reachable {
+            return Some("its agent is silent, and its beat has stopped");
+        }
+        let hangs = self.settings.beats && self.beat_seen && self.beat_is_silent_for(2 * silence);
+        (said == Some(Standing::Primary) && hangs)
+            .then_some("its beat has stopped for twice the time, whatever its agent says")
+    }
+
+    /// Takes over, with the lease first where one is needed.
+    pub(super) fn begin_take_over(&mut self, unless_held: bool) {
+        if self.settings.needs_lease {
+            self.phase = Phase::Acquiring { unless_held };
+            self.act(Action::Acquire);
+            return;
+        }
+        self.phase = Phase::TakingOver;
+        self.act(Action::TakeOver { unless_held });
+    }
+
+    pub(super) fn lease(&mut self, held: bool) {
+        match (self.phase, held) {
+            (Phase::Acquiring { unless_held }, true) => {
+                self.phase = Phase::TakingOver;
+                self.act(Action::TakeOver { unless_held });
+            }
+            (Phase::Acquiring { .. }, false) => {
+                self.say(
+                    Level::Warning,
+                    "the lease is not to be had now: standing by",
+                );
+                let seen = self.primary_seen;
+                self.stand_by();
+                // Whoever holds it must show that it lives.
+                self.primary_seen = seen;
+            }
+            (Phase::Primary, false) => {
+                let what = "the lease is lost; the program goes on until somebody fences it";
+                self.say(Level::Warning, what);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn taken_over(&mut self, epoch: u64) {
+        if self.phase != Phase::TakingOver {
+            return;
+        }
+        self.epoch = self.epoch.max(epoch);
+        self.left = None;
+        self.attempts = 0;
+        self.start();
+    }
+
+    pub(super) fn not_taken_over(&mut self, reason: Refusal) {
+        if self.phase != Phase::TakingOver {
+            return;
+        }
+        let what = match reason {
+            Refusal::Held => "somebody else leads: standing by",
+            Refusal::Units => "the units don't let us take over: standing by, and trying again",
+        };
+        self.say(Level::Warning, what);
+        self.stand_by();
+        // Who failed before has still failed; only the waiting begins anew.
+        self.primary_seen = true;
+        self.not_before = self.now + self.settings.silence_ms;
+        if reason == Refusal::Held {
+            self.left = None;
+        }
+    }
+
+    pub(super) fn promote(&mut self, force: bool) {
+        match self.phase {
+            Phase::Standby if force => self.begin_take_over(false),
+            Phase::Standby => {
+                let silent = self.peer_is_silent();
+                let standing = self.peer.filter(|_| !silent).map(|(standing, _)| standing);
+                match standing {
+                    Some(Standing::Primary) => {
+                        self.phase = Phase::Moving { since: self.now };
+                        self.act(Action::AskYield);
+                    }
+                    Some(Standing::Starting) => self.say(
+                        Level::Error,
+                        "not promoted: the peer is starting its program; try again, or use force",
+                    ),
+                    _ => self.begin_take_over(true),
+                }
+            }
+            Phase::GivenUp => self.begin_take_over(false),
+            _ => self.say(Level::Warning, "not promoted: this agent leads already"),
+        }
+    }
+
+    pub(super) fn judge_the_move(&mut self, since: u64) {
+        // The other agent kills a program that doesn't end, and that takes it as long.
+        if self.now - since >= 2 * self.settings.stop_timeout_ms {
+            self.say(
+                Level::Error,
+                "the move has failed: the peer didn't stop its program",
+            );
+            self.stand_by();
+        } else if self.peer_is_silent() {
+            self.say(Level::Error, "the move has failed: the peer is silent");
+            self.stand_by();
+            self.primary_seen = true;
+        }
+    }
+
+    /// Asks the machine as if time alone had passed.
+    pub fn tick(&mut self, now: Millis) -> Vec<Action> {
+        self.step(now, Event::Tick)
+    }
+}

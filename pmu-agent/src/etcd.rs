@@ -1,0 +1,202 @@
+//! Leases of an etcd cluster, through its JSON gateway over HTTP. The lease decides who may try; the units' fence is what makes it safe.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::config::Election;
+use crate::decide::Event;
+use crate::error::{AgentError, Result};
+use crate::input::Input;
+
+/// The longest wait for an answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two attempts to get a key that somebody else holds.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// What the thread is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Get the lease; answer when it is got, or when it can't be for longer than an old one lives.
+    Acquire,
+    /// Give it back.
+    Release,
+}
+
+/// A cluster, by its endpoints.
+pub struct Cluster {
+    http: ureq::Agent,
+    election: Election,
+    name: String,
+}
+
+/// A lease that holds the key.
+#[derive(Debug)]
+struct Lease {
+    id: String,
+    renewed: Instant,
+}
+
+impl Cluster {
+    /// Nothing is connected. `name` is what is written under the key.
+    #[must_use]
+    pub fn new(election: &Election, name: &str) -> Self {
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(REQUEST_TIMEOUT))
+            .build();
+        Self {
+            http: config.into(),
+            election: election.clone(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// The first endpoint that answers counts.
+    fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        let mut failed = None;
+        for end in &self.election.etcd {
+            let address = format!("{}{path}", end.trim_end_matches('/'));
+            match self.post_to(&address, body) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => failed = Some(error),
+            }
+        }
+        Err(failed.unwrap_or_else(|| AgentError::Refused("no endpoint of etcd is named".into())))
+    }
+
+    fn post_to(&self, address: &str, body: &Value) -> Result<Value> {
+        let wrong = |error: &dyn std::fmt::Display| {
+            AgentError::Refused(format!("etcd at {address}: {error}"))
+        };
+        let mut answer = self
+            .http
+            .post(address)
+            .header("content-type", "application/json")
+            .send(body.to_string())
+            .map_err(|error| wrong(&error))?;
+        let text = answer.body_mut().read_to_string();
+        let text = text.map_err(|error| wrong(&error))?;
+        serde_json::from_str(&text).map_err(|error| wrong(&error))
+    }
+
+    /// The lease if it could be had; none if somebody else has it.
+    fn try_acquire(&self) -> Result<Option<Lease>> {
+        let renewed = Instant::now();
+        let ttl = self.election.ttl_s.to_string();
+        let granted = self.post("/v3/lease/grant", &json!({ "TTL": ttl }))?;
+        let Some(id) = granted["ID"].as_str() else {
+            return Err(AgentError::Refused(format!(
+                "etcd granted no lease: {granted}"
+            )));
+        };
+        let lease = Lease {
+            id: id.to_owned(),
+            renewed,
+        };
+        let key = STANDARD.encode(&self.election.key);
+        let value = STANDARD.encode(&self.name);
+        // Nobody has it, or an earlier life of this agent.
+        for compare in [
+            json!({ "key": key, "target": "CREATE", "create_revision": "0" }),
+            json!({ "key": key, "target": "VALUE", "value": value }),
+        ] {
+            let put = json!({ "key": key, "value": value, "lease": lease.id });
+            let body = json!({ "compare": [compare], "success": [{ "request_put": put }] });
+            let answer = self.post("/v3/kv/txn", &body)?;
+            if answer["succeeded"].as_bool() == Some(true) {
+                return Ok(Some(lease));
+            }
+        }
+        self.release(&lease);
+        Ok(None)
+    }
+
+    /// False: it has run out.
+    fn renew(&self, lease: &mut Lease) -> Result<bool> {
+        let at = Instant::now();
+        let answer = self.post("/v3/lease/keepalive", &json!({ "ID": lease.id }))?;
+        let ttl = answer["result"]["TTL"].as_str();
+        let alive = ttl.is_some_and(|ttl| ttl != "0");
+        if alive {
+            lease.renewed = at;
+        }
+        Ok(alive)
+    }
+
+    fn release(&self, lease: &Lease) {
+        if let Err(error) = self.post("/v3/lease/revoke", &json!({ "ID": lease.id })) {
+            tracing::warn!(%error, "the lease is not given back: it runs out by itself");
+        }
+    }
+
+    /// Works until nobody gives orders any more.
+    pub fn run(self, orders: &Receiver<Order>, inputs: &Sender<Input>) {
+        let send = |held| inputs.send(Input::Event(Event::Lease { held })).is_ok();
+        let ttl = Duration::from_secs(self.election.ttl_s.into());
+        let mut lease: Option<Lease> = None;
+        let mut wanted = false;
+        loop {
+            match orders.recv_timeout(ttl / 3) {
+                Ok(Order::Acquire) => {
+                    wanted = true;
+                    lease = self.acquire(lease.take(), ttl);
+                    send(lease.is_some());
+                }
+                Ok(Order::Release) => {
+                    wanted = false;
+                    if let Some(lease) = lease.take() {
+                        self.release(&lease);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if lease.as_mut().is_some_and(|lease| !self.keep(lease, ttl)) {
+                        lease = None;
+                        send(false);
+                    } else if wanted && lease.is_none() {
+                        // One that was lost, of a program that goes on.
+                        lease = self.try_acquire().unwrap_or(None);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn keep(&self, lease: &mut Lease, ttl: Duration) -> bool {
+        match self.renew(lease) {
+            Ok(alive) => alive,
+            Err(error) => {
+                tracing::warn!(%error, "the lease is not renewed");
+                lease.renewed.elapsed() < ttl
+            }
+        }
+    }
+
+    fn acquire(&self, had: Option<Lease>, ttl: Duration) -> Option<Lease> {
+        if let Some(mut lease) = had
+            && self.renew(&mut lease).unwrap_or(false)
+        {
+            return Some(lease);
+        }
+        let deadline = Instant::now() + ttl + ttl / 2;
+        let mut said = false;
+        loop {
+            match self.try_acquire() {
+                Ok(Some(lease)) => return Some(lease),
+                Ok(None) => {}
+                Err(error) if said => tracing::debug!(%error, "no lease"),
+                Err(error) => {
+                    tracing::error!(%error, "etcd doesn't answer: nothing is taken over without its lease");
+                    said = true;
+                }
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            std::thread::sleep(RETRY);
+        }
+    }
+}

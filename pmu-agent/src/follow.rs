@@ -1,0 +1,538 @@
+//! The thread that has the regions: follows them as a standby, clears behind sets, fences and recovers for a takeover.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use pmu_client::ClientError;
+
+use crate::config::{Clear, Config};
+use crate::copy::{Handed, HeldSet, Journal, covered};
+use crate::decide::{Event, Refusal};
+use crate::error::{AgentError, Result};
+use crate::input::Input;
+use crate::place::{Follower, Place, Sets, Way};
+use crate::status::Shared;
+
+/// How much of the log is read at a time.
+const READ_BYTES: usize = 1 << 20;
+/// Between two attempts to reach the units.
+const RETRY: Duration = Duration::from_millis(300);
+/// Between two attempts to get the right to clear.
+const CLEAR_RETRY: Duration = Duration::from_secs(2);
+
+/// What the thread is told.
+pub enum Order {
+    /// Follow as a standby.
+    Follow,
+    /// Our program leads: follow to clear, and for nothing else.
+    Lead,
+    /// Fence, recover, hand over.
+    TakeOver {
+        /// Only if no primary holds the regions.
+        unless_held: bool,
+    },
+    /// Who holds the regions?
+    LookForLeader {
+        /// Our own last epoch.
+        known_epoch: u64,
+    },
+    /// Copy what there is, and leave everybody alone.
+    Copy(Sender<Result<Handed>>),
+}
+
+/// What it does between orders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Idle,
+    Following,
+    Leading,
+}
+
+/// See the module.
+pub struct Worker {
+    place: Place,
+    config: Arc<Config>,
+    orders: Receiver<Order>,
+    inputs: Sender<Input>,
+    status: Arc<Mutex<Shared>>,
+    mode: Mode,
+    pending: Option<Order>,
+    held: Option<HeldSet>,
+}
+
+/// The regions as they were found.
+struct Ways {
+    log: Option<Way>,
+    sets: Option<Way>,
+}
+
+/// What is open of them.
+struct Open<'a> {
+    ways: &'a Ways,
+    log: Option<Follower>,
+    sets: Option<Sets<'a>>,
+    journal: Journal,
+    may_clear: bool,
+    clear_tried: Option<Instant>,
+    sets_looked: Option<Instant>,
+}
+
+impl Worker {
+    /// Everything it needs. Nothing is connected before [`Self::run`].
+    #[must_use]
+    pub fn new(
+        place: Place,
+        config: Arc<Config>,
+        orders: Receiver<Order>,
+        inputs: Sender<Input>,
+        status: Arc<Mutex<Shared>>,
+    ) -> Self {
+        Self {
+            place,
+            config,
+            orders,
+            inputs,
+            status,
+            mode: Mode::Idle,
+            pending: None,
+            held: None,
+        }
+    }
+
+    /// Works until nobody gives orders any more.
+    pub fn run(mut self) {
+        let mut said = String::new();
+        loop {
+            match self.session() {
+                Ok(()) => return,
+                Err(error) => {
+                    let text = error.to_string();
+                    if text != said {
+                        tracing::warn!(%error, "the regions can't be followed; trying again");
+                        said = text;
+                    }
+                    self.refuse_pending(error);
+                }
+            }
+            self.status.lock().follow_error = Some(said.clone());
+            if self.pending.is_none() {
+                match self.orders.recv_timeout(RETRY) {
+                    Ok(order) => self.pending = Some(order),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        }
+    }
+
+    /// An order that could not be carried out is answered, and not kept.
+    fn refuse_pending(&mut self, error: AgentError) {
+        match self.pending.take() {
+            Some(Order::TakeOver { .. }) => {
+                tracing::error!(%error, "the takeover has failed");
+                let reason = match error {
+                    AgentError::Held { .. } => Refusal::Held,
+                    _ => Refusal::Units,
+                };
+                self.mode = Mode::Following;
+                self.send(Event::NotTakenOver { reason });
+            }
+            // Nobody is known to lead.
+            Some(Order::LookForLeader { .. }) => self.send(Event::Leader {
+                other: false,
+                epoch: 0,
+            }),
+            Some(Order::Copy(reply)) => drop(reply.send(Err(error))),
+            Some(Order::Follow) => self.mode = Mode::Following,
+            Some(Order::Lead) => self.mode = Mode::Leading,
+            None => {}
+        }
+    }
+
+    fn send(&self, event: Event) {
+        let _ = self.inputs.send(Input::Event(event));
+    }
+
+    /// Connects, and works until an error.
+    fn session(&mut self) -> Result<()> {
+        let find = |name: &Option<String>| {
+            let found = name.as_ref().map(|name| self.place.find(name));
+            found
+                .transpose()
+                .map_err(AgentError::client("find the regions"))
+        };
+        let ways = Ways {
+            log: find(&self.config.regions.log)?,
+            sets: find(&self.config.regions.sets)?,
+        };
+        let mut open = Open {
+            ways: &ways,
+            log: None,
+            sets: None,
+            journal: Journal::new(true)?,
+            may_clear: false,
+            clear_tried: None,
+            sets_looked: None,
+        };
+        self.status.lock().follow_error = None;
+        loop {
+            if self.pending.is_some() {
+                self.carry_out(&mut open)?;
+            }
+            let busy = match self.mode {
+                Mode::Idle => false,
+                Mode::Following if !self.config.follow.warm => false,
+                Mode::Following => self.follow(&mut open)?,
+                Mode::Leading => self.clear_behind(&mut open)?,
+            };
+            let pause = match (busy, self.mode) {
+                (true, _) => Duration::ZERO,
+                (false, Mode::Following) => Duration::from_millis(self.config.follow.every_ms),
+                (false, _) => Duration::from_millis(50),
+            };
+            match self.orders.recv_timeout(pause) {
+                Ok(order) => self.pending = Some(order),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+
+    /// The order is gone when it is done; after an error it is still pending.
+    fn carry_out(&mut self, open: &mut Open<'_>) -> Result<()> {
+        match &self.pending {
+            Some(Order::Follow) => self.change_to(Mode::Following, open)?,
+            Some(Order::Lead) => self.change_to(Mode::Leading, open)?,
+            Some(Order::TakeOver { unless_held }) => {
+                let handed = self.take_over(*unless_held, open)?;
+                let epoch = handed.epoch;
+                self.mode = Mode::Idle;
+                let _ = self.inputs.send(Input::Recovered(handed));
+                self.send(Event::TakenOver { epoch });
+            }
+            Some(Order::LookForLeader { known_epoch }) => {
+                let (other, epoch) = self.another_leads(*known_epoch, open)?;
+                self.send(Event::Leader { other, epoch });
+            }
+            Some(Order::Copy(reply)) => {
+                let copied = self.copy(open)?;
+                let _ = reply.send(Ok(copied));
+            }
+            None => {}
+        }
+        self.pending = None;
+        Ok(())
+    }
+
+    fn change_to(&mut self, mode: Mode, open: &mut Open<'_>) -> Result<()> {
+        if self.mode != mode {
+            open.close(mode == Mode::Following)?;
+        }
+        if mode == Mode::Leading {
+            self.held = None;
+            self.status.lock().held_set = 0;
+        }
+        self.mode = mode;
+        Ok(())
+    }
+
+    /// One round of a standby's work. True if there was something new.
+    fn follow(&mut self, open: &mut Open<'_>) -> Result<bool> {
+        let clears = self.config.follow.clear == Clear::BehindSets;
+        open.open_log(&self.place, clears)?;
+        let busy = open.read_log()?;
+        let every = Duration::from_millis(self.config.follow.sets_every_ms);
+        // While the log never pauses, sets are looked at less often.
+        if open.sets_are_due(if busy { 10 * every } else { every }) {
+            self.follow_sets(open)?;
+        }
+        let mut status = self.status.lock();
+        status.tail_records = open.journal.records();
+        status.tail_bytes = open.journal.bytes();
+        status.caught_up = !busy;
+        status.lag_bytes = open.log.as_ref().map_or(0, Follower::lag_bytes);
+        Ok(busy)
+    }
+
+    fn follow_sets(&mut self, open: &mut Open<'_>) -> Result<()> {
+        open.open_sets(&self.place)?;
+        let Some(sets) = &mut open.sets else {
+            return Ok(());
+        };
+        let newest = sets.newest(false);
+        let newest = newest.map_err(AgentError::client("list the sets"))?;
+        let held = self.held.as_ref().map_or(0, |held| held.set.number);
+        let number = newest.map_or(0, |newest| newest.number);
+        self.status.lock().newest_set = number;
+        if number > held {
+            self.held = HeldSet::read(sets, false)?;
+            self.status.lock().held_set = self.held.as_ref().map_or(0, |held| held.set.number);
+        }
+        if let Some(position) = self.held.as_ref().and_then(HeldSet::covers) {
+            open.forget_and_clear(position)?;
+        }
+        Ok(())
+    }
+
+    /// One round of what a leader's agent does for the log. True if there was something new.
+    fn clear_behind(&mut self, open: &mut Open<'_>) -> Result<bool> {
+        let both = open.ways.log.is_some() && open.ways.sets.is_some();
+        if self.config.follow.clear != Clear::BehindSets || !both {
+            return Ok(false);
+        }
+        if !open.may_clear && !open.get_the_right_to_clear(&self.place)? {
+            return Ok(false);
+        }
+        let busy = open.read_log()?;
+        let every = Duration::from_millis(self.config.follow.sets_every_ms);
+        if open.sets_are_due(every) {
+            open.open_sets(&self.place)?;
+            if let Some(sets) = &mut open.sets {
+                let newest = sets.newest(false);
+                let newest = newest.map_err(AgentError::client("list the sets"))?;
+                if let Some(position) = newest.and_then(|newest| covered(&newest.label)) {
+                    open.forget_and_clear(position)?;
+                }
+            }
+        }
+        Ok(busy)
+    }
+
+    /// Whether somebody else does, and the first region's epoch: our program may have raised it by one.
+    fn another_leads(&self, known_epoch: u64, open: &Open<'_>) -> Result<(bool, u64)> {
+        let own = self.place.principal();
+        let (mut other, mut epoch) = (false, None);
+        for way in open.ways.each() {
+            let holder = way.holder();
+            let holder = holder.map_err(AgentError::client("ask who holds the region"))?;
+            other |= holder.writer.is_some_and(|writer| writer != own);
+            epoch.get_or_insert(holder.epoch);
+        }
+        let epoch = epoch.unwrap_or(0);
+        other |= known_epoch > 0 && epoch > known_epoch + 1;
+        Ok((other, epoch))
+    }
+
+    fn take_over(&mut self, unless_held: bool, open: &mut Open<'_>) -> Result<Handed> {
+        let begun = Instant::now();
+        if unless_held {
+            open.ways.check_unheld()?;
+        }
+        let epoch = self.fence(open.ways)?;
+        let fenced = begun.elapsed();
+        if let Some(way) = &open.ways.log {
+            way.settle_log(self.place.options())
+                .map_err(AgentError::client("settle the end of the log"))?;
+        }
+        let held_before = open.journal.records();
+        let state = self.recover(open)?;
+        let handed = open.hand_over(state, epoch)?;
+        let (all, tail) = (begun.elapsed(), open.journal.records());
+        let set = handed.state.as_ref().map_or(0, |held| held.set.number);
+        tracing::info!(
+            epoch,
+            fence_us = fenced.as_micros() as u64,
+            recovery_us = (all - fenced).as_micros() as u64,
+            set,
+            tail_records = tail,
+            read_before = held_before,
+            "taken over"
+        );
+        let mut status = self.status.lock();
+        status.fence_us = Some(fenced.as_micros() as u64);
+        status.recovery_us = Some((all - fenced).as_micros() as u64);
+        drop(status);
+        // What was handed over stays with the program; a later takeover begins from the regions.
+        open.close(true)?;
+        Ok(handed)
+    }
+
+    fn fence(&self, ways: &Ways) -> Result<u64> {
+        let mut epoch = 0;
+        for way in ways.each() {
+            let fenced = way.fence().map_err(AgentError::client("fence"))?;
+            // The first one is the one whose beat counts, and whose epoch the program names.
+            epoch = if epoch == 0 { fenced.epoch } else { epoch };
+            tracing::info!(
+                epoch = fenced.epoch,
+                unit_us = fenced.took.as_micros() as u64,
+                round_trip_us = fenced.round_trip.as_micros() as u64,
+                "fenced"
+            );
+        }
+        Ok(epoch)
+    }
+
+    /// Everything behind what is held already. The fence stands: nothing changes any more but by a later fence.
+    fn recover(&mut self, open: &mut Open<'_>) -> Result<Option<HeldSet>> {
+        open.open_log(&self.place, false)?;
+        if let (Some(log), Some(region)) = (&mut open.log, &self.config.regions.log) {
+            let journal = &mut open.journal;
+            let recovered = log.recover(|found| journal.add(&found));
+            let recovered = recovered.map_err(AgentError::client("recover the log"))?;
+            if let Some(damage) = recovered.damage {
+                return Err(AgentError::Incomplete {
+                    region: region.clone(),
+                    what: format!("acknowledged records can't be read: {damage}"),
+                });
+            }
+        }
+        open.open_sets(&self.place)?;
+        if let Some(sets) = &mut open.sets {
+            let newest = sets.newest(true);
+            let newest = newest.map_err(AgentError::client("list the sets"))?;
+            let held = self.held.as_ref().map_or(0, |held| held.set.number);
+            if newest.is_some_and(|newest| newest.number > held) {
+                let read = HeldSet::read(sets, true)?;
+                let number = read.as_ref().map_or(0, |read| read.set.number);
+                // One that was never whole may have a header.
+                if number > held {
+                    self.held = read;
+                }
+            }
+        }
+        Ok(self.held.clone())
+    }
+
+    /// What a takeover would hand over now, without a fence: from handles of its own.
+    fn copy(&self, open: &Open<'_>) -> Result<Handed> {
+        let mut apart = Open {
+            ways: open.ways,
+            log: None,
+            sets: None,
+            journal: Journal::new(true)?,
+            may_clear: false,
+            clear_tried: None,
+            sets_looked: None,
+        };
+        apart.open_sets(&self.place)?;
+        let state = match &mut apart.sets {
+            Some(sets) => HeldSet::read(sets, false)?,
+            None => None,
+        };
+        apart.open_log(&self.place, false)?;
+        // To the end as it is found once.
+        while apart.read_log()? {}
+        apart.hand_over(state, 0)
+    }
+}
+
+impl Ways {
+    fn each(&self) -> impl Iterator<Item = &Way> {
+        self.log.iter().chain(&self.sets)
+    }
+
+    fn check_unheld(&self) -> Result<()> {
+        for way in self.each() {
+            let holder = way.holder();
+            let holder = holder.map_err(AgentError::client("ask who holds the region"))?;
+            if let Some(by) = holder.writer {
+                let region = way.name().to_owned();
+                return Err(AgentError::Held { region, by });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Open<'_> {
+    fn close(&mut self, keeps: bool) -> Result<()> {
+        (self.log, self.sets) = (None, None);
+        self.may_clear = false;
+        self.journal = Journal::new(keeps)?;
+        Ok(())
+    }
+
+    /// One backup at a time may clear: where another does, we don't.
+    fn open_log(&mut self, place: &Place, clear: bool) -> Result<()> {
+        let (None, Some(way)) = (&self.log, &self.ways.log) else {
+            return Ok(());
+        };
+        let opened = match way.follow_log(clear, place.options()) {
+            Err(ClientError::ClearingExists { .. } | ClientError::NoGrant { .. }) if clear => {
+                way.follow_log(false, place.options())
+            }
+            opened => {
+                self.may_clear = clear && opened.is_ok();
+                opened
+            }
+        };
+        self.log = Some(opened.map_err(AgentError::client("open the log to read"))?);
+        Ok(())
+    }
+
+    fn get_the_right_to_clear(&mut self, place: &Place) -> Result<bool> {
+        if self
+            .clear_tried
+            .is_some_and(|tried| tried.elapsed() < CLEAR_RETRY)
+        {
+            return Ok(false);
+        }
+        self.clear_tried = Some(Instant::now());
+        self.log = None;
+        self.journal = Journal::new(false)?;
+        self.open_log(place, true)?;
+        if !self.may_clear {
+            self.log = None;
+        }
+        Ok(self.may_clear)
+    }
+
+    fn open_sets(&mut self, place: &Place) -> Result<()> {
+        if let (None, Some(way)) = (&self.sets, &self.ways.sets) {
+            let opened = way.read_sets(place.options());
+            self.sets = Some(opened.map_err(AgentError::client("open the sets to read"))?);
+        }
+        Ok(())
+    }
+
+    fn read_log(&mut self) -> Result<bool> {
+        let Some(log) = &mut self.log else {
+            return Ok(false);
+        };
+        let records = log.read_unread(READ_BYTES);
+        let records = records.map_err(AgentError::client("follow the log"))?;
+        let some = records.len() > 0;
+        for found in records {
+            let added = self.journal.add(&found);
+            added.map_err(AgentError::client("keep a record"))?;
+        }
+        Ok(some)
+    }
+
+    fn sets_are_due(&mut self, every: Duration) -> bool {
+        let due = self
+            .sets_looked
+            .is_none_or(|looked| looked.elapsed() >= every);
+        if due {
+            self.sets_looked = Some(Instant::now());
+        }
+        due
+    }
+
+    /// What a committed set holds need not be kept in the log.
+    fn forget_and_clear(&mut self, position: pmu_client::LogPosition) -> Result<()> {
+        let mark = self.journal.forget_before(position)?;
+        if let (Some(mark), Some(log), true) = (mark, &mut self.log, self.may_clear) {
+            log.clear(mark)
+                .map_err(AgentError::client("clear the log"))?;
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self, state: Option<HeldSet>, epoch: u64) -> Result<Handed> {
+        if let Some(position) = state.as_ref().and_then(HeldSet::covers) {
+            self.journal.forget_before(position)?;
+        }
+        let tail = match self.ways.log {
+            Some(_) => {
+                let file = self.journal.file()?;
+                Some((Arc::new(file), self.journal.records()))
+            }
+            None => None,
+        };
+        Ok(Handed { state, tail, epoch })
+    }
+}

@@ -1,0 +1,359 @@
+//! The way to the regions: on one unit, or spread over several.
+
+use std::time::{Duration, Instant};
+
+use pmu_client::{
+    BeatWatch, ClientError, ConnectOptions, Identity, LogBackup, LogPosition, LogRecord, Mode,
+    OpenOptions, RecordMark, Records, RecoveredLog, RegionInfo, SetChoice, SetReader, SetSink,
+    Spread, SpreadLogBackup, SpreadReader, Unit,
+};
+
+use crate::config::Config;
+use crate::error::Result;
+
+/// The longest time for a connection and for each request to a unit.
+const UNIT_TIMEOUT: Duration = Duration::from_secs(2);
+
+type Client<T> = std::result::Result<T, ClientError>;
+
+/// What is needed to find regions.
+#[derive(Clone)]
+pub struct Place {
+    addresses: Vec<String>,
+    identity: Identity,
+    options: OpenOptions,
+}
+
+impl Place {
+    /// From the configuration. Nothing is connected.
+    ///
+    /// # Errors
+    /// [`crate::AgentError::Auth`] for a bad identity.
+    pub fn new(config: &Config) -> Result<Self> {
+        Ok(Self {
+            addresses: config.units.clone(),
+            identity: Identity::load(&config.identity)?,
+            options: config.open_options(),
+        })
+    }
+
+    /// The own principal's name.
+    #[must_use]
+    pub fn principal(&self) -> String {
+        self.identity.principal().name.to_string()
+    }
+
+    /// Connects to the units of a region.
+    ///
+    /// # Errors
+    /// What the last unit said.
+    pub fn find(&self, region: &str) -> Client<Way> {
+        let options = ConnectOptions::with_timeout(UNIT_TIMEOUT);
+        let mut failed = None;
+        for address in &self.addresses {
+            let described = Unit::connect(address, &self.identity, &options)
+                .and_then(|unit| unit.describe(region).map(|info| (unit, info)));
+            match described {
+                Ok((_, info)) if info.membership.is_some() => {
+                    let seeds: Vec<&str> = self.addresses.iter().map(String::as_str).collect();
+                    let spread = Spread::find(&seeds, region, &self.identity, &options)?;
+                    return Ok(Way::Spread(spread, self.clone()));
+                }
+                Ok((unit, info)) => return Ok(Way::One(unit, info.name.as_ref().to_owned())),
+                Err(error) => failed = Some(error),
+            }
+        }
+        Err(failed.unwrap_or_else(|| ClientError::Invalid("no unit was named".into())))
+    }
+}
+
+/// What the units say of who holds a region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its epoch; 0 for a region over several units, whose members have epochs of their own.
+    pub epoch: u64,
+    /// The principal of its primary, if there is one.
+    pub writer: Option<String>,
+}
+
+/// A fence that stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fenced {
+    /// As in [`Holder`].
+    pub epoch: u64,
+    /// The units' own time; of several the longest.
+    pub took: Duration,
+    /// As this side saw it.
+    pub round_trip: Duration,
+}
+
+/// A region that was found.
+pub enum Way {
+    /// On one unit.
+    One(Unit, String),
+    /// Over several.
+    Spread(Spread, Place),
+}
+
+impl Way {
+    /// Who holds it. Of several units the first that answers is asked.
+    ///
+    /// # Errors
+    /// As [`Unit::describe`].
+    pub fn holder(&self) -> Client<Holder> {
+        let of = |info: RegionInfo, epoch| Holder {
+            epoch,
+            writer: info.writer,
+        };
+        match self {
+            Self::One(unit, name) => {
+                let info = unit.describe(name)?;
+                let epoch = info.epoch.get();
+                Ok(of(info, epoch))
+            }
+            Self::Spread(spread, place) => {
+                let options = ConnectOptions::with_timeout(UNIT_TIMEOUT);
+                let mut failed = None;
+                for address in &place.addresses {
+                    let described = Unit::connect(address, &place.identity, &options)
+                        .and_then(|unit| unit.describe(spread.name()));
+                    match described {
+                        Ok(info) => return Ok(of(info, 0)),
+                        Err(error) => failed = Some(error),
+                    }
+                }
+                Err(failed.unwrap_or_else(|| ClientError::Invalid("no unit was named".into())))
+            }
+        }
+    }
+
+    /// The region's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::One(_, name) => name,
+            Self::Spread(spread, _) => spread.name(),
+        }
+    }
+
+    /// Takes the right to write from whoever has it.
+    ///
+    /// # Errors
+    /// As [`Unit::fence`] and [`Spread::fence`].
+    pub fn fence(&self) -> Client<Fenced> {
+        let begun = Instant::now();
+        match self {
+            Self::One(unit, name) => unit.fence(name).map(|report| Fenced {
+                epoch: report.epoch.get(),
+                took: report.took,
+                round_trip: report.round_trip,
+            }),
+            Self::Spread(spread, _) => spread.fence().map(|fence| Fenced {
+                epoch: 0,
+                took: fence
+                    .fenced
+                    .iter()
+                    .map(|(_, report)| report.took)
+                    .max()
+                    .unwrap_or_default(),
+                round_trip: begun.elapsed(),
+            }),
+        }
+    }
+
+    /// Opens the region to look at its beats.
+    ///
+    /// # Errors
+    /// As [`Unit::watch_beats`].
+    pub fn watch_beats(&self, mode: Mode, options: &OpenOptions) -> Client<BeatWatch> {
+        match self {
+            Self::One(unit, name) => unit.watch_beats(name, mode, options),
+            Self::Spread(spread, _) => spread.watch_beats(options),
+        }
+    }
+
+    /// Opens a log to follow it.
+    ///
+    /// # Errors
+    /// As [`Unit::open_log_backup`].
+    pub fn follow_log(&self, clear: bool, options: &OpenOptions) -> Client<Follower> {
+        Ok(match self {
+            Self::One(unit, name) => {
+                Follower::One(Box::new(unit.open_log_backup(name, clear, options)?))
+            }
+            Self::Spread(spread, _) => {
+                Follower::Spread(Box::new(spread.open_log_backup(clear, options)?))
+            }
+        })
+    }
+
+    /// Opens sets to read them.
+    ///
+    /// # Errors
+    /// As [`Unit::open_sets_backup`].
+    pub fn read_sets(&self, options: &OpenOptions) -> Client<Sets<'_>> {
+        Ok(match self {
+            Self::One(unit, name) => Sets::One(Box::new(unit.open_sets_backup(name, options)?)),
+            Self::Spread(spread, _) => Sets::Spread(Box::new(spread.open_reader(options)?)),
+        })
+    }
+
+    /// Over several units what a log ends with is settled by whoever opens it: does so, before anybody is told of records that might not count.
+    ///
+    /// # Errors
+    /// As [`Spread::open_log_primary`].
+    pub fn settle_log(&self, options: &OpenOptions) -> Client<()> {
+        match self {
+            Self::One(..) => Ok(()),
+            Self::Spread(spread, place) => place.find(spread.name()).and_then(|way| match way {
+                Self::Spread(spread, _) => spread.open_log_primary(options).map(drop),
+                Self::One(..) => Ok(()),
+            }),
+        }
+    }
+}
+
+impl Place {
+    /// How regions are opened.
+    #[must_use]
+    pub const fn options(&self) -> &OpenOptions {
+        &self.options
+    }
+}
+
+/// The log, open for reading.
+pub enum Follower {
+    /// Of one unit.
+    One(Box<LogBackup>),
+    /// Of several.
+    Spread(Box<SpreadLogBackup>),
+}
+
+impl Follower {
+    /// See [`LogBackup::read_unread`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_unread(&mut self, max_bytes: usize) -> Client<Records<'_>> {
+        match self {
+            Self::One(log) => log.read_unread(max_bytes),
+            Self::Spread(log) => log.read_unread(max_bytes),
+        }
+    }
+
+    /// See [`LogBackup::clear`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn clear(&mut self, mark: RecordMark) -> Client<()> {
+        match self {
+            Self::One(log) => log.clear(mark),
+            Self::Spread(log) => log.clear(mark),
+        }
+    }
+
+    /// See [`LogBackup::recover`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn recover(
+        &mut self,
+        visit: impl FnMut(LogRecord<'_>) -> Client<()>,
+    ) -> Client<RecoveredLog> {
+        match self {
+            Self::One(log) => log.recover(visit),
+            Self::Spread(log) => log.recover(visit),
+        }
+    }
+
+    /// Bytes of the log that were not read, as far as its end was seen. Over several units that isn't known: 0.
+    #[must_use]
+    pub fn lag_bytes(&self) -> u64 {
+        match self {
+            Self::One(log) => log.tail().get().saturating_sub(log.position().get()),
+            Self::Spread(_) => 0,
+        }
+    }
+
+    /// The position of the next record.
+    #[must_use]
+    pub fn position(&self) -> LogPosition {
+        match self {
+            Self::One(log) => log.position(),
+            Self::Spread(log) => log.position(),
+        }
+    }
+}
+
+/// What is known of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its number.
+    pub number: u64,
+    /// Its payload.
+    pub bytes: u64,
+    /// Its label.
+    pub label: String,
+}
+
+/// Sets, open for reading.
+pub enum Sets<'a> {
+    /// Of one unit.
+    One(Box<SetReader>),
+    /// Of several.
+    Spread(Box<SpreadReader<'a>>),
+}
+
+impl Sets<'_> {
+    /// The newest set, as listed; none where there is none. With `recovering`, whole sets that nobody has published count.
+    ///
+    /// # Errors
+    /// As [`SetReader::sets`] and [`SpreadReader::sets`].
+    pub fn newest(&mut self, recovering: bool) -> Client<Option<Found>> {
+        match self {
+            Self::One(sets) => {
+                let catalog = sets.sets()?;
+                let published = catalog.published;
+                let counting = |number| recovering || number <= published;
+                let found = catalog.sets.iter().filter(|set| counting(set.number));
+                let newest = found.max_by_key(|set| set.number);
+                Ok(newest.map(|set| Found {
+                    number: set.number.get(),
+                    bytes: set.bytes,
+                    label: set.label.to_string(),
+                }))
+            }
+            Self::Spread(sets) => {
+                let found = sets.sets()?;
+                let committed = found.into_iter().filter(|set| recovering || set.committed);
+                let newest = committed.max_by_key(|set| set.number);
+                Ok(newest.map(|set| Found {
+                    number: set.number.get(),
+                    bytes: 0,
+                    label: set.label,
+                }))
+            }
+        }
+    }
+
+    /// Reads the newest set; none where none was ever committed.
+    ///
+    /// # Errors
+    /// As [`SetReader::read`], [`SetReader::recover`] and [`SpreadReader::read`].
+    pub fn read(&mut self, recovering: bool, sink: &mut impl SetSink) -> Client<Option<Found>> {
+        let read = match self {
+            Self::One(sets) if recovering => sets.recover(sink).map(|read| read.set),
+            Self::One(sets) => sets.read(SetChoice::Newest, sink).map(|read| read.set),
+            Self::Spread(sets) => sets.read(SetChoice::Newest, sink).map(|read| read.set),
+        };
+        match read {
+            Ok(set) => Ok(Some(Found {
+                number: set.number.get(),
+                bytes: set.bytes,
+                label: set.label.to_string(),
+            })),
+            Err(ClientError::NoSuchSet { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The program: started or adopted, watched through a process descriptor, signalled, killed.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use pmu_client::agent::names;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+
+use crate::config::Config;
+use crate::copy::{Handed, path_for_child};
+use crate::error::{AgentError, Result};
+use crate::input::Input;
+
+/// What the program is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// To lead.
+    Primary,
+    /// To show that it could, from a copy.
+    Rehearsal,
+}
+
+/// A program that runs, or did.
+#[derive(Debug)]
+pub struct Running {
+    descriptor: OwnedFd,
+    pid: Pid,
+    /// It leads a process group of its own.
+    is_leader: bool,
+}
+
+impl Running {
+    /// Starts the program; its end comes as an input with this serial number.
+    ///
+    /// # Errors
+    /// [`AgentError::System`]: nothing was started.
+    pub fn start(
+        config: &Config,
+        handed: &Handed,
+        serial: u64,
+        inputs: &Sender<Input>,
+    ) -> Result<Self> {
+        let mut child = spawn(config, handed, Role::Primary)?;
+        let pid = Pid::from_child(&child);
+        let descriptor = descriptor_of(pid)?;
+        let watched = descriptor_of(pid)?;
+        let inputs = inputs.clone();
+        thread("program", move || {
+            wait(&watched);
+            let (clean, how) = match child.wait() {
+                Ok(status) => (status.success(), status.to_string()),
+                Err(error) => (false, error.to_string()),
+            };
+            let _ = inputs.send(Input::Exited { serial, clean, how });
+        })?;
+        Ok(Self {
+            descriptor,
+            pid,
+            is_leader: true,
+        })
+    }
+
+    /// Takes a process that runs already. How it ends can't be told: only that it does.
+    ///
+    /// # Errors
+    /// [`AgentError::System`]: there is none, or it belongs to somebody else.
+    pub fn adopt(id: u32, serial: u64, inputs: &Sender<Input>) -> Result<Self> {
+        let pid = i32::try_from(id).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| AgentError::Refused(format!("{id} is no process id")))?;
+        let descriptor = descriptor_of(pid)?;
+        let watched = descriptor_of(pid)?;
+        let inputs = inputs.clone();
+        thread("program", move || {
+            wait(&watched);
+            let how = "an adopted process: its exit code is not known".to_owned();
+            let clean = false;
+            let _ = inputs.send(Input::Exited { serial, clean, how });
+        })?;
+        Ok(Self {
+            descriptor,
+            pid,
+            is_leader: false,
+        })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Whether a process is this program, or one that it has started.
+    #[must_use]
+    pub fn owns(&self, pid: u32) -> bool {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        pid.is_some_and(|pid| {
+            pid == self.pid
+                || (self.is_leader && rustix::process::getpgid(Some(pid)) == Ok(self.pid))
+        })
+    }
+
+    /// Kills it, and what it has started. One that has ended already is no error.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    fn signal(&self, signal: Signal) {
+        // The descriptor can't mean another process; the group is ours as long as its leader isn't reaped, which the first call finds out.
+        let sent = pidfd_send_signal(&self.descriptor, signal);
+        if sent.is_ok() && self.is_leader && signal == Signal::KILL {
+            let _ = kill_process_group(self.pid, signal);
+        }
+    }
+}
+
+fn descriptor_of(pid: Pid) -> Result<OwnedFd> {
+    let action = format!("watch process {}", pid.as_raw_nonzero());
+    pidfd_open(pid, PidfdFlags::empty()).map_err(AgentError::system(action))
+}
+
+/// Until the process has ended.
+fn wait(descriptor: &OwnedFd) {
+    loop {
+        let mut watched = [PollFd::new(descriptor, PollFlags::IN)];
+        match poll(&mut watched, None) {
+            Ok(ready) if ready > 0 => return,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                tracing::error!(%error, "the program can't be watched");
+                return;
+            }
+        }
+    }
+}
+
+/// A thread with a name.
+///
+/// # Errors
+/// The system has none.
+pub fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let spawned = std::thread::Builder::new()
+        .name(format!("pmu-{name}"))
+        .spawn(work);
+    spawned
+        .map(drop)
+        .map_err(AgentError::system("start a thread"))
+}
+
+fn spawn(config: &Config, handed: &Handed, role: Role) -> Result<Child> {
+    let Some((name, arguments)) = config.program.command.split_first() else {
+        return Err(AgentError::Refused("program.command is empty".into()));
+    };
+    let mut command = Command::new(name);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .process_group(0);
+    if let Some(directory) = &config.program.directory {
+        command.current_dir(directory);
+    }
+    set_environment(&mut command, config, handed, role);
+    // The files are inherited while this process is started. Another one that is started at the same time gets them too, and ignores them.
+    inheritable(handed, true)?;
+    let child = command.spawn();
+    inheritable(handed, false)?;
+    child.map_err(AgentError::system(format!("start {name}")))
+}
+
+fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role: Role) {
+    for variable in [
+        names::STATE,
+        names::STATE_SET,
+        names::STATE_LABEL,
+        names::TAIL,
+        names::SOCKET,
+    ] {
+        command.env_remove(variable);
+    }
+    match role {
+        Role::Primary => command
+            .env(names::ROLE, "primary")
+            .env(names::SOCKET, &config.socket),
+        Role::Rehearsal => command.env(names::ROLE, "rehearsal"),
+    };
+    command.env(
+        names::BEAT_MS,
+        (config.watch.interval_ms / 2).max(1).to_string(),
+    );
+    if handed.is_empty() {
+        return;
+    }
+    if let Some(state) = &handed.state {
+        command
+            .env(names::STATE, path_for_child(&state.file))
+            .env(names::STATE_SET, state.set.number.to_string())
+            .env(names::STATE_LABEL, &state.set.label);
+    }
+    if let Some((tail, _)) = &handed.tail {
+        command.env(names::TAIL, path_for_child(tail));
+    }
+}
+
+fn inheritable(handed: &Handed, is: bool) -> Result<()> {
+    let flags = if is {
+        FdFlags::empty()
+    } else {
+        FdFlags::CLOEXEC
+    };
+    let state = handed.state.as_ref().map(|state| &state.file);
+    let tail = handed.tail.as_ref().map(|(tail, _)| tail);
+    for file in state.into_iter().chain(tail) {
+        fcntl_setfd(file.as_ref(), flags).map_err(AgentError::system("hand a file over"))?;
+    }
+    Ok(())
+}
+
+/// Runs the program from a copy until it ends; in words what came of it. Blocks.
+///
+/// # Errors
+/// It failed, or didn't end in time and was killed.
+pub fn rehearse(config: &Config, handed: &Handed, timeout: Duration) -> Result<String> {
+    let begun = Instant::now();
+    let mut child = spawn(config, handed, Role::Rehearsal)?;
+    let status = wait_within(&mut child, timeout)?;
+    let took = begun.elapsed().as_millis();
+    let set = handed.state.as_ref().map_or(0, |state| state.set.number);
+    let records = handed.tail.as_ref().map_or(0, |(_, records)| *records);
+    let what = format!("set {set} and {records} records");
+    match status {
+        Some(status) if status.success() => Ok(format!("the program ran from {what} in {took} ms")),
+        Some(status) => Err(AgentError::Refused(format!(
+            "the program failed on {what}: {status}"
+        ))),
+        None => Err(AgentError::Refused(format!(
+            "the program did not end on {what} in {took} ms"
+        ))),
+    }
+}
+
+/// Runs a command of the configuration; true if it succeeds in time.
+#[must_use]
+pub fn succeeds(command: &[String], timeout: Duration) -> bool {
+    let Some((name, arguments)) = command.split_first() else {
+        return false;
+    };
+    let spawned = Command::new(name)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .process_group(0)
+        .spawn();
+    match spawned {
+        Ok(mut child) => wait_within(&mut child, timeout)
+            .is_ok_and(|status| status.is_some_and(|status| status.success())),
+        Err(error) => {
+            tracing::error!(%error, command = name, "the command can't be run");
+            false
+        }
+    }
+}
+
+/// The exit status; none after the timeout: then it is killed.
+fn wait_within(child: &mut Child, timeout: Duration) -> Result<Option<std::process::ExitStatus>> {
+    let descriptor = descriptor_of(Pid::from_child(child))?;
+    let limit = rustix::event::Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    let mut watched = [PollFd::new(&descriptor, PollFlags::IN)];
+    let ready = poll(&mut watched, Some(&limit)).unwrap_or(0);
+    if ready == 0 {
+        let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
+        let _ = child.wait();
+        return Ok(None);
+    }
+    let status = child
+        .wait()
+        .map_err(AgentError::system("wait for a command"))?;
+    Ok(Some(status))
+}

@@ -1,0 +1,614 @@
+//! The machine in a world made up from a seed: two agents, their programs, a region that knows epochs, and everything that can go wrong between them.
+//! A failure names its seed; `PMU_SEED=N cargo test -p pmu-agent --test decide` runs that one alone.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a test fails by a panic"
+)]
+
+use pmu_agent::decide::{Action, Ending, Event, Machine, Phase, Refusal, Settings, Standing};
+
+const STEP_MS: u64 = 10;
+const SILENCE_MS: u64 = 200;
+const FAULTS_UNTIL_MS: u64 = 20_000;
+const END_MS: u64 = 40_000;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        silence_ms: SILENCE_MS,
+        start_timeout_ms: 2000,
+        start_attempts: 3,
+        start_pause_ms: 100,
+        stop_timeout_ms: 500,
+        grace_ms: 1000,
+        ..Settings::default()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Starting { ready_at: u64 },
+    Open { epoch: u64 },
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Program {
+    work: Work,
+    hangs: bool,
+    /// It was told to end.
+    told: bool,
+}
+
+struct Agent {
+    machine: Machine,
+    program: Option<Program>,
+    /// Events that are under way, with the time at which they arrive.
+    mail: Vec<(u64, Event)>,
+    /// Not running until then; its clock runs on.
+    paused_until: u64,
+    /// Cut off from the units until then, its program too.
+    cut_until: u64,
+    was_cut: Option<bool>,
+    takeovers: u32,
+    fenced: bool,
+}
+
+struct World {
+    random: Random,
+    now: u64,
+    epoch: u64,
+    writer: Option<usize>,
+    agents: [Agent; 2],
+    link_cut_until: u64,
+    /// Which program committed last, in which epoch, and when.
+    committed: Option<(usize, u64, u64)>,
+    beats: u64,
+    beats_seen: [u64; 2],
+    seed: u64,
+}
+
+impl Agent {
+    fn new(machine: Machine) -> Self {
+        Self {
+            machine,
+            program: None,
+            mail: Vec::new(),
+            paused_until: 0,
+            cut_until: 0,
+            was_cut: None,
+            takeovers: 0,
+            fenced: false,
+        }
+    }
+}
+
+impl World {
+    fn new(seed: u64, both_primary: bool) -> Self {
+        let second = match both_primary {
+            true => Machine::primary(settings(), 0),
+            false => Machine::standby(settings(), 0),
+        };
+        Self {
+            random: Random(seed),
+            now: 0,
+            epoch: 0,
+            writer: None,
+            agents: [
+                Agent::new(Machine::primary(settings(), 0)),
+                Agent::new(second),
+            ],
+            link_cut_until: 0,
+            committed: None,
+            beats: 0,
+            beats_seen: [0; 2],
+            seed,
+        }
+    }
+
+    fn give(&mut self, which: usize, event: Event) {
+        let now = self.now;
+        let actions = self.agents[which].machine.step(now, event);
+        for action in actions {
+            self.act(which, action);
+        }
+    }
+
+    fn later(&mut self, which: usize, event: Event, at_most: u64) {
+        let at = self.now + 1 + self.random.below(at_most);
+        self.agents[which].mail.push((at, event));
+    }
+
+    fn is_cut(&self, which: usize) -> bool {
+        self.now < self.agents[which].cut_until
+    }
+
+    fn act(&mut self, which: usize, action: Action) {
+        match action {
+            Action::TakeOver { unless_held } => self.take_over(which, unless_held),
+            Action::Start => {
+                // Nothing is ever started but behind a fence of our own.
+                assert!(self.agents[which].fenced, "seed {}", self.seed);
+                assert!(
+                    self.agents[which].program.is_none(),
+                    "seed {}: two programs",
+                    self.seed
+                );
+                // Often longer than the others would be silent.
+                let ready_at = self.now + 20 + self.random.below(5 * SILENCE_MS);
+                self.agents[which].program = Some(Program {
+                    work: Work::Starting { ready_at },
+                    hangs: false,
+                    told: false,
+                });
+            }
+            Action::Kill => self.end_program(which, false),
+            Action::Order(Ending::Stop) => {
+                if let Some(program) = &mut self.agents[which].program {
+                    program.told = true;
+                }
+            }
+            Action::LookForLeader => {
+                let other = self.writer.is_some_and(|writer| writer != which)
+                    || self.epoch > self.agents[which].machine.epoch() + 1;
+                let epoch = self.epoch;
+                self.later(which, Event::Leader { other, epoch }, 20);
+            }
+            Action::AskYield => {
+                if self.now >= self.link_cut_until {
+                    self.later(1 - which, Event::Yield, 20);
+                }
+            }
+            Action::Exit { .. } => panic!("seed {}: nobody was told to end", self.seed),
+            _ => {}
+        }
+    }
+
+    fn take_over(&mut self, which: usize, unless_held: bool) {
+        let event = if self.is_cut(which) {
+            Event::NotTakenOver {
+                reason: Refusal::Units,
+            }
+        } else if unless_held && self.writer.is_some() {
+            Event::NotTakenOver {
+                reason: Refusal::Held,
+            }
+        } else {
+            self.epoch += 1;
+            self.writer = None;
+            self.agents[which].takeovers += 1;
+            self.agents[which].fenced = true;
+            Event::TakenOver { epoch: self.epoch }
+        };
+        self.later(which, event, 50);
+    }
+
+    fn end_program(&mut self, which: usize, clean: bool) {
+        if self.agents[which].program.take().is_some() {
+            if self.writer == Some(which) {
+                self.writer = None;
+            }
+            self.later(which, Event::Exited { clean }, 5);
+        }
+    }
+
+    fn programs_work(&mut self, which: usize) {
+        let Some(program) = self.agents[which].program else {
+            return;
+        };
+        if program.hangs {
+            return;
+        }
+        if program.told {
+            self.end_program(which, true);
+            return;
+        }
+        if self.is_cut(which) {
+            return;
+        }
+        match program.work {
+            Work::Starting { ready_at } if self.now < ready_at => {}
+            Work::Starting { .. } if self.writer.is_some() => self.end_program(which, false),
+            Work::Starting { .. } => {
+                self.epoch += 1;
+                self.writer = Some(which);
+                let epoch = self.epoch;
+                if let Some(program) = &mut self.agents[which].program {
+                    program.work = Work::Open { epoch };
+                }
+                self.later(which, Event::Ready { epoch }, 5);
+            }
+            Work::Open { epoch } if epoch == self.epoch => {
+                self.beats += 1;
+                if let Some((other, before, _)) = self.committed {
+                    assert!(
+                        before < epoch || other == which,
+                        "seed {}: two leaders",
+                        self.seed
+                    );
+                    assert!(
+                        before <= epoch,
+                        "seed {}: an older epoch commits",
+                        self.seed
+                    );
+                }
+                self.committed = Some((which, epoch, self.now));
+            }
+            Work::Open { .. } => {
+                self.later(which, Event::Fenced, 5);
+                self.end_program(which, false);
+            }
+        }
+    }
+
+    fn deliver(&mut self, which: usize) {
+        if self.now < self.agents[which].paused_until {
+            return;
+        }
+        let cut = self.is_cut(which);
+        if self.agents[which].was_cut != Some(cut) {
+            self.agents[which].was_cut = Some(cut);
+            self.give(which, Event::Units { reachable: !cut });
+        }
+        if !cut && self.beats_seen[which] != self.beats {
+            self.beats_seen[which] = self.beats;
+            self.give(which, Event::Beat);
+        }
+        let now = self.now;
+        let mail = std::mem::take(&mut self.agents[which].mail);
+        // In any order.
+        let (due, rest): (Vec<_>, Vec<_>) = mail.into_iter().partition(|(at, _)| *at <= now);
+        self.agents[which].mail.extend(rest);
+        for (_, event) in due {
+            self.give(which, event);
+        }
+        self.give(which, Event::Tick);
+        if self.now >= self.link_cut_until && (self.now / STEP_MS).is_multiple_of(4) {
+            let machine = &self.agents[which].machine;
+            let (standing, epoch) = (machine.standing(), machine.epoch());
+            self.later(1 - which, Event::Peer { standing, epoch }, 30);
+        }
+    }
+
+    fn something_fails(&mut self) {
+        let which = self.random.below(2) as usize;
+        let how_long = 50 + self.random.below(3000);
+        let until = self.now + how_long;
+        match self.random.below(6) {
+            0 => self.end_program(which, false),
+            1 => {
+                if let Some(program) = &mut self.agents[which].program {
+                    program.hangs = true;
+                }
+            }
+            2 => self.link_cut_until = until,
+            3 => self.agents[which].cut_until = until,
+            4 => self.agents[which].paused_until = until,
+            _ => self.give(which, Event::Promote { force: false }),
+        }
+    }
+
+    fn step(&mut self) {
+        self.now += STEP_MS;
+        for which in 0..2 {
+            self.programs_work(which);
+        }
+        for which in 0..2 {
+            self.deliver(which);
+        }
+    }
+
+    fn describe(&self) -> String {
+        let agents = self.agents.iter().map(|agent| {
+            format!(
+                "{:?} {} epoch {} program {:?}",
+                agent.machine.phase(),
+                agent.machine.standing(),
+                agent.machine.epoch(),
+                agent.program
+            )
+        });
+        let agents: Vec<_> = agents.collect();
+        format!(
+            "seed {}: epoch {}, writer {:?}, committed {:?}; {}",
+            self.seed,
+            self.epoch,
+            self.writer,
+            self.committed,
+            agents.join("; ")
+        )
+    }
+}
+
+fn seeds(count: u64) -> Vec<u64> {
+    match std::env::var("PMU_SEED") {
+        Ok(seed) => vec![seed.parse().expect("PMU_SEED is a number")],
+        Err(_) => (0..count).collect(),
+    }
+}
+
+#[test]
+fn s05_somebody_leads_again_after_whatever_failed_and_never_two() {
+    let mut takeovers = 0;
+    for seed in seeds(1000) {
+        let mut world = World::new(seed, seed % 4 == 0);
+        while world.now < END_MS {
+            world.step();
+            if world.now < FAULTS_UNTIL_MS && world.now > 1000 && world.random.one_in(120) {
+                world.something_fails();
+            }
+        }
+        let working = world.committed.is_some_and(|(.., at)| at + 100 > END_MS);
+        assert!(working, "nobody works: {}", world.describe());
+        let leaders = world
+            .agents
+            .iter()
+            .filter(|agent| agent.machine.phase() == Phase::Primary);
+        assert_eq!(leaders.count(), 1, "{}", world.describe());
+        takeovers += world
+            .agents
+            .iter()
+            .map(|agent| agent.takeovers)
+            .sum::<u32>();
+    }
+    // The world is not so kind that nothing ever happened.
+    assert!(
+        takeovers > 1000 || std::env::var("PMU_SEED").is_ok(),
+        "{takeovers} takeovers"
+    );
+}
+
+#[test]
+fn s05_without_a_failure_nobody_takes_over() {
+    for seed in seeds(200) {
+        let mut world = World::new(seed, false);
+        while world.now < 10_000 {
+            world.step();
+            // The standby's own pauses, and an unplugged link, are no failures of the primary.
+            if world.random.one_in(200) {
+                world.agents[1].paused_until = world.now + world.random.below(3000);
+            }
+            if world.random.one_in(200) {
+                world.link_cut_until = world.now + world.random.below(3000);
+            }
+        }
+        let takeovers = [world.agents[0].takeovers, world.agents[1].takeovers];
+        assert_eq!(takeovers, [1, 0], "{}", world.describe());
+    }
+}
+
+#[test]
+fn s05_of_two_that_begin_as_primary_one_leads_and_the_other_stands_by() {
+    for seed in seeds(500) {
+        let mut world = World::new(seed, true);
+        while world.now < 8000 {
+            world.step();
+        }
+        let phases = [0, 1].map(|which: usize| world.agents[which].machine.phase());
+        let one = matches!(
+            phases,
+            [Phase::Primary, Phase::Standby] | [Phase::Standby, Phase::Primary]
+        );
+        assert!(one, "{}", world.describe());
+    }
+}
+
+fn say(machine: &mut Machine, now: u64, standing: Standing) -> Vec<Action> {
+    machine.step(now, Event::Peer { standing, epoch: 3 })
+}
+
+fn takes_over(actions: &[Action]) -> bool {
+    actions
+        .iter()
+        .any(|action| matches!(action, Action::TakeOver { .. }))
+}
+
+fn standby() -> Machine {
+    let mut machine = Machine::standby(settings(), 0);
+    machine.step(0, Event::Units { reachable: true });
+    say(&mut machine, 0, Standing::Primary);
+    machine.step(10, Event::Beat);
+    machine
+}
+
+#[test]
+fn s05_an_agents_word_is_enough_at_once() {
+    let mut machine = standby();
+    assert!(takes_over(&say(&mut machine, 20, Standing::Dead)));
+}
+
+#[test]
+fn s05_a_silent_agent_is_no_failure_while_the_beat_goes_on() {
+    let mut machine = standby();
+    for now in (20..5000).step_by(20) {
+        assert!(!takes_over(&machine.step(now, Event::Beat)), "{now}");
+    }
+    let mut at = None;
+    for now in (5000..6000).step_by(20) {
+        if takes_over(&machine.tick(now)) {
+            at = Some(now);
+            break;
+        }
+    }
+    assert!(
+        at.is_some_and(|at| (5000 + SILENCE_MS - 40..5000 + SILENCE_MS + 40).contains(&at)),
+        "{at:?}"
+    );
+}
+
+#[test]
+fn s05_a_stopped_beat_counts_after_twice_the_time_whatever_the_agent_says() {
+    let mut machine = standby();
+    let mut at = None;
+    for now in (20..2000).step_by(20) {
+        if takes_over(&say(&mut machine, now, Standing::Primary)) {
+            at = Some(now);
+            break;
+        }
+    }
+    assert!(
+        at.is_some_and(|at| at >= 2 * SILENCE_MS && at < 2 * SILENCE_MS + 60),
+        "{at:?}"
+    );
+}
+
+#[test]
+fn s05_nothing_is_known_while_the_units_are_out_of_sight() {
+    let mut machine = standby();
+    machine.step(20, Event::Units { reachable: false });
+    for now in (40..20_000).step_by(20) {
+        assert!(!takes_over(&machine.tick(now)), "{now}");
+    }
+    machine.step(20_000, Event::Units { reachable: true });
+    assert!(!takes_over(&machine.tick(20_020)));
+    let mut later = (20_040..20_400).step_by(20);
+    assert!(later.any(|now| takes_over(&machine.tick(now))));
+}
+
+#[test]
+fn s05_a_second_instance_that_starts_slowly_is_left_alone() {
+    let mut machine = Machine::adopting(settings(), 3, 0);
+    machine.step(10, Event::Units { reachable: true });
+    for now in (20..1000).step_by(20) {
+        machine.step(now, Event::Beat);
+    }
+    machine.step(1000, Event::Exited { clean: false });
+    let starting = |epoch| Event::Peer {
+        standing: Standing::Starting,
+        epoch,
+    };
+    for now in (1020..2900).step_by(20) {
+        assert!(!takes_over(&machine.step(now, starting(5))), "{now}");
+    }
+    // It works, and has not beaten yet.
+    let works = Event::Peer {
+        standing: Standing::Primary,
+        epoch: 6,
+    };
+    assert!(!takes_over(&machine.step(2900, works)));
+    assert_eq!(machine.epoch(), 6);
+    assert_eq!(machine.standing(), Standing::Standby);
+}
+
+#[test]
+fn s05_where_one_has_given_up_the_other_tries() {
+    let mut machine = Machine::adopting(settings(), 3, 0);
+    machine.step(10, Event::Exited { clean: false });
+    machine.step(
+        20,
+        Event::Peer {
+            standing: Standing::Starting,
+            epoch: 5,
+        },
+    );
+    let gave_up = Event::Peer {
+        standing: Standing::GivenUp,
+        epoch: 5,
+    };
+    assert!(takes_over(&machine.step(100, gave_up)));
+}
+
+#[test]
+fn s05_a_clock_that_jumps_kills_nobody() {
+    let mut machine = standby();
+    for jump in [50_000_u64, 0, 3, 100_000, 99_000, 1_000_000] {
+        assert!(!takes_over(&machine.tick(jump)), "{jump}");
+    }
+}
+
+#[test]
+fn s05_work_that_is_done_is_not_taken_over() {
+    let mut machine = standby();
+    say(&mut machine, 20, Standing::Finished);
+    for now in (40..20_000).step_by(20) {
+        assert!(!takes_over(&machine.tick(now)), "{now}");
+    }
+}
+
+#[test]
+fn s10_a_move_asks_first_and_takes_over_when_the_peer_has_stopped() {
+    let mut machine = standby();
+    let actions = machine.step(20, Event::Promote { force: false });
+    assert_eq!(actions, [Action::AskYield]);
+    assert!(!takes_over(&say(&mut machine, 40, Standing::Primary)));
+    assert!(takes_over(&say(&mut machine, 60, Standing::Yielded)));
+}
+
+#[test]
+fn s05_a_program_that_does_not_start_is_tried_again_and_then_given_up_loudly() {
+    let mut machine = standby();
+    assert!(takes_over(&say(&mut machine, 20, Standing::Dead)));
+    let (mut now, mut starts) = (30, 0);
+    let mut actions = machine.step(now, Event::TakenOver { epoch: 5 });
+    while machine.phase() != Phase::GivenUp {
+        assert!(now < 10_000);
+        now += 20;
+        if actions.contains(&Action::Start) {
+            starts += 1;
+            actions = machine.step(now, Event::Exited { clean: false });
+        } else if actions.contains(&Action::LookForLeader) {
+            actions = machine.step(
+                now,
+                Event::Leader {
+                    other: false,
+                    epoch: 0,
+                },
+            );
+        } else {
+            actions = machine.tick(now);
+        }
+    }
+    assert_eq!(starts, 3);
+    assert!(format!("{actions:?}").contains("GIVEN UP"), "{actions:?}");
+    assert_eq!(machine.standing(), Standing::GivenUp);
+    // Somebody has mended it.
+    assert!(takes_over(
+        &machine.step(now + 20, Event::Promote { force: false })
+    ));
+}
+
+#[test]
+fn s04_snapshots_are_caused_at_an_interval_and_one_at_a_time() {
+    let mut machine = Machine::adopting(
+        Settings {
+            snapshot_every_ms: Some(100),
+            ..settings()
+        },
+        1,
+        0,
+    );
+    let mut asked = Vec::new();
+    for now in (10..1000).step_by(10) {
+        let event = match now {
+            300 => Event::SnapshotDone { id: 1 },
+            _ => Event::Tick,
+        };
+        for action in machine.step(now, event) {
+            if let Action::Snapshot { id } = action {
+                asked.push((now, id));
+            }
+        }
+    }
+    // The second one had waited for the first.
+    assert_eq!(asked, [(100, 1), (300, 2)]);
+}

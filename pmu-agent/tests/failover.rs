@@ -1,0 +1,337 @@
+//! Two real agents, a real unit and a real program: killed, hung, moved, cut off.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a test fails by a panic"
+)]
+
+mod support;
+
+use rustix::process::Signal;
+use support::agents::{A, Agents, B, Line, wait_until};
+
+#[test]
+fn s05_killed_program_goes_on_elsewhere_with_all_that_was_acknowledged() {
+    let mut agents = Agents::new(1 << 20);
+    agents.both_at_work();
+    let before = agents.wait_for(A, "primary");
+    agents.signal(before.pid.unwrap(), Signal::KILL);
+    let took = agents.wait_for_leader_after(before.epoch);
+    let status = agents.wait_for(B, "primary");
+    eprintln!(
+        "takeover in {took:?}, fence {:?} us, recovery {:?} us",
+        status.fence_us, status.recovery_us
+    );
+    assert_eq!(status.takeovers, 1);
+    agents.wait_for(A, "standby");
+    agents.check();
+    // And back again.
+    agents.signal(status.pid.unwrap(), Signal::KILL);
+    agents.wait_for_leader_after(status.epoch);
+    agents.wait_for(A, "primary");
+    agents.check();
+}
+
+#[test]
+fn p14_ten_kills_at_random_moments_lose_nothing() {
+    let mut agents = Agents::new(64 << 10);
+    agents.both_at_work();
+    let mut state = u64::from(std::process::id()) | 1;
+    for kill in 0..10 {
+        let leader = if kill % 2 == 0 { A } else { B };
+        let status = agents.wait_for(leader, "primary");
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let moment = std::time::Duration::from_micros((state >> 33) % 150_000);
+        std::thread::sleep(moment);
+        agents.signal(status.pid.unwrap(), Signal::KILL);
+        let took = agents.wait_for_leader_after(status.epoch);
+        eprintln!("kill {kill} after {moment:?}: goes on after {took:?}");
+    }
+    agents.check();
+}
+
+#[test]
+fn s05_a_hung_program_is_found_by_its_beat_and_killed() {
+    let mut agents = Agents::new(4096);
+    agents.both_at_work();
+    let before = agents.wait_for(A, "primary");
+    agents.signal(before.pid.unwrap(), Signal::STOP);
+    agents.wait_for_leader_after(before.epoch);
+    agents.wait_for(B, "primary");
+    agents.wait_for(A, "standby");
+    assert!(agents.log(A).contains("the program hangs"));
+    agents.check();
+}
+
+#[test]
+fn b03_a_zombie_that_wakes_up_is_fenced_and_its_agent_stands_by() {
+    let mut agents = Agents::new(4096);
+    agents.watch.push_str("\nkill_hung = false");
+    agents.both_at_work();
+    let before = agents.wait_for(A, "primary");
+    let pid = before.pid.unwrap();
+    agents.signal(pid, Signal::STOP);
+    agents.wait_for_leader_after(before.epoch);
+    agents.wait_for(B, "primary");
+    agents.signal(pid, Signal::CONT);
+    wait_until("the zombie is fenced", || {
+        let fenced = Line::Fenced {
+            epoch: before.epoch,
+        };
+        agents.lines().contains(&fenced)
+            || agents.status(A).is_some_and(|status| status.pid.is_none())
+    });
+    agents.wait_for(A, "standby");
+    agents.wait_for(B, "primary");
+    agents.check();
+}
+
+#[test]
+fn s05_a_program_that_hangs_without_being_stopped_is_found_too() {
+    let mut agents = Agents::new(4096);
+    agents.both_at_work();
+    let before = agents.wait_for(A, "primary");
+    std::fs::write(agents.path("hang"), "").unwrap();
+    wait_until("it is said", || agents.log(A).contains("the program hangs"));
+    std::fs::remove_file(agents.path("hang")).unwrap();
+    agents.wait_for_leader_after(before.epoch);
+    agents.wait_for(B, "primary");
+    agents.check();
+}
+
+#[test]
+fn s05_the_death_of_an_agent_alone_moves_nothing_and_another_adopts_the_program() {
+    let mut agents = Agents::new(4096);
+    agents.both_at_work();
+    let before = agents.wait_for(A, "primary");
+    let pid = before.pid.unwrap();
+    agents.kill_agent(A);
+    let acknowledged = agents.acknowledged();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert!(
+        agents.acknowledged() > acknowledged,
+        "the program has stopped"
+    );
+    assert_eq!(agents.status(B).unwrap().takeovers, 0, "{}", agents.log(B));
+    agents.start(A, "primary", &["--adopt", &pid.to_string()]);
+    wait_until("the program has found its new agent", || {
+        agents
+            .status(A)
+            .is_some_and(|status| status.epoch == before.epoch && status.snapshot.is_some())
+    });
+    // It is watched as before.
+    agents.signal(pid, Signal::KILL);
+    agents.wait_for_leader_after(before.epoch);
+    agents.wait_for(B, "primary");
+    agents.check();
+}
+
+#[test]
+fn s05_the_death_of_a_host_is_confirmed_by_silence() {
+    let mut agents = Agents::new(4096);
+    agents.both_at_work();
+    let before = agents.wait_for(A, "primary");
+    agents.kill_agent(A);
+    agents.signal(before.pid.unwrap(), Signal::KILL);
+    let took = agents.wait_for_leader_after(before.epoch);
+    eprintln!("goes on after {took:?}, of which a silence is 200 ms");
+    agents.check();
+    // It comes back as if nothing had been, and as primary: somebody else is.
+    agents.start(A, "primary", &[]);
+    agents.wait_for(A, "standby");
+    assert!(
+        agents.log(A).contains("somebody else leads"),
+        "{}",
+        agents.log(A)
+    );
+    agents.check();
+}
+
+#[test]
+fn s05_a_cut_between_the_agents_moves_nothing() {
+    let mut agents = Agents::with_relays(4096);
+    agents.both_at_work();
+    let before = agents.wait_for(A, "primary");
+    agents.cut(true);
+    wait_until("the peer is not heard", || {
+        agents.status(B).unwrap().since_peer_ms.unwrap() > 1500
+    });
+    assert_eq!(agents.status(B).unwrap().takeovers, 0);
+    assert_eq!(agents.status(A).unwrap().epoch, before.epoch);
+    // With the cut still there the beat decides.
+    agents.signal(before.pid.unwrap(), Signal::KILL);
+    agents.wait_for_leader_after(before.epoch);
+    agents.check();
+    agents.cut(false);
+    wait_until("one leads, and the other stands by", || {
+        let roles = [A, B].map(|which| agents.status(which).unwrap().role.to_string());
+        roles == ["primary", "standby"] || roles == ["standby", "primary"]
+    });
+    agents.check();
+}
+
+#[test]
+fn s05_of_two_agents_that_begin_as_primary_one_leads() {
+    let mut agents = Agents::new(4096);
+    agents.start(A, "primary", &[]);
+    agents.start(B, "primary", &[]);
+    wait_until("one leads, and the other stands by", || {
+        let roles = [A, B].map(|which| agents.status(which).map(|status| status.role.to_string()));
+        roles == [Some("primary".into()), Some("standby".into())]
+            || roles == [Some("standby".into()), Some("primary".into())]
+    });
+    let loser = if agents.status(A).unwrap().role.to_string() == "standby" {
+        A
+    } else {
+        B
+    };
+    let log = agents.log(loser);
+    assert!(
+        log.contains("leads: standing by") || log.contains("fenced: somebody else leads"),
+        "{log}"
+    );
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    agents.check();
+}
+
+#[test]
+fn s10_a_program_moves_and_comes_back_without_a_failure() {
+    let mut agents = Agents::new(4096);
+    agents.both_at_work();
+    for (leader, other) in [(A, B), (B, A)] {
+        agents.wait_for(leader, "primary");
+        let output = agents.ask(other, &["promote"]);
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("primary in epoch"), "{said}");
+        agents.wait_for(leader, "standby");
+        assert!(
+            !agents.log(leader).contains("ERROR"),
+            "{}",
+            agents.log(leader)
+        );
+    }
+    agents.check();
+    let again = agents.ask(A, &["promote"]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("leads already"));
+}
+
+#[test]
+fn s10_a_rehearsal_runs_from_a_copy_and_leaves_the_primary_alone() {
+    let mut agents = Agents::new(256 << 10);
+    agents.both_at_work();
+    let before = agents.wait_for(A, "primary");
+    let known = agents.acknowledged();
+    let output = agents.ask(B, &["rehearse"]);
+    assert!(output.status.success(), "{output:?}");
+    let rehearsed = std::fs::read_to_string(agents.path("rehearsed")).unwrap();
+    assert!(
+        rehearsed.parse::<u64>().unwrap() >= known,
+        "{rehearsed} of {known}"
+    );
+    let after = agents.wait_for(A, "primary");
+    assert_eq!((after.epoch, after.pid), (before.epoch, before.pid));
+    // A second instance that would fail is found out before it is needed.
+    std::fs::write(agents.path("broken"), "").unwrap();
+    let output = agents.ask(B, &["rehearse"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    agents.check();
+}
+
+#[test]
+fn s05_a_second_instance_that_does_not_start_is_tried_again_and_then_given_up() {
+    let mut agents = Agents::new(4096);
+    agents
+        .program
+        .push_str("start_attempts = 3\nstart_pause_ms = 50");
+    agents.watch.push_str("\n");
+    agents.both_at_work();
+    let before = agents.wait_for(A, "primary");
+    std::fs::write(agents.path("broken"), "").unwrap();
+    agents.signal(before.pid.unwrap(), Signal::KILL);
+    agents.wait_for(B, "given up");
+    let log = agents.log(B);
+    assert!(
+        log.contains("attempt 1 of 3") && log.contains("GIVEN UP"),
+        "{log}"
+    );
+    // The other agent tries as well, and gives up as well.
+    agents.wait_for(A, "given up");
+    std::fs::remove_file(agents.path("broken")).unwrap();
+    let output = agents.ask(B, &["promote"]);
+    assert!(output.status.success(), "{output:?}");
+    agents.wait_for_leader_after(before.epoch);
+    agents.check();
+}
+
+#[test]
+fn s05_a_cold_standby_reads_everything_at_the_takeover() {
+    let mut agents = Agents::new(1 << 20);
+    agents.more.push_str("[follow]\nwarm = false\n");
+    agents.start(A, "primary", &[]);
+    let before = agents.wait_for(A, "primary");
+    agents.start(B, "standby", &[]);
+    wait_until("a snapshot is made", || {
+        agents.status(A).unwrap().snapshot.is_some()
+    });
+    wait_until("the standby hears its peer", || {
+        agents.status(B).is_some_and(|status| status.peer.is_some())
+    });
+    agents.signal(before.pid.unwrap(), Signal::KILL);
+    agents.wait_for_leader_after(before.epoch);
+    agents.check();
+}
+
+#[test]
+fn s04_an_agent_causes_snapshots_and_says_what_they_cost() {
+    let mut agents = Agents::new(1 << 20);
+    agents.both_at_work();
+    wait_until("some snapshots are made", || {
+        let last = agents.status(A).unwrap().snapshot;
+        last.is_some_and(|last| last.id >= 3)
+    });
+    let status = agents.status(A).unwrap();
+    let last = status.snapshot.clone().unwrap();
+    assert!(
+        last.set > 0 && last.bytes == 1 << 20 && last.pause_us > 0 && last.durable,
+        "{last:?}"
+    );
+    let text = agents.ask(A, &["status"]);
+    assert_eq!(text.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    for word in ["role", "epoch", "lag", "pause", "heartbeat"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    assert_eq!(agents.ask(B, &["status"]).status.code(), Some(3));
+    // Behind a set the log is cleared, so that it never fills up.
+    let before = agents.acknowledged();
+    wait_until("more was appended than the log holds twice", || {
+        agents.acknowledged() > before + 1500
+    });
+    assert!(agents.status(B).unwrap().tail_records < 3000);
+}
+
+#[test]
+fn s04_a_program_is_ended_with_its_agent_and_nobody_takes_over() {
+    let mut agents = Agents::new(4096);
+    agents.both_at_work();
+    let pid = agents.pid(A);
+    assert!(agents.ask(A, &["stop"]).status.success());
+    assert_eq!(agents.exit_code(A), Some(0));
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let status = agents.status(B).unwrap();
+    assert_eq!(
+        (status.takeovers, status.role.to_string().as_str()),
+        (0, "standby")
+    );
+    // Demoted, it leaves the lead to whoever is told.
+    assert!(agents.ask(B, &["promote"]).status.success());
+    assert!(agents.ask(B, &["demote"]).status.success());
+    agents.wait_for(B, "standby");
+    agents.check();
+}

@@ -1,0 +1,358 @@
+//! Two agents over one unit, with the counter as their program, and what it acknowledged.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use pmu_agent::status::Status;
+use pmu_auth::Role;
+
+use super::{PATIENCE, Pool, Site};
+
+pub struct Agents {
+    pub site: Site,
+    pub ballast: usize,
+    ports: [u16; 2],
+    /// By which each agent reaches the other.
+    ways: [u16; 2],
+    cut: Arc<AtomicBool>,
+    running: [Option<Child>; 2],
+    /// More lines of both configurations, by their sections.
+    pub watch: String,
+    pub program: String,
+    pub top: String,
+    pub more: String,
+}
+
+const NAMES: [&str; 2] = ["app", "backup"];
+pub const A: usize = 0;
+pub const B: usize = 1;
+
+/// One line of what the counter wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line {
+    Start { epoch: u64, count: u64 },
+    Acknowledged { epoch: u64, number: u64 },
+    Fenced { epoch: u64 },
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Passes bytes on between whoever connects and a port; while it is cut, nothing passes, and nobody is told.
+fn relay(to: u16, cut: &Arc<AtomicBool>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let cut = Arc::clone(cut);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let Ok(other) = TcpStream::connect(("127.0.0.1", to)) else {
+                continue;
+            };
+            for (mut from, mut to) in [
+                (stream.try_clone().unwrap(), other.try_clone().unwrap()),
+                (other, stream),
+            ] {
+                let cut = Arc::clone(&cut);
+                std::thread::spawn(move || {
+                    let mut bytes = [0; 4096];
+                    while let Ok(count @ 1..) = from.read(&mut bytes) {
+                        while cut.load(Ordering::SeqCst) {
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                        if to.write_all(&bytes[..count]).is_err() {
+                            break;
+                        }
+                    }
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+            }
+        }
+    });
+    port
+}
+
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < PATIENCE, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    begun.elapsed()
+}
+
+impl Agents {
+    pub fn new(ballast: usize) -> Self {
+        let capacity = (ballast as u64).max(4096).next_multiple_of(4096);
+        let mut site = Site::new(Pool::File, 4 * capacity + (64 << 20));
+        site.log("log", 8 << 20);
+        site.sets("state", 2, capacity);
+        for name in NAMES {
+            let identity = site.identity(name, Role::Client);
+            identity.save(&site.path(name)).unwrap();
+        }
+        let ports = [free_port(), free_port()];
+        Self {
+            site,
+            ballast,
+            ports,
+            ways: ports,
+            cut: Arc::default(),
+            running: [None, None],
+            watch: "interval_ms = 20\nintervals = 10\ngrace_ms = 2000".into(),
+            program: String::new(),
+            top: String::new(),
+            more: "[snapshot]\nevery_ms = 100\n".into(),
+        }
+    }
+
+    /// The agents reach each other through relays that can be cut.
+    pub fn with_relays(ballast: usize) -> Self {
+        let mut agents = Self::new(ballast);
+        agents.ways = agents.ports.map(|to| relay(to, &agents.cut));
+        agents
+    }
+
+    pub fn cut(&self, is: bool) {
+        self.cut.store(is, Ordering::SeqCst);
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.site.path(name)
+    }
+
+    pub fn config(&self, which: usize) -> PathBuf {
+        let (me, other) = (NAMES[which], NAMES[1 - which]);
+        let counter = Path::new(env!("CARGO_BIN_EXE_pmu-agent"))
+            .parent()
+            .unwrap()
+            .join("examples/counter");
+        assert!(counter.exists(), "{} is not built", counter.display());
+        let mut text = String::new();
+        writeln!(
+            text,
+            "identity = {:?}\nunits = [{:?}]\nsocket = {:?}\nlisten = \"127.0.0.1:{}\"\n{}\n\
+             [peer]\nname = {other:?}\naddress = \"127.0.0.1:{}\"\n\
+             [regions]\nlog = \"log\"\nsets = \"state\"\n\
+             [watch]\n{}\n\
+             [program]\ncommand = [{:?}, {:?}, {:?}, {:?}, \"{}\"]\n{}\n{}",
+            self.path(me),
+            self.site.address(),
+            self.path(&format!("{me}.socket")),
+            self.ports[which],
+            self.top,
+            self.ways[1 - which],
+            self.watch,
+            counter,
+            self.site.address(),
+            self.path(me),
+            self.path(""),
+            self.ballast,
+            self.program,
+            self.more,
+        )
+        .unwrap();
+        let path = self.path(&format!("{me}.toml"));
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    pub fn start(&mut self, which: usize, role: &str, more: &[&str]) {
+        let config = self.config(which);
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path(which))
+            .unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_pmu-agent"))
+            .args(["run", "--role", role, "--config"])
+            .arg(config)
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.running[which] = Some(child);
+    }
+
+    fn log_path(&self, which: usize) -> PathBuf {
+        self.path(&format!("{}.log", NAMES[which]))
+    }
+
+    pub fn log(&self, which: usize) -> String {
+        std::fs::read_to_string(self.log_path(which)).unwrap_or_default()
+    }
+
+    pub fn ask(&self, which: usize, command: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_pmu-agent"))
+            .args(command)
+            .arg("--socket")
+            .arg(self.path(&format!("{}.socket", NAMES[which])))
+            .output()
+            .unwrap()
+    }
+
+    pub fn status(&self, which: usize) -> Option<Status> {
+        let output = self.ask(which, &["status", "--json"]);
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    pub fn wait_for(&self, which: usize, role: &str) -> Status {
+        let mut found = None;
+        wait_until(&format!("{} is {role}", NAMES[which]), || {
+            found = self.status(which);
+            found
+                .as_ref()
+                .is_some_and(|status| status.role.to_string() == role)
+        });
+        found.unwrap()
+    }
+
+    /// A leads, and B has caught up with a set.
+    pub fn both_at_work(&mut self) {
+        self.start(A, "primary", &[]);
+        self.wait_for(A, "primary");
+        self.start(B, "standby", &[]);
+        wait_until("the standby follows", || {
+            let status = self.status(B);
+            status.is_some_and(|status| {
+                status.newest_set > 0
+                    && status.lag_sets == 0
+                    && status.peer.is_some()
+                    && status.since_beat_ms.is_some()
+            })
+        });
+    }
+
+    pub fn pid(&self, which: usize) -> u32 {
+        self.status(which).unwrap().pid.unwrap()
+    }
+
+    pub fn signal(&self, pid: u32, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Kills the agent alone: its program goes on.
+    pub fn kill_agent(&mut self, which: usize) {
+        let mut agent = self.running[which].take().unwrap();
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+    }
+
+    pub fn agent_pid(&self, which: usize) -> u32 {
+        self.running[which].as_ref().unwrap().id()
+    }
+
+    pub fn exit_code(&mut self, which: usize) -> Option<i32> {
+        let mut agent = self.running[which].take().unwrap();
+        agent.wait().unwrap().code()
+    }
+
+    pub fn lines(&self) -> Vec<Line> {
+        let text = std::fs::read_to_string(self.path("acknowledged")).unwrap_or_default();
+        let number = |text: &str| text.parse().unwrap();
+        text.lines()
+            .map(|line| {
+                let words: Vec<&str> = line.split(' ').collect();
+                match words.as_slice() {
+                    ["start", epoch, count] => Line::Start {
+                        epoch: number(epoch),
+                        count: number(count),
+                    },
+                    ["fenced", epoch, _] => Line::Fenced {
+                        epoch: number(epoch),
+                    },
+                    [epoch, count] => Line::Acknowledged {
+                        epoch: number(epoch),
+                        number: number(count),
+                    },
+                    _ => panic!("{line}"),
+                }
+            })
+            .collect()
+    }
+
+    pub fn acknowledged(&self) -> u64 {
+        let lines = self.lines();
+        let numbers = lines.iter().filter_map(|line| match line {
+            Line::Acknowledged { number, .. } => Some(*number),
+            _ => None,
+        });
+        numbers.max().unwrap_or(0)
+    }
+
+    /// Waits for a start in a later epoch, and for records behind it.
+    pub fn wait_for_leader_after(&self, epoch: u64) -> Duration {
+        wait_until("another instance commits", || {
+            self.lines().iter().any(
+                |line| matches!(line, Line::Acknowledged { epoch: found, .. } if *found > epoch),
+            )
+        })
+    }
+
+    /// Every instance began with all that was acknowledged before it, and none was acknowledged anything that a later one doesn't know.
+    pub fn check(&self) {
+        let lines = self.lines();
+        let mut leader = (0, 0);
+        let mut starts = std::collections::BTreeMap::new();
+        let mut most = 0;
+        for line in &lines {
+            match *line {
+                Line::Start { epoch, count } => {
+                    assert!(epoch > leader.0, "epoch {epoch} behind {}", leader.0);
+                    assert!(
+                        count >= most,
+                        "lost: begins with {count}, {most} were acknowledged"
+                    );
+                    starts.insert(epoch, count);
+                    leader = (epoch, count);
+                }
+                Line::Acknowledged { epoch, number } if epoch == leader.0 => {
+                    most = most.max(number);
+                }
+                // A receipt from before the fence, written down after it.
+                Line::Acknowledged { epoch, number } => {
+                    let next = starts.range(epoch + 1..).next().unwrap();
+                    assert!(
+                        number <= *next.1,
+                        "two leaders: {number} acknowledged in {epoch}, and epoch {} began with {}",
+                        next.0,
+                        next.1
+                    );
+                }
+                Line::Fenced { .. } => {}
+            }
+        }
+        assert!(!starts.is_empty(), "nothing has begun");
+    }
+}
+
+impl Drop for Agents {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for which in [A, B] {
+                eprintln!("--- {}\n{}", NAMES[which], self.log(which));
+            }
+        }
+        for which in [A, B] {
+            if let Some(status) = self.running[which].as_ref().and(self.status(which))
+                && let Some(pid) = status.pid
+            {
+                self.signal(pid, rustix::process::Signal::KILL);
+            }
+            if let Some(mut agent) = self.running[which].take() {
+                let _ = agent.kill();
+                let _ = agent.wait();
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! TLS 1.3 between two programs that are both clients of units, such as agents: each shows its client's certificate, and takes none but those
+//! of the names that it expects.
+
+use std::sync::Arc;
+
+use pmu_format::PrincipalName;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::SingleCertAndKey;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
+    SignatureScheme,
+};
+
+use crate::error::AuthError;
+use crate::identity::{Identity, provider};
+use crate::principal::{Principal, Role};
+use crate::problem::CertificateProblem;
+
+/// Both directions of a link between peers.
+#[derive(Debug, Clone)]
+pub struct PeerTls {
+    /// For the one that listens.
+    pub server: Arc<ServerConfig>,
+    /// For the one that connects. The host's name is not looked at: the certificate's is.
+    pub client: Arc<ClientConfig>,
+}
+
+/// Settings for links with peers of the given names, speaking `protocol` (by ALPN) and nothing else.
+///
+/// # Errors
+/// [`AuthError::Certificate`] if the identity is no client's; [`AuthError::Settings`].
+pub fn peer_tls(
+    identity: &Identity,
+    peers: &[PrincipalName],
+    protocol: &[u8],
+) -> Result<PeerTls, AuthError> {
+    let found = identity.principal().role;
+    if found != Role::Client {
+        let problem = CertificateProblem::WrongRole {
+            expected: "client",
+            found: Some(found),
+        };
+        return Err(AuthError::Certificate {
+            origin: identity.origin().to_owned(),
+            problem,
+        });
+    }
+    let settings = |source| AuthError::Settings {
+        origin: identity.origin().to_owned(),
+        source,
+    };
+    let inner = WebPkiClientVerifier::builder_with_provider(identity.roots(), provider())
+        .with_crls(identity.revoked())
+        .allow_unknown_revocation_status()
+        .build()
+        .map_err(|error| settings(Error::General(error.to_string())))?;
+    let verifier = Arc::new(PeerVerifier {
+        inner,
+        peers: peers.to_vec(),
+    });
+    let key = || Arc::new(SingleCertAndKey::from(identity.key()));
+    let mut server = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(settings)?
+        .with_client_cert_verifier(Arc::<PeerVerifier>::clone(&verifier))
+        .with_cert_resolver(key());
+    server.alpn_protocols = vec![protocol.to_vec()];
+    // A resumed session would skip the checks of time and revocation.
+    server.send_tls13_tickets = 0;
+    server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    let mut client = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(settings)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_cert_resolver(key());
+    client.alpn_protocols = vec![protocol.to_vec()];
+    client.resumption = rustls::client::Resumption::disabled();
+    Ok(PeerTls {
+        server: Arc::new(server),
+        client: Arc::new(client),
+    })
+}
+
+/// What webpki checks of a client's certificate, on both sides, and then that the name is one of those expected.
+#[derive(Debug)]
+struct PeerVerifier {
+    inner: Arc<dyn ClientCertVerifier>,
+    peers: Vec<PrincipalName>,
+}
+
+impl PeerVerifier {
+    fn check(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self
+            .inner
+            .verify_client_cert(end_entity, intermediates, now)?;
+        match Principal::from_certificate(end_entity) {
+            Ok(principal)
+                if principal.role == Role::Client && self.peers.contains(&principal.name) =>
+            {
+                Ok(verified)
+            }
+            Ok(_) => Err(CertificateError::ApplicationVerificationFailure.into()),
+            Err(problem) => Err(problem.into_rustls()),
+        }
+    }
+}
+
+impl ServerCertVerifier for PeerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.check(end_entity, intermediates, now)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+impl ClientCertVerifier for PeerVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.check(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}

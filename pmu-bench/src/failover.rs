@@ -1,0 +1,311 @@
+//! Two agents, a program with a large state, SIGKILL: how long until the second instance has committed.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead, BufReader, IoSlice, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use nix::sys::signal::{Signal, kill};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+use pmu_client::agent::{Handover, Order, Program, SnapshotReport};
+use pmu_client::{ConnectOptions, Identity, Label, Unit};
+use serde_json::Value;
+
+use crate::measure::{Failure, Row, median};
+use crate::peers::free_port;
+use crate::process::{programs, run};
+use crate::site::Site;
+
+/// The program's state.
+const STATE_BYTES: u64 = 256 << 20;
+const LOG_BYTES: u64 = 16 << 20;
+/// What a takeover may take beside the program's own start, and a fence alone.
+const TAKEOVER_GOAL_MS: f64 = 50.0;
+const FENCE_GOAL_MS: f64 = 1.0;
+const NAMES: [&str; 2] = ["agent-a", "agent-b"];
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The program that the agents run.
+#[derive(Debug, Args)]
+pub(crate) struct Counter {
+    /// The unit's control address.
+    unit: String,
+    /// Directory of the identity.
+    identity: PathBuf,
+    /// Where to write when what happened.
+    times: PathBuf,
+}
+
+fn now_ns() -> Result<u64, Failure> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?)
+}
+
+/// Restores its state, opens its regions, and appends until it is killed.
+pub(crate) fn counter(arguments: &Counter) -> Result<(), Failure> {
+    let begun = now_ns()?;
+    let handed = Handover::from_environment()?;
+    let mut state = match &handed {
+        Some(handed) => handed.read_state()?.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let mut records = 0_u64;
+    if let Some(handed) = &handed {
+        handed.visit_records(|_, record| {
+            records += record.len() as u64;
+            Ok(())
+        })?;
+    }
+    state.resize(STATE_BYTES as usize, 1);
+    let restored = now_ns()?;
+    let mut agent = Program::from_environment().ok_or("there is no agent")?;
+    let identity = Identity::load(&arguments.identity)?;
+    let unit = Unit::connect(&arguments.unit, &identity, &ConnectOptions::default())?;
+    let mut log = unit.open_log_primary("log", &Site::options())?;
+    let mut sets = unit.open_sets_primary("state", &Site::options())?;
+    let opened = now_ns()?;
+    log.append(&[7; 64])?;
+    let committed = now_ns()?;
+    let pid = std::process::id();
+    let line = format!("{pid} {begun} {restored} {opened} {committed}\n");
+    let mut times = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&arguments.times)?;
+    times.write_all(line.as_bytes())?;
+    agent.ready(log.epoch());
+    loop {
+        log.append(&[7; 64])?;
+        std::thread::sleep(Duration::from_millis(1));
+        if agent.beat_is_due() {
+            log.beat()?;
+        }
+        match agent.order() {
+            Some(Order::Snapshot { id }) => {
+                let label = Label::new(&format!("@{}", log.submitted()))?;
+                let receipt = sets.commit(&[IoSlice::new(&state)], label)?;
+                agent.done(&SnapshotReport {
+                    id,
+                    set: receipt.set().map_or(0, |set| set.get()),
+                    bytes: receipt.bytes,
+                    durable: receipt.is_durable(),
+                    ..SnapshotReport::default()
+                });
+            }
+            Some(Order::Stop) => return Ok(()),
+            _ => {}
+        }
+    }
+}
+
+struct Pair {
+    folder: PathBuf,
+    agents: Vec<Child>,
+    pids: Vec<i32>,
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for agent in &mut self.agents {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+        for pid in &self.pids {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// What one takeover took, in milliseconds.
+struct Times {
+    all: f64,
+    /// Beside the program's own start: its exec, and reading its state.
+    takeover: f64,
+    fence: f64,
+    recovery: f64,
+}
+
+impl Pair {
+    fn start(folder: &Path, unit: &str) -> Result<Self, Failure> {
+        let ports = [free_port()?, free_port()?];
+        let mut pair = Self {
+            folder: folder.to_owned(),
+            agents: Vec::new(),
+            pids: Vec::new(),
+        };
+        for which in 0..2 {
+            let config = pair.config(which, ports, unit)?;
+            let log = fs::File::create(folder.join(format!("{}.log", NAMES[which])))?;
+            let agent = Command::new(programs()?.join("pmu-agent"))
+                .args(["run", "--role", ["primary", "standby"][which], "--config"])
+                .arg(config)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(log)
+                .spawn()?;
+            pair.agents.push(agent);
+            pair.wait(which, |status| match which {
+                0 => status["role"] == "primary",
+                _ => status["lag_sets"] == 0 && status["newest_set"].as_u64() > Some(0),
+            })?;
+        }
+        Ok(pair)
+    }
+
+    fn config(&self, which: usize, ports: [u16; 2], unit: &str) -> Result<PathBuf, Failure> {
+        let path = |name: &str| self.folder.join(name);
+        let itself = std::env::current_exe()?;
+        let mut text = String::new();
+        write!(
+            text,
+            "identity = {:?}\nunits = [{unit:?}]\nsocket = {:?}\nlisten = \"127.0.0.1:{}\"\n\
+             [peer]\nname = {:?}\naddress = \"127.0.0.1:{}\"\n[regions]\nlog = \"log\"\nsets = \"state\"\n\
+             [program]\ncommand = [{itself:?}, \"failover-program\", {unit:?}, {:?}, {:?}]\n\
+             [watch]\ninterval_ms = 200\nintervals = 50\n[snapshot]\nevery_ms = 5000\n",
+            path(NAMES[which]),
+            path(&format!("{}.socket", NAMES[which])),
+            ports[which],
+            NAMES[1 - which],
+            ports[1 - which],
+            path(NAMES[which]),
+            path("times"),
+        )?;
+        let config = path(&format!("{}.toml", NAMES[which]));
+        fs::write(&config, text)?;
+        Ok(config)
+    }
+
+    fn status(&self, which: usize) -> Result<Value, Failure> {
+        let mut stream = UnixStream::connect(self.folder.join(format!("{}.socket", NAMES[which])))?;
+        stream.write_all(b"{\"command\":\"status\"}\n")?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        let mut answer: Value = serde_json::from_str(&line)?;
+        Ok(answer["status"].take())
+    }
+
+    fn wait(&mut self, which: usize, done: impl Fn(&Value) -> bool) -> Result<Value, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(status) = self.status(which)
+                && done(&status)
+            {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                let log = self.folder.join(format!("{}.log", NAMES[which]));
+                let log = fs::read_to_string(log).unwrap_or_default();
+                return Err(format!("{} does not come so far:\n{log}", NAMES[which]).into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Kills the program of one agent, and measures until that of the other has committed.
+    fn fail(&mut self, leader: usize) -> Result<Times, Failure> {
+        let other = 1 - leader;
+        let status = self.wait(leader, |status| status["role"] == "primary")?;
+        self.wait(other, |status| {
+            status["lag_sets"] == 0
+                && status["caught_up"] == true
+                && status["peer"] == "primary"
+                && status["role"] == "standby"
+        })?;
+        let pid = status["pid"].as_i64().ok_or("the leader has no program")?;
+        let pid = i32::try_from(pid)?;
+        let lines = fs::read_to_string(self.folder.join("times"))?
+            .lines()
+            .count();
+        let killed = now_ns()?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        let status = self.wait(other, |status| status["role"] == "primary")?;
+        self.pids = vec![i32::try_from(status["pid"].as_i64().unwrap_or(0))?];
+        let text = fs::read_to_string(self.folder.join("times"))?;
+        let line = text
+            .lines()
+            .nth(lines)
+            .ok_or("the second instance said nothing")?;
+        let words: Vec<u64> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+        let [_, begun, restored, _, committed] = words[..] else {
+            return Err(format!("not understood: {line}").into());
+        };
+        let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
+        let part = |name: &str| status[name].as_u64().unwrap_or(0) as f64 / 1e3;
+        Ok(Times {
+            all: ms(killed, committed),
+            takeover: ms(killed, committed) - ms(begun, restored),
+            fence: part("fence_us") / 2.0,
+            recovery: part("recovery_us"),
+        })
+    }
+}
+
+/// Warm takeovers to and fro.
+pub(crate) fn warm(dir: &Path, runs: usize) -> Result<Vec<Row>, Failure> {
+    let folder = tempfile::tempdir_in(dir)?;
+    let folder = folder.path().canonicalize()?;
+    let site = Site::start(&folder, 4 * STATE_BYTES + (64 << 20))?;
+    for name in NAMES {
+        let out = folder.join(name).to_string_lossy().into_owned();
+        run(
+            "pmm",
+            &folder,
+            &["ca", "issue", name, "--role", "client", "--out", &out],
+        )?;
+    }
+    site.create_for(
+        &NAMES,
+        "log",
+        &["append", "--size", &LOG_BYTES.to_string()],
+        "read,append,clear",
+    )?;
+    let capacity = STATE_BYTES.to_string();
+    let sets = ["overwrite", "--sets", "1", "--capacity", &capacity];
+    site.create_for(&NAMES, "state", &sets, "read,write")?;
+    let mut pair = Pair::start(&folder, site.control())?;
+    let mut times = Vec::new();
+    for run in 0..=runs {
+        let found = pair.fail(run % 2)?;
+        // The first is a warm-up.
+        if run > 0 {
+            times.push(found);
+        }
+    }
+    let of = |part: fn(&Times) -> f64| median(&times.iter().map(part).collect::<Vec<_>>());
+    let row = |name: &str, value: f64, goal: f64, note: String| Row {
+        name: name.to_owned(),
+        size_bytes: STATE_BYTES,
+        value,
+        unit: "ms",
+        limit_name: "asked for".to_owned(),
+        limit_value: goal,
+        ratio: goal / value,
+        runs,
+        note: Some(note),
+    };
+    let note = format!(
+        "with the program's exec and reading its state {:.1} ms; recovery by the agent {:.1} ms",
+        of(|times| times.all),
+        of(|times| times.recovery)
+    );
+    let fence = of(|times| times.fence);
+    Ok(vec![
+        row(
+            "failover.warm",
+            of(|times| times.takeover),
+            TAKEOVER_GOAL_MS,
+            note,
+        ),
+        row(
+            "failover.fence",
+            fence,
+            FENCE_GOAL_MS,
+            "one region, there and back".into(),
+        ),
+    ])
+}

@@ -1,0 +1,124 @@
+//! The program as an agent runs it: it begins with what it is handed, beats, and makes sets when the agent wants them.
+
+use pmu_client::ClientError;
+use pmu_client::agent::{Handover, Program};
+
+use crate::cli::WorkArguments;
+use crate::clock::now_ns;
+use crate::corpus::Corpus;
+use crate::error::{DemoError, Result};
+use crate::event::Event;
+use crate::index::Index;
+use crate::record;
+use crate::work::{Position, finish_under, place};
+
+/// What was handed over, in numbers.
+#[derive(Debug, Default)]
+struct Handed {
+    set_documents: u32,
+    records: u64,
+    bytes: u64,
+}
+
+/// Works until it is done, or told to end, or fenced.
+///
+/// # Errors
+/// [`DemoError`]; also when it was fenced, after saying so to the agent and in an event.
+pub fn run(arguments: &WorkArguments) -> Result<()> {
+    let pid = std::process::id();
+    Event::Begun {
+        at_ns: now_ns(),
+        pid,
+    }
+    .send()?;
+    let corpus = Corpus::load(&arguments.list)?;
+    let mut index = Index::default();
+    let handover = Handover::from_environment();
+    let handover = handover.map_err(DemoError::client("read what was handed over"))?;
+    let handed = match &handover {
+        Some(handover) => take(handover, &mut index)?,
+        None => Handed::default(),
+    };
+    if handover.is_some_and(|handover| handover.is_rehearsal) {
+        eprintln!(
+            "rehearsal: {} documents, {} words",
+            index.documents(),
+            index.words()
+        );
+        return Ok(());
+    }
+    let mut agent = Program::from_environment();
+    let place = place(arguments)?;
+    let log = place.open_log();
+    let log = log.map_err(DemoError::client("open the log"))?;
+    let sets = place.open_sets();
+    let sets = sets.map_err(DemoError::client("open the sets"))?;
+    if let Some(agent) = &mut agent {
+        agent.ready(log.epoch());
+    }
+    Event::Recovered {
+        at_ns: now_ns(),
+        documents: index.documents(),
+        set_documents: handed.set_documents,
+        tail_records: handed.records,
+        tail_bytes: handed.bytes,
+    }
+    .send()?;
+    let cleared = log.submitted();
+    let at = Position {
+        index,
+        log,
+        sets,
+        // The agents clear behind sets.
+        cleaner: None,
+        cleared,
+    };
+    let done = finish_under(arguments, &corpus, at, agent.as_mut());
+    if let Err(error) = &done
+        && let Some(message) = error.fenced()
+    {
+        let said = message.clone();
+        Event::StoppedByFence { message }.send()?;
+        if let Some(agent) = &mut agent {
+            agent.fenced(&said);
+        }
+    }
+    done
+}
+
+/// The newest set, and the records behind it: none may be missing, which the index finds out.
+fn take(handover: &Handover, index: &mut Index) -> Result<Handed> {
+    let state = handover.read_state();
+    if let Some(state) = state.map_err(DemoError::client("read the set handed over"))? {
+        *index = Index::decode(&state)?;
+    }
+    let mut handed = Handed {
+        set_documents: index.documents(),
+        ..Handed::default()
+    };
+    let mut refused = None;
+    let visited = handover.visit_records(|_, bytes| {
+        let added = record::decode(bytes).and_then(|(document, words)| {
+            let before = index.documents();
+            index.add(document, &words)?;
+            Ok(index.documents() > before)
+        });
+        match added {
+            Ok(true) => {
+                handed.records += 1;
+                handed.bytes += bytes.len() as u64;
+            }
+            Ok(false) => {}
+            Err(error) => {
+                refused = Some(error);
+                return Err(ClientError::Invalid("a record is not ours".into()));
+            }
+        }
+        Ok(())
+    });
+    if let Some(error) = refused {
+        return Err(error);
+    }
+    visited.map_err(DemoError::client("read the records handed over"))?;
+    Ok(handed)
+}
