@@ -56,6 +56,7 @@ mod link;
 mod log;
 mod options;
 mod outbox;
+pub mod process;
 mod provider;
 mod receipt;
 mod region;

@@ -7,6 +7,7 @@ mod framing;
 mod log;
 mod logs;
 mod output;
+mod process;
 mod sets;
 mod source;
 mod spread;
@@ -32,6 +33,7 @@ use values::{duration_text, plain};
 use crate::control::chain;
 use crate::error::ClientError;
 use crate::options::{ConnectOptions, OpenOptions, Timeouts};
+use crate::process::ProcessError;
 use crate::spread::Spread;
 use crate::unit::{Unit, identity_directory, load_identity};
 use pmu_auth::Identity;
@@ -59,6 +61,8 @@ pub mod exit {
     pub const UNKNOWN: u8 = 7;
     /// Another primary has taken over.
     pub const FENCED: u8 = 8;
+    /// CRIU is missing, or refused. A program that was to be checkpointed goes on.
+    pub const REFUSED: u8 = 9;
     /// Ctrl-C.
     pub const INTERRUPTED: u8 = 130;
 }
@@ -68,6 +72,8 @@ pub mod exit {
 enum CliError {
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     #[error("the input: {0}")]
     Framing(#[from] FramingError),
     #[error("{0}")]
@@ -102,6 +108,7 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Client(error) => client_exit_code(error),
+            Self::Process(error) => process::exit_code(error),
             Self::Usage(_) => exit::USAGE,
             Self::Interrupted => exit::INTERRUPTED,
             // Nobody reads any more: that is no failure.
@@ -115,6 +122,7 @@ impl CliError {
         match self {
             Self::Client(ClientError::Io { .. } | ClientError::Fabric(_)) => None,
             Self::Client(error) => Some(error.advice()),
+            Self::Process(error) => error.advice(),
             Self::AfterRecords { cause, .. } => cause.advice(),
             _ => None,
         }
@@ -238,6 +246,8 @@ fn run(arguments: &Arguments, output: Output) -> Result<u8, CliError> {
                 _ => log::recover(&context, &way, recover),
             }
         }
+        Command::Checkpoint(arguments) => process::checkpoint_command(&context, arguments),
+        Command::Restart(arguments) => process::restart_command(&context, arguments),
         Command::Fence(arguments) => fence(&context, arguments),
         Command::Bench(arguments) => bench::run(&context, arguments),
         Command::Completions { shell } => {
