@@ -60,6 +60,7 @@ mod link;
 mod log;
 mod options;
 mod outbox;
+pub mod process;
 mod provider;
 mod receipt;
 mod region;

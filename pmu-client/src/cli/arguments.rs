@@ -18,7 +18,7 @@ use crate::options::{PersistenceChoice, ProviderChoice};
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong arguments or not confirmed, 3 not authenticated or not authorised, 4 not found, \
 5 damage found, 6 the unit is locked or can't be reached, 7 outcome unknown (look whether it is there), 8 fenced: another \
-primary has taken over, 9 a segment or file of this name is there with other contents, 130 interrupted.
+primary has taken over, 9 a segment or file of this name is there with other contents, 10 CRIU is missing or refuses, 130 interrupted.
 
 Address and identity come from PMU_UNIT and PMU_IDENTITY unless told otherwise. PMU_LOG sets what goes to the log, as in \
 pmu_client=debug.";
@@ -91,6 +91,11 @@ pub enum Command {
     Clear(Clear),
     /// Fetch what a failed primary left: the newest whole set, or all unread records. Fence the region first, or with --fence.
     Recover(Recover),
+    /// Store an unmodified program, as it is in this moment, with CRIU (overwrite mode). It ends once its set is durable, or runs on with
+    /// --leave-running; whatever fails, it goes on.
+    Checkpoint(Checkpoint),
+    /// Restart a program where a checkpoint of it was taken, with CRIU. Other sets than the newest: --set, as listed by sets.
+    Restart(Restart),
     /// Take the right to write from the primary: not one byte of it lands after this.
     Fence(Fence),
     /// Replicate files that a program stores in a directory, and fetch them elsewhere.
@@ -294,6 +299,62 @@ pub struct Recover {
     /// Append mode: write each record behind its length in four bytes, little-endian, and not as a line.
     #[arg(long)]
     pub length_prefixed: bool,
+}
+
+/// Arguments of `checkpoint`.
+#[derive(Debug, Args)]
+pub struct Checkpoint {
+    /// The process; its children come along.
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(2..))]
+    pub pid: u32,
+    /// The region.
+    #[arg(long, value_name = "REGION", value_parser = region_name)]
+    pub region: String,
+    /// Let it run on.
+    #[arg(short = 'R', long)]
+    pub leave_running: bool,
+    /// Let the kernel track what it writes, and store only that where the last set is of this process and was tracked. Only with
+    /// --leave-running.
+    #[arg(long, requires = "leave_running")]
+    pub track_mem: bool,
+    /// Take its memory N times while it runs on, so that it is stopped only for what changed since. Needs a kernel that tracks.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=16))]
+    pub pre_dump: u32,
+    /// What to find the set again by, at most 32 bytes [default: process: and its name].
+    #[arg(long, value_name = "TEXT", value_parser = label)]
+    pub label: Option<Label>,
+    /// It belongs to a terminal's session, and may be restarted in another.
+    #[arg(long)]
+    pub shell_job: bool,
+    /// Take its TCP connections along.
+    #[arg(long)]
+    pub tcp_established: bool,
+    /// Take its locks of files along.
+    #[arg(long)]
+    pub file_locks: bool,
+    /// Take Unix sockets along whose other end is outside.
+    #[arg(long)]
+    pub ext_unix_sk: bool,
+    /// One more option for CRIU, for the checkpoint and the restart; may be repeated.
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    pub criu_option: Vec<String>,
+    /// The program CRIU [default: criu in PATH].
+    #[arg(long, value_name = "FILE", env = "PMU_CRIU")]
+    pub criu: Option<PathBuf>,
+}
+
+/// Arguments of `restart`.
+#[derive(Debug, Args)]
+pub struct Restart {
+    /// The region.
+    #[arg(long, value_name = "REGION", value_parser = region_name)]
+    pub region: String,
+    /// The set of this number [default: the newest committed one].
+    #[arg(long, value_name = "N")]
+    pub set: Option<SetNumber>,
+    /// The program CRIU [default: criu in PATH].
+    #[arg(long, value_name = "FILE", env = "PMU_CRIU")]
+    pub criu: Option<PathBuf>,
 }
 
 /// Arguments of `fence`.

@@ -7,6 +7,7 @@ mod framing;
 mod log;
 mod logs;
 mod output;
+mod process;
 #[cfg(feature = "segments")]
 mod segments;
 mod sets;
@@ -37,6 +38,7 @@ use values::{duration_text, plain};
 use crate::control::chain;
 use crate::error::ClientError;
 use crate::options::{ConnectOptions, OpenOptions, Timeouts};
+use crate::process::ProcessError;
 use crate::snapshot::SnapshotError;
 use crate::spread::Spread;
 use crate::unit::{Unit, identity_directory, load_identity};
@@ -67,6 +69,8 @@ pub mod exit {
     pub const FENCED: u8 = 8;
     /// A segment or file of this name is there with other contents.
     pub const TAKEN: u8 = 9;
+    /// CRIU is missing, or refused. A program that was to be checkpointed goes on.
+    pub const REFUSED: u8 = 10;
     /// Ctrl-C.
     pub const INTERRUPTED: u8 = 130;
 }
@@ -84,6 +88,8 @@ enum CliError {
     #[cfg(feature = "segments")]
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     #[error("the input: {0}")]
     Framing(#[from] FramingError),
     #[error("{0}")]
@@ -123,6 +129,7 @@ impl CliError {
             Self::Segments(error) => segment_exit_code(error),
             #[cfg(feature = "segments")]
             Self::Store(error) => store_exit_code(error),
+            Self::Process(error) => process::exit_code(error),
             Self::Usage(_) => exit::USAGE,
             Self::Interrupted => exit::INTERRUPTED,
             // Nobody reads any more: that is no failure.
@@ -140,6 +147,7 @@ impl CliError {
             Self::Segments(error) => error.advice(),
             #[cfg(feature = "segments")]
             Self::Store(error) => error.advice(),
+            Self::Process(error) => error.advice(),
             Self::AfterRecords { cause, .. } => cause.advice(),
             _ => None,
         }
@@ -308,6 +316,8 @@ fn run(arguments: &Arguments, output: Output) -> Result<u8, CliError> {
                 _ => log::recover(&context, &way, recover),
             }
         }
+        Command::Checkpoint(arguments) => process::checkpoint_command(&context, arguments),
+        Command::Restart(arguments) => process::restart_command(&context, arguments),
         Command::Fence(arguments) => fence(&context, arguments),
         #[cfg(feature = "segments")]
         Command::Segments(command) => segments::run(&context, command),
