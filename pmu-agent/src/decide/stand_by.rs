@@ -122,7 +122,7 @@ impl Machine {
         if said.is_none() && silent && stopped && self.units_reachable {
             return Some("its agent is silent, and its beat has stopped");
         }
-        let hangs = self.settings.beats && self.beat_seen && self.beat_is_silent_for(2 * silence);
+        let hangs = self.settings.beats && self.beat_is_silent_for(self.beat_patience());
         (said == Some(Standing::Primary) && hangs)
             .then_some("its beat has stopped for twice the time, whatever its agent says")
     }
