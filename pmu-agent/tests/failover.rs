@@ -248,7 +248,6 @@ fn s05_a_second_instance_that_does_not_start_is_tried_again_and_then_given_up() 
     agents
         .program
         .push_str("start_attempts = 3\nstart_pause_ms = 50");
-    agents.watch.push_str("\n");
     agents.both_at_work();
     let before = agents.wait_for(A, "primary");
     std::fs::write(agents.path("broken"), "").unwrap();
@@ -295,7 +294,7 @@ fn s04_an_agent_causes_snapshots_and_says_what_they_cost() {
         last.is_some_and(|last| last.id >= 3)
     });
     let status = agents.status(A).unwrap();
-    let last = status.snapshot.clone().unwrap();
+    let last = status.snapshot.unwrap();
     assert!(
         last.set > 0 && last.bytes == 1 << 20 && last.pause_us > 0 && last.durable,
         "{last:?}"
