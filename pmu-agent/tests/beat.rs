@@ -35,7 +35,10 @@ fn s05_beats_are_seen_and_a_fenced_primary_beats_no_more() {
         log.append(b"record").unwrap();
         let seen = watch.look().unwrap();
         let beat = seen.beat.unwrap();
-        assert_eq!((beat.count, u64::from(beat.epoch_low)), (expected, log.epoch().get()));
+        assert_eq!(
+            (beat.count, u64::from(beat.epoch_low)),
+            (expected, log.epoch().get())
+        );
         assert_eq!((seen.changes, seen.units), (u64::from(expected), 1));
     }
     backup.fence("log").unwrap();
@@ -62,10 +65,13 @@ fn s05_beats_in_a_region_of_sets_change_nothing_of_the_sets() {
     let (app, backup) = (site.client("app"), site.client("backup"));
     let options = OpenOptions::new();
     let mut sets = app.open_sets_primary("state", &options).unwrap();
-    let mut watch = backup.watch_beats("state", Mode::Overwrite, &options).unwrap();
+    let mut watch = backup
+        .watch_beats("state", Mode::Overwrite, &options)
+        .unwrap();
     for number in 1..=5 {
         sets.beat().unwrap();
-        sets.commit(&[IoSlice::new(&[number; 10_000])], Label::default()).unwrap();
+        sets.commit(&[IoSlice::new(&[number; 10_000])], Label::default())
+            .unwrap();
     }
     assert_eq!(watch.look().unwrap().beat.unwrap().count, 5);
     drop(sets);

@@ -139,7 +139,7 @@ impl Machine {
     }
 
     pub(super) fn judge_our_program(&mut self) {
-        // Twice the silence: the standby must not be slower than we are at seeing it, but a pause is no hang.
+        // Twice the silence: a pause is no hang.
         if self.settings.beats && self.beat_is_silent_for(self.beat_patience()) {
             self.hangs(match self.beat_seen {
                 true => "its beat has stopped",
