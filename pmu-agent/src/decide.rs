@@ -485,6 +485,15 @@ impl Machine {
         self.units_reachable = reachable;
     }
 
+    /// How long a beat that was seen may be away; the first one may take as long as a start.
+    fn beat_patience(&self) -> Millis {
+        let twice = 2 * self.settings.silence_ms;
+        match self.beat_seen {
+            true => twice,
+            false => twice.max(self.settings.start_timeout_ms),
+        }
+    }
+
     fn beat_is_silent_for(&self, silence: Millis) -> bool {
         self.units_reachable && self.now - self.beat_at >= silence
     }

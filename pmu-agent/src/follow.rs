@@ -4,9 +4,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use pmu_client::ClientError;
-
 use crate::config::{Clear, Config};
 use crate::copy::{Handed, HeldSet, Journal, covered};
 use crate::decide::{Event, Refusal};
@@ -14,6 +11,7 @@ use crate::error::{AgentError, Result};
 use crate::input::Input;
 use crate::place::{Follower, Place, Sets, Way};
 use crate::status::Shared;
+use parking_lot::Mutex;
 
 /// How much of the log is read at a time.
 const READ_BYTES: usize = 1 << 20;
@@ -450,14 +448,15 @@ impl Open<'_> {
         let (None, Some(way)) = (&self.log, &self.ways.log) else {
             return Ok(());
         };
-        let opened = match way.follow_log(clear, place.options()) {
-            Err(ClientError::ClearingExists { .. } | ClientError::NoGrant { .. }) if clear => {
-                way.follow_log(false, place.options())
-            }
-            opened => {
-                self.may_clear = clear && opened.is_ok();
-                opened
-            }
+        // Over several units another who clears makes them look missing.
+        let clearing = clear
+            .then(|| way.follow_log(true, place.options()))
+            .and_then(Result::ok)
+            .filter(Follower::has_all_units);
+        self.may_clear = clearing.is_some();
+        let opened = match clearing {
+            Some(log) => Ok(log),
+            None => way.follow_log(false, place.options()),
         };
         self.log = Some(opened.map_err(AgentError::client("open the log to read"))?);
         Ok(())

@@ -57,7 +57,7 @@ impl Place {
                 Ok((_, info)) if info.membership.is_some() => {
                     let seeds: Vec<&str> = self.addresses.iter().map(String::as_str).collect();
                     let spread = Spread::find(&seeds, region, &self.identity, &options)?;
-                    return Ok(Way::Spread(spread, self.clone()));
+                    return Ok(Way::Spread(Box::new(spread), self.clone()));
                 }
                 Ok((unit, info)) => return Ok(Way::One(unit, info.name.as_ref().to_owned())),
                 Err(error) => failed = Some(error),
@@ -92,7 +92,7 @@ pub enum Way {
     /// On one unit.
     One(Unit, String),
     /// Over several.
-    Spread(Spread, Place),
+    Spread(Box<Spread>, Place),
 }
 
 impl Way {
@@ -263,6 +263,15 @@ impl Follower {
         match self {
             Self::One(log) => log.recover(visit),
             Self::Spread(log) => log.recover(visit),
+        }
+    }
+
+    /// Every unit can be read.
+    #[must_use]
+    pub fn has_all_units(&self) -> bool {
+        match self {
+            Self::One(_) => true,
+            Self::Spread(log) => log.missing().next().is_none(),
         }
     }
 

@@ -120,7 +120,7 @@ pub fn run(config: Config, beginning: Beginning) -> Result<u8> {
         Arc::clone(&stop),
     );
     thread("beats", move || {
-        beats::run(&place, &watched, &sent, &shared, &ended)
+        beats::run(&place, &watched, &sent, &shared, &ended);
     })?;
     let ways = Ways {
         #[cfg(feature = "etcd")]

@@ -91,7 +91,17 @@ impl Failover<'_> {
         let Some(failed_ns) = self.until_failure()? else {
             return Ok(None);
         };
-        self.until(|run| run.seen[1].resumed_ns > failed_ns)?;
+        self.until(|run| run.seen[1].resumed_ns > failed_ns || run.seen[1].finished)?;
+        if !self.seen[1].finished || self.seen[1].resumed_ns > failed_ns {
+            return self.see_through(begun_ns, failed_ns, result).map(Some);
+        }
+        // Nothing was left to do.
+        self.until(|run| run.seen[1].ended)?;
+        Ok(None)
+    }
+
+    /// Sees the second instance to the end of the work, and a zombie to its own.
+    fn see_through(&mut self, begun_ns: u64, failed_ns: u64, result: &Path) -> Result<RunReport> {
         // Only now: what the agent says of itself costs time.
         let status = self.ask_status(1)?;
         if self.plan.zombie {
@@ -104,7 +114,6 @@ impl Failover<'_> {
             fs::remove_file(result).map_err(DemoError::file("remove", result))?;
         }
         self.report((begun_ns, failed_ns), identical, &status)
-            .map(Some)
     }
 
     fn start_agents(&mut self, result: &Path) -> Result<()> {

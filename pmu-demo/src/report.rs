@@ -220,6 +220,8 @@ mod tests {
 
     fn report() -> RunReport {
         RunReport {
+            failover: false,
+            snapshot_pauses_us: Vec::new(),
             run: 1,
             seed: 7,
             identical: true,

@@ -139,10 +139,14 @@ impl Machine {
     }
 
     pub(super) fn judge_our_program(&mut self) {
-        // Twice the silence: the standby must not be slower than we are at seeing it, but a pause is no hang.
-        let silence = 2 * self.settings.silence_ms;
-        if self.settings.beats && self.beat_seen && self.beat_is_silent_for(silence) {
-            self.hangs("its beat has stopped");
+        // Twice the silence: a pause is no hang.
+        if self.settings.beats && self.beat_is_silent_for(self.beat_patience()) {
+            self.hangs(match self.beat_seen {
+                true => "its beat has stopped",
+                false => {
+                    "it has not beaten yet; regions.beat = \"none\" is for one that never does"
+                }
+            });
         } else if self.hung && self.health_failures == 0 {
             self.hung = false;
             self.say(Level::Warning, "the program goes on");

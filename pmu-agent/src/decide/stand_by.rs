@@ -122,9 +122,11 @@ impl Machine {
         if said.is_none() && silent && stopped && self.units_reachable {
             return Some("its agent is silent, and its beat has stopped");
         }
-        let hangs = self.settings.beats && self.beat_seen && self.beat_is_silent_for(2 * silence);
+        // Its own agent comes first: that can kill it, and knows more.
+        let patience = self.beat_patience() + silence;
+        let hangs = self.settings.beats && self.beat_is_silent_for(patience);
         (said == Some(Standing::Primary) && hangs)
-            .then_some("its beat has stopped for twice the time, whatever its agent says")
+            .then_some("its beat has stopped for long, whatever its agent says")
     }
 
     /// Takes over, with the lease first where one is needed.
