@@ -335,16 +335,16 @@ fn r03_of_two_that_claim_a_name_at_once_one_gets_it() {
         fs::write(one.join(format!("f{index}")), format!("one {index}")).unwrap();
         fs::write(two.join(format!("f{index}")), format!("two {index}")).unwrap();
     }
-    let outcome = |watcher: &Watcher, index: usize| {
-        let name = format!("f{index}");
-        let event = watcher.wait_for(|event| {
-            event["name"] == *name
-                && (event["event"] == "replicated" || event["event"] == "refused")
-        });
-        event["event"] == "replicated"
+    let outcomes = |watcher: &Watcher| {
+        let mut won = vec![None; 12];
+        while won.contains(&None) {
+            let event = watcher.wait_for(|event| !event["name"].is_null());
+            let index: usize = event["name"].as_str().unwrap()[1..].parse().unwrap();
+            won[index] = Some(event["event"] == "replicated");
+        }
+        won.into_iter().flatten().collect::<Vec<_>>()
     };
-    let won: Vec<_> = (0..12).map(|index| outcome(&first, index)).collect();
-    let lost: Vec<_> = (0..12).map(|index| outcome(&second, index)).collect();
+    let (won, lost) = (outcomes(&first), outcomes(&second));
     assert!(
         won.iter().zip(&lost).all(|(one, two)| one != two),
         "{won:?} {lost:?}"

@@ -157,9 +157,18 @@ impl BodyWriter {
         bytes.div_ceil(self.writer.data_shards()) + records * RECORD_OVERHEAD_BYTES
     }
 
+    /// What must be free before contents of this length are stored: room for them, and for the longest that may have to be moved later. Without
+    /// that, contents in use at the beginning of the log could keep what is unused behind them from being cleared.
+    fn free_bytes_min(&self, bytes: u64, catalog: &Catalog) -> u64 {
+        let live = catalog.live_in(&self.region);
+        let longest = live.iter().map(|(_, length, _)| *length).max();
+        let longest = longest.unwrap_or(0).max(bytes);
+        self.needed_bytes(bytes) + self.needed_bytes(longest)
+    }
+
     /// Whether contents of this length have room without clearing.
-    pub(super) fn has_room(&mut self, bytes: u64) -> Result<bool> {
-        Ok(self.writer.refresh_free()? >= self.needed_bytes(bytes))
+    pub(super) fn has_room(&mut self, bytes: u64, catalog: &Catalog) -> Result<bool> {
+        Ok(self.writer.refresh_free()? >= self.free_bytes_min(bytes, catalog))
     }
 
     /// Clears what nobody names, and writes what is in its way again at the end. `moved` is told where that lies now, before it is cleared where
@@ -174,20 +183,16 @@ impl BodyWriter {
         moved: &mut dyn FnMut(&StoredBody) -> Result<()>,
         stop: &dyn Fn() -> bool,
     ) -> Result<()> {
-        let needed_bytes = self.needed_bytes(bytes);
+        let needed_bytes = self.free_bytes_min(bytes, catalog);
         let mut live = catalog.live_in(&self.region);
         let mut reader = Reader::open(&self.way, &self.region, true)?;
         let used: u64 = live.iter().map(|(_, _, place)| place.to - place.from).sum();
         let mut begin = reader.begin()?;
         let all = self.writer.end().get() - begin;
         let mut free_bytes = self.writer.refresh_free()?;
-        let no_room = |free_bytes| SegmentError::NoRoom {
-            region: self.region.clone(),
-            needed_bytes,
-            free_bytes,
-        };
-        if free_bytes + all.saturating_sub(used) < needed_bytes {
-            return Err(no_room(free_bytes));
+        let can_be_free = free_bytes + all.saturating_sub(used);
+        if can_be_free < needed_bytes {
+            return Err(self.no_room(needed_bytes, can_be_free));
         }
         live.reverse();
         let mut moves = live.len();
@@ -204,23 +209,23 @@ impl BodyWriter {
             }
             let oldest = live.pop().filter(|_| moves > 0);
             let Some((hash, length, place)) = oldest else {
-                return Err(SegmentError::NoRoom {
-                    region: self.region.clone(),
-                    needed_bytes,
-                    free_bytes,
-                });
+                return Err(self.no_room(needed_bytes, free_bytes));
             };
             if free_bytes < self.needed_bytes(length) {
-                return Err(SegmentError::NoRoom {
-                    region: self.region.clone(),
-                    needed_bytes: self.needed_bytes(length),
-                    free_bytes,
-                });
+                return Err(self.no_room(self.needed_bytes(length), free_bytes));
             }
             let again = self.store_again(hash, length, &place, stop)?;
             moved(&again)?;
             moves -= 1;
             live.insert(0, (hash, length, again.place));
+        }
+    }
+
+    fn no_room(&self, needed_bytes: u64, free_bytes: u64) -> SegmentError {
+        SegmentError::NoRoom {
+            region: self.region.clone(),
+            needed_bytes,
+            free_bytes,
         }
     }
 

@@ -76,14 +76,14 @@ pub enum SegmentError {
     },
     /// The contents don't fit, whatever is cleared.
     #[error(
-        "region {region} has no room for {needed_bytes} bytes: {free_bytes} are free, and all segments in it are in use"
+        "region {region} has no room: {needed_bytes} bytes must be free on each unit, {free_bytes} can be"
     )]
     NoRoom {
         /// The region.
         region: String,
-        /// What was needed, on each unit.
+        /// What must be free on each unit: room for the segment, and to move the longest one.
         needed_bytes: u64,
-        /// What is free, on each unit.
+        /// What is free on each unit, or can be cleared.
         free_bytes: u64,
     },
     /// A file or directory of this machine.

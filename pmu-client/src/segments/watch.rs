@@ -285,6 +285,10 @@ impl Watcher<'_> {
             return Ok(());
         }
         self.open_writer(tell)?;
+        if let Some(writer) = &mut self.writer {
+            // Somebody may have dropped a name, or claimed one.
+            writer.refresh()?;
+        }
         let ids = self.ids(&due);
         let written = being_written(&ids.values().copied().collect());
         for path in due {

@@ -1,5 +1,6 @@
 //! Makes segments of files: contents into the body first, then the name into the index, for some files at a time.
 
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
@@ -171,10 +172,12 @@ impl SegmentWriter {
                 return Ok(Some((hash, bytes, durable, None)));
             }
         }
-        if !self.body.has_room(length)? {
+        if !self.body.has_room(length, &self.index.catalog)? {
             self.make_room(length, stop)?;
         }
-        let stored = self.body.store(name.as_str(), file, stop)?;
+        // What is more by now is a change, and found as one.
+        let mut contents = Read::take(&mut *file, length);
+        let stored = self.body.store(name.as_str(), &mut contents, stop)?;
         if !file.held_still()? {
             return Ok(None);
         }

@@ -76,35 +76,38 @@ impl StoreError {
     pub(super) fn of(store: &str, what: &str, error: object_store::Error) -> Self {
         use object_store::Error;
         let (store, what) = (store.to_owned(), what.to_owned());
-        let reason = text_of(&error);
-        match error {
-            Error::NotFound { .. } if reason.contains("NoSuchBucket") => Self::NoBucket { store },
-            Error::NotFound { .. } => Self::NotFound {
-                store,
-                object: what,
-            },
-            Error::Unauthenticated { .. } => Self::NotAuthenticated { store, reason },
-            // S3 says 403 to a wrong key and to a wrong signature.
-            Error::PermissionDenied { .. }
-                if [
-                    "SignatureDoesNotMatch",
-                    "InvalidAccessKeyId",
-                    "InvalidToken",
-                ]
-                .iter()
-                .any(|code| reason.contains(code)) =>
-            {
-                Self::NotAuthenticated { store, reason }
-            }
-            Error::PermissionDenied { .. } => Self::Refused {
+        let text = text_of(&error);
+        let code = between(&text, "<Code>", "</Code>");
+        let reason = match (code, between(&text, "<Message>", "</Message>")) {
+            (Some(code), Some(message)) => format!("{code}: {message}"),
+            _ => text.chars().take(REASON_CHARACTERS_MAX).collect(),
+        };
+        // Which kind of error the crate makes of an answer depends on the request; what the service says doesn't.
+        match (code, error) {
+            (Some("NoSuchBucket"), _) => Self::NoBucket { store },
+            (
+                Some(
+                    "SignatureDoesNotMatch"
+                    | "InvalidAccessKeyId"
+                    | "InvalidToken"
+                    | "ExpiredToken",
+                ),
+                _,
+            )
+            | (_, Error::Unauthenticated { .. }) => Self::NotAuthenticated { store, reason },
+            (Some("AccessDenied" | "AllAccessDisabled"), _)
+            | (_, Error::PermissionDenied { .. }) => Self::Refused {
                 store,
                 what,
                 reason,
             },
-            Error::InvalidPath { .. } | Error::UnknownConfigurationKey { .. } => {
+            (_, Error::NotFound { .. }) => Self::NotFound {
+                store,
+                object: what,
+            },
+            (_, Error::InvalidPath { .. } | Error::UnknownConfigurationKey { .. }) => {
                 Self::Config(reason)
             }
-            Error::Generic { .. } if reason.contains("NoSuchBucket") => Self::NoBucket { store },
             _ => Self::Unavailable {
                 store,
                 what,
@@ -140,9 +143,17 @@ impl StoreError {
     }
 }
 
-/// What an error and its causes say, in one line without control characters, and not without end.
+/// So much of an answer is repeated at most.
+const REASON_CHARACTERS_MAX: usize = 600;
+
+/// What stands between two tags.
+fn between<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(begin)?;
+    rest.split_once(end).map(|(found, _)| found)
+}
+
+/// What an error and its causes say, in one line without control characters.
 fn text_of(error: &dyn std::error::Error) -> String {
-    const LENGTH_MAX: usize = 600;
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -153,9 +164,9 @@ fn text_of(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    let plain = text.chars().map(|character| match character.is_control() {
+    let plain = |character: char| match character.is_control() {
         true => ' ',
         false => character,
-    });
-    plain.take(LENGTH_MAX).collect()
+    };
+    text.chars().map(plain).collect()
 }

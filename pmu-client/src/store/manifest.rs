@@ -140,12 +140,13 @@ mod tests {
             assert!(Manifest::decode(&other).is_err(), "{index}");
             assert!(Manifest::decode(&text[..index]).is_err(), "{index}");
         }
-        for change in [
-            |manifest: &mut Manifest| manifest.version = 2,
+        let changes: [fn(&mut Manifest); 4] = [
+            |manifest| manifest.version = 2,
             |manifest| manifest.part_bytes = 0,
             |manifest| manifest.bytes = 90,
             |manifest| manifest.data = "../x".into(),
-        ] {
+        ];
+        for change in changes {
             let mut other = manifest.clone();
             change(&mut other);
             assert!(Manifest::decode(&other.encode().unwrap()).is_err());

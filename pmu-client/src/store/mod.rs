@@ -152,7 +152,7 @@ impl Store {
         }
     }
 
-    /// All objects of a kind, or of one region or prefix of it.
+    /// All objects of a kind, or of one region or prefix of it, in the order of their places.
     ///
     /// # Errors
     /// What the store says. Objects whose manifests are damaged come as errors in the list.
@@ -173,6 +173,8 @@ impl Store {
             Err(StoreError::NotFound { .. }) => Vec::new(),
             other => other?,
         };
+        let mut manifests = manifests;
+        manifests.sort_unstable();
         let objects = manifests.into_iter().map(|path| {
             let parts = path.parts().count();
             self.open_object(path.parts().take(parts - 1).collect())
