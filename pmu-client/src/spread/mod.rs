@@ -396,11 +396,6 @@ impl Spread {
         self.layout
     }
 
-    /// Overwrite mode: sets kept beside the one being written.
-    pub(crate) const fn sets_kept(&self) -> u32 {
-        self.sets_kept
-    }
-
     /// Who the members are.
     #[must_use]
     pub fn membership(&self) -> &Membership {
