@@ -405,14 +405,15 @@ impl Worker {
             clear_tried: None,
             sets_looked: None,
         };
+        // The log first: what is cleared meanwhile is in a set that is newer still. The other way round records between the two could be missing.
+        apart.open_log(&self.place, false)?;
+        // To the end as it is found once.
+        while apart.read_log()? {}
         apart.open_sets(&self.place)?;
         let state = match &mut apart.sets {
             Some(sets) => HeldSet::read(sets, false)?,
             None => None,
         };
-        apart.open_log(&self.place, false)?;
-        // To the end as it is found once.
-        while apart.read_log()? {}
         apart.hand_over(state, 0)
     }
 }

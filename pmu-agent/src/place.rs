@@ -57,7 +57,7 @@ impl Place {
                 Ok((_, info)) if info.membership.is_some() => {
                     let seeds: Vec<&str> = self.addresses.iter().map(String::as_str).collect();
                     let spread = Spread::find(&seeds, region, &self.identity, &options)?;
-                    return Ok(Way::Spread(Box::new(spread), self.clone()));
+                    return Ok(Way::Spread(Box::new(spread), Box::new(self.clone())));
                 }
                 Ok((unit, info)) => return Ok(Way::One(unit, info.name.as_ref().to_owned())),
                 Err(error) => failed = Some(error),
@@ -92,7 +92,7 @@ pub enum Way {
     /// On one unit.
     One(Unit, String),
     /// Over several.
-    Spread(Box<Spread>, Place),
+    Spread(Box<Spread>, Box<Place>),
 }
 
 impl Way {

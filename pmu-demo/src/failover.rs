@@ -118,7 +118,8 @@ impl Failover<'_> {
 
     fn start_agents(&mut self, result: &Path) -> Result<()> {
         let ports = [free_port()?, free_port()?];
-        for (which, role) in [(0, "primary"), (1, "standby")] {
+        // The standby first: a fast program must not be done before it is followed.
+        for (which, role) in [(1, "standby"), (0, "primary")] {
             let name = format!("run-{}-agent-{}", self.choice.run, which + 1);
             let config = self.plan.folder.join(format!("{name}.toml"));
             let text = self.config(which, ports, result)?;
@@ -132,8 +133,8 @@ impl Failover<'_> {
             self.listen(which, &mut agent);
             self.agents[which] = Some(agent);
             match which {
-                0 => self.until(|run| run.seen[0].acknowledged > 0)?,
-                _ => self.wait_until_followed()?,
+                0 => self.wait_until_followed()?,
+                _ => self.wait_until_it_answers(which)?,
             }
         }
         Ok(())
@@ -206,6 +207,13 @@ impl Failover<'_> {
         let mut answer: Value =
             serde_json::from_str(&line).map_err(|error| failed()(error.into()))?;
         Ok(answer["status"].take())
+    }
+
+    fn wait_until_it_answers(&mut self, which: usize) -> Result<()> {
+        while self.ask_status(which).is_err() {
+            self.hear(Some(LOOK_AGAIN))?;
+        }
+        Ok(())
     }
 
     fn wait_until_followed(&mut self) -> Result<()> {

@@ -90,9 +90,13 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) -> Duration {
 
 impl Agents {
     pub fn new(ballast: usize) -> Self {
+        Self::with_log(ballast, 8 << 20)
+    }
+
+    pub fn with_log(ballast: usize, log_bytes: u64) -> Self {
         let capacity = (ballast as u64).max(4096).next_multiple_of(4096);
         let mut site = Site::new(Pool::File, 4 * capacity + (64 << 20));
-        site.log("log", 8 << 20);
+        site.log("log", log_bytes);
         site.sets("state", 2, capacity);
         for name in NAMES {
             let identity = site.identity(name, Role::Client);
