@@ -363,7 +363,7 @@ fn get(context: &Context<'_>, arguments: &GetSegments) -> Result<u8, CliError> {
     let bar = context.output.progress(None);
     for name in &names {
         let fetched = segments.fetch(name, &arguments.into, &options, &stop, &|bytes| {
-            bar.inc(bytes)
+            bar.inc(bytes);
         })?;
         let text = fetched_text(&fetched);
         bar.suspend(|| context.output.report(false, &fetched, &text))?;
