@@ -38,7 +38,10 @@ fn r01_what_a_program_stores_is_on_two_units_and_a_second_node_loads_it() {
     shell(&data, "printf before > there-before");
     let watcher = cluster.watch(&data, "");
     let event = watcher.replicated("there-before");
-    assert_eq!(event["receipt"]["durable"], true);
+    assert_eq!(
+        (&event["durable"], &event["receipt"]["durable"]),
+        (&true.into(), &true.into())
+    );
     let units = event["receipt"]["units"].as_array().unwrap();
     let units: Vec<_> = units
         .iter()

@@ -15,8 +15,8 @@ use crate::cli::{CliError, Context, exit};
 use crate::control::chain;
 use crate::receipt::Receipt;
 use crate::segments::{
-    EXCLUDED_DEFAULT, FetchOptions, Fetched, Named, Outcome, PREFIX_DEFAULT, Segment, SegmentError,
-    SegmentName, Segments, Source, WatchEvent, WatchOptions, Way, watch as follow,
+    EXCLUDED_DEFAULT, FetchOptions, Fetched, Outcome, PREFIX_DEFAULT, Replicated, Segment,
+    SegmentError, SegmentName, Segments, Source, WatchEvent, WatchOptions, Way, watch as follow,
 };
 use crate::store::{MoverConfig, Store};
 
@@ -160,8 +160,10 @@ enum Event<'a> {
         units: usize,
     },
     Replicated {
-        #[serde(flatten)]
-        named: &'a Named,
+        name: &'a SegmentName,
+        bytes: u64,
+        hash: String,
+        durable: bool,
         receipt: Option<&'a Receipt>,
     },
     Refused {
@@ -242,12 +244,15 @@ fn tell(
                 text,
             )
         }
-        WatchEvent::File(name, Outcome::Replicated(named, receipt)) => {
-            let receipt = receipt.as_ref();
-            (
-                Event::Replicated { named, receipt },
-                replicated(name, named, receipt),
-            )
+        WatchEvent::File(name, Outcome::Replicated(replicated)) => {
+            let event = Event::Replicated {
+                name,
+                bytes: replicated.named.bytes,
+                hash: replicated.named.hash.to_string(),
+                durable: replicated.durable,
+                receipt: replicated.receipt.as_ref(),
+            };
+            (event, replicated_text(name, replicated))
         }
         WatchEvent::File(name, Outcome::Refused(error)) => {
             tally.refused.set(tally.refused.get() + 1);
@@ -278,20 +283,20 @@ fn tell(
     context.output.report(false, &event, &text)
 }
 
-fn replicated(name: &SegmentName, named: &Named, receipt: Option<&Receipt>) -> String {
-    let bytes = named.bytes;
-    let Some(receipt) = receipt else {
-        return format!("{name}: {bytes} bytes, the same contents are held already");
-    };
-    let state = match receipt.is_durable() {
+fn replicated_text(name: &SegmentName, replicated: &Replicated) -> String {
+    let bytes = replicated.named.bytes;
+    let state = match replicated.durable {
         true => "durable",
-        false => "stored, not durable,",
+        false => "stored, not durable",
+    };
+    let Some(receipt) = &replicated.receipt else {
+        return format!("{name}: {bytes} bytes, {state}, the same contents are held already");
     };
     let units = receipt.units.iter();
     let units: Vec<_> = units
         .map(|unit| format!("{} by {}", unit.name, unit.persistence))
         .collect();
-    format!("{name}: {bytes} bytes, {state} on {}", units.join(", "))
+    format!("{name}: {bytes} bytes, {state}, on {}", units.join(", "))
 }
 
 #[derive(Serialize)]
@@ -358,7 +363,7 @@ fn get(context: &Context<'_>, arguments: &GetSegments) -> Result<u8, CliError> {
     let bar = context.output.progress(None);
     for name in &names {
         let fetched = segments.fetch(name, &arguments.into, &options, &stop, &|bytes| {
-            bar.inc(bytes)
+            bar.inc(bytes);
         })?;
         let text = fetched_text(&fetched);
         bar.suspend(|| context.output.report(false, &fetched, &text))?;

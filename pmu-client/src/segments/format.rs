@@ -182,7 +182,7 @@ pub struct Named {
     pub modified_ns: i64,
     /// When it was taken, in nanoseconds since 1970.
     pub taken_ns: u64,
-    /// Whether every unit of its receipt had proved it durable.
+    /// Whether every unit of the contents' receipt had proved them durable.
     pub durable: bool,
     /// The file.
     pub origin: Origin,

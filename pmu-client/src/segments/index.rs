@@ -174,6 +174,11 @@ impl IndexReader {
         Ok(index)
     }
 
+    /// Units that the index lies on.
+    pub(super) fn units(&self) -> usize {
+        self.reader.units()
+    }
+
     /// Takes in what has been appended since.
     pub(super) fn refresh(&mut self) -> Result<()> {
         match self.read_on() {
@@ -244,37 +249,38 @@ impl IndexWriter {
         &self.index.catalog
     }
 
-    /// Appends operations. Durable when this returns, as far as the region's medium goes.
+    /// Appends operations. True if all receipts said durable; else the region's medium only has them.
     ///
     /// # Errors
     /// [`ClientError::Full`]: there are more segments than the index has room for. Some of the operations may stand, in their order.
-    pub(super) fn commit(&mut self, operations: &[Operation]) -> Result<()> {
+    pub(super) fn commit(&mut self, operations: &[Operation]) -> Result<bool> {
+        let mut durable = true;
         for batch in operations.chunks(BATCH_OPERATIONS) {
-            match self.append(batch) {
+            durable &= match self.append(batch) {
                 Err(SegmentError::Client(ClientError::Full { .. })) => {
                     self.write_anew()?;
-                    self.append(batch)?;
+                    self.append(batch)?
                 }
                 other => other?,
-            }
+            };
         }
         self.index.refresh()?;
         let needed = self.catalog().names.len() * 3;
         if self.catalog().replayed > 2 * needed + SLACK_OPERATIONS {
             self.write_anew()?;
         }
-        Ok(())
+        Ok(durable)
     }
 
-    fn append(&mut self, operations: &[Operation]) -> Result<()> {
+    fn append(&mut self, operations: &[Operation]) -> Result<bool> {
         let encoded: Vec<_> = operations
             .iter()
             .map(encode_operation)
             .collect::<Result<_, _>>()
             .map_err(SegmentError::Invalid)?;
         let records: Vec<_> = encoded.iter().map(Vec::as_slice).collect();
-        self.writer.append_batch(&records)?;
-        Ok(())
+        let receipt = self.writer.append_batch(&records)?;
+        Ok(receipt.is_durable())
     }
 
     /// Appends what is still needed, and clears all before. Wherever this breaks off, the index says the same.

@@ -186,6 +186,14 @@ impl Reader {
         }
     }
 
+    /// How many units hold each record.
+    pub(super) fn units(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Spread(log) => log.spread().layout().units(),
+        }
+    }
+
     /// Where the log begins now, of a reader that has read nothing yet.
     pub(super) fn begin(&mut self) -> Result<u64> {
         if let Self::One(log) = self {

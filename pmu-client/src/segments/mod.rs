@@ -36,7 +36,7 @@ pub use logs::Way;
 pub use names::{SEGMENT_NAME_BYTES_MAX, SegmentName, SegmentNameError};
 use pmu_format::RegionName;
 pub use watch::{WatchEvent, WatchOptions, watch};
-pub use writer::{Outcome, SegmentWriter};
+pub use writer::{Outcome, Replicated, SegmentWriter};
 
 /// The prefix unless somebody says otherwise.
 pub const PREFIX_DEFAULT: &str = "segments";
@@ -202,7 +202,7 @@ impl Segments {
         let region = self.index_region();
         let mut index = IndexWriter::open(&self.way, &region, writer::INDEX_PATIENCE, stop)?;
         let operations = plan(index.catalog())?;
-        index.commit(&operations)
+        index.commit(&operations).map(drop)
     }
 
     /// Opens the body as its one writer, for files of the computer `node`. Segments lie on `replicas` units at least, or are none.

@@ -20,12 +20,24 @@ const BATCH_BYTES: u64 = 256 << 20;
 /// How long is waited for somebody else's change of the index.
 pub(super) const INDEX_PATIENCE: Duration = Duration::from_secs(30);
 
+/// A segment that was made.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Replicated {
+    /// It.
+    pub named: Named,
+    /// The receipt of its contents; none where the same contents were held already.
+    pub receipt: Option<Receipt>,
+    /// Whether all units have proved both the contents and the name durable.
+    pub durable: bool,
+}
+
 /// What became of a file.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It is a segment now. The receipt is that of its contents; none where the same contents were there already.
-    Replicated(Box<Named>, Option<Receipt>),
+    /// It is a segment now.
+    Replicated(Box<Replicated>),
     /// It was a segment already.
     Known,
     /// It is gone, or no regular file.
@@ -56,12 +68,20 @@ pub struct SegmentWriter {
 
 impl SegmentWriter {
     pub(super) fn open(segments: &Segments, node: &str, replicas: usize) -> Result<Self> {
+        let index = IndexReader::open(&segments.way, &segments.index_region())?;
+        if index.units() < replicas {
+            return Err(SegmentError::TooFewReplicas {
+                region: segments.index_region(),
+                units: index.units(),
+                replicas,
+            });
+        }
         Ok(Self {
             segments: segments.clone(),
             node: node.to_owned(),
             replicas,
             body: BodyWriter::open(&segments.way, &segments.body, replicas)?,
-            index: IndexReader::open(&segments.way, &segments.index_region())?,
+            index,
             waiting: Vec::new(),
             outcomes: Vec::new(),
         })
@@ -213,7 +233,7 @@ impl SegmentWriter {
         let (way, region) = (&self.segments.way, self.segments.index_region());
         let mut index = IndexWriter::open(way, &region, INDEX_PATIENCE, stop)?;
         let catalog = index.catalog().clone();
-        let mut moved = |stored: &StoredBody| index.commit(&[body_operation(stored)]);
+        let mut moved = |stored: &StoredBody| index.commit(&[body_operation(stored)]).map(drop);
         self.body.make_room(bytes, &catalog, &mut moved, stop)?;
         drop(index);
         self.index.refresh()
@@ -241,8 +261,13 @@ impl SegmentWriter {
             };
             outcomes.push((name, outcome));
         }
-        index.commit(&operations)?;
+        let durable = index.commit(&operations)?;
         drop(index);
+        for (_, outcome) in &mut outcomes {
+            if let Outcome::Replicated(replicated) = outcome {
+                replicated.durable &= durable;
+            }
+        }
         self.outcomes.extend(outcomes);
         self.index.refresh()
     }
@@ -278,7 +303,12 @@ fn claim(
         operations.push(operation);
     }
     let receipt = stored.map(|stored| stored.receipt);
-    Some(Outcome::Replicated(Box::new(named), receipt))
+    let durable = named.durable;
+    Some(Outcome::Replicated(Box::new(Replicated {
+        named,
+        receipt,
+        durable,
+    })))
 }
 
 fn body_operation(stored: &StoredBody) -> Operation {

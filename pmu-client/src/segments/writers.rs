@@ -49,7 +49,7 @@ fn by_descriptor(process: &Path, files: &HashSet<FileId>, found: &mut HashSet<Fi
     }
 }
 
-/// What a line of `fdinfo` says: `flags: 0100001`.
+/// What the line `flags:` of `fdinfo` says, in base 8.
 fn opened_for_writing(facts: &str) -> bool {
     const ACCESS: u32 = 3;
     let flags = facts.lines().find_map(|line| line.strip_prefix("flags:"));
