@@ -451,6 +451,9 @@ impl Restoring {
     }
 }
 
+/// The longest grain: a huge page of most machines.
+const GRAIN_PAGES_MAX: usize = 512;
+
 fn map(options: &ArenaOptions) -> Result<Memory> {
     let refuse = |reason| Err(ArenaError::BadOptions { reason });
     if options.len_bytes == 0 || !options.len_bytes.is_multiple_of(ALIGN_BYTES) {
@@ -476,10 +479,15 @@ fn map(options: &ArenaOptions) -> Result<Memory> {
 }
 
 fn body(memory: Memory, options: &ArenaOptions) -> Result<(Body, Option<String>)> {
+    if !options.grain_pages.is_power_of_two() || options.grain_pages > GRAIN_PAGES_MAX {
+        return Err(ArenaError::BadOptions {
+            reason: "the grain has to be a power of two of pages, up to 512",
+        });
+    }
     if options.method == Method::Fork {
         return Ok((Body::Forked { memory }, None));
     }
-    match Watch::new(memory, options.aside_bytes_max) {
+    match Watch::new(memory, options.aside_bytes_max, options.grain_pages) {
         Ok(watch) => {
             let watch = Arc::new(watch);
             let server = Server::start(Arc::clone(&watch), options.cpus.clone())?;
