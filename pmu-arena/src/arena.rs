@@ -107,8 +107,12 @@ impl Arena {
     /// # Errors
     /// As [`Self::create`].
     pub fn restore(options: &ArenaOptions) -> Result<Restoring> {
+        // Huge pages only once it is filled: where memory is in pieces, the kernel would look for
+        // each while the image waits.
+        let mut small = options.clone();
+        small.huge_pages = false;
         Ok(Restoring {
-            memory: map(options)?,
+            memory: map(&small)?,
             options: options.clone(),
         })
     }
@@ -429,6 +433,7 @@ impl Restoring {
         if self.options.heap {
             return Err(ArenaError::HasHeap);
         }
+        advise_huge_pages(&self.memory, &self.options);
         Arena::over(self.memory, &self.options)
     }
 
@@ -447,7 +452,18 @@ impl Restoring {
             // SAFETY: nobody else has the memory; the caller's promise for the rest.
             unsafe { Heap::take_over(&self.memory, control)? };
         }
+        advise_huge_pages(&self.memory, &self.options);
         Arena::over(self.memory, &self.options)
+    }
+}
+
+/// The longest grain: a huge page of most machines.
+const GRAIN_PAGES_MAX: usize = 512;
+
+fn advise_huge_pages(memory: &Memory, options: &ArenaOptions) {
+    if options.huge_pages {
+        // A hint: a kernel without huge pages serves small ones.
+        let _ = memory.advise(MmapAdvise::MADV_HUGEPAGE);
     }
 }
 
@@ -463,10 +479,7 @@ fn map(options: &ArenaOptions) -> Result<Memory> {
         return refuse("the address has to be a multiple of 2 MiB");
     }
     let memory = Memory::map(options.len_bytes, options.address)?;
-    if options.huge_pages {
-        // A hint: a kernel without huge pages serves small ones.
-        let _ = memory.advise(MmapAdvise::MADV_HUGEPAGE);
-    }
+    advise_huge_pages(&memory, options);
     if options.prefault {
         memory
             .advise(MmapAdvise::MADV_POPULATE_WRITE)
@@ -476,10 +489,15 @@ fn map(options: &ArenaOptions) -> Result<Memory> {
 }
 
 fn body(memory: Memory, options: &ArenaOptions) -> Result<(Body, Option<String>)> {
+    if !options.grain_pages.is_power_of_two() || options.grain_pages > GRAIN_PAGES_MAX {
+        return Err(ArenaError::BadOptions {
+            reason: "the grain has to be a power of two of pages, up to 512",
+        });
+    }
     if options.method == Method::Fork {
         return Ok((Body::Forked { memory }, None));
     }
-    match Watch::new(memory, options.aside_bytes_max) {
+    match Watch::new(memory, options.aside_bytes_max, options.grain_pages) {
         Ok(watch) => {
             let watch = Arc::new(watch);
             let server = Server::start(Arc::clone(&watch), options.cpus.clone())?;

@@ -40,6 +40,11 @@ impl Aside {
         })
     }
 
+    /// How many more pages fit.
+    pub(crate) fn room(&self) -> usize {
+        self.free.len() + (self.slots - self.fresh) as usize
+    }
+
     pub(crate) fn has(&self, page: usize) -> bool {
         self.slot_of[page] != 0
     }

@@ -57,6 +57,15 @@ struct Image {
     counts: Counts,
 }
 
+/// Why a write waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Obstacle {
+    /// The page is just being taken.
+    Reader,
+    /// No room is left to copy it aside.
+    Room,
+}
+
 /// What happened to an image's pages while it was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Counts {
@@ -71,6 +80,8 @@ pub(crate) struct Watch {
     // Before the memory: closed first.
     uffd: Userfaultfd,
     memory: Memory,
+    /// Pages that are served together.
+    grain_pages: usize,
     state: Mutex<State>,
     lost: AtomicBool,
 }
@@ -89,6 +100,7 @@ impl Watch {
     pub(crate) fn new(
         memory: Memory,
         aside_bytes_max: usize,
+        grain_pages: usize,
     ) -> std::result::Result<Self, (Memory, ArenaError)> {
         let pages = memory.pages();
         let begin = || {
@@ -104,6 +116,7 @@ impl Watch {
             Ok((uffd, aside)) => Ok(Self {
                 uffd,
                 memory,
+                grain_pages: grain_pages.max(1),
                 state: Mutex::new(State {
                     unprotected: Pages::none(pages),
                     changed: Pages::none(pages),
@@ -156,39 +169,64 @@ impl Watch {
         }
     }
 
-    /// Lets a page be written, once the image doesn't need it any more.
+    /// Lets a page be written, and its grain with it, once the image doesn't need them any more.
     fn serve_page(&self, state: &mut State, page: usize, first: bool) {
-        let State {
-            image,
-            aside,
-            waiting,
-            ..
-        } = state;
-        if let Some(image) = image
-            && image.needs(page)
-            && !aside.has(page)
-        {
-            if page < image.taking {
-                image.counts.met_reader += usize::from(first);
-                waiting.push(page);
-                return;
-            }
-            // SAFETY: the image needs the page and has no copy, so it is protected; only this
-            // function lets it be written, under the lock that we hold.
-            if unsafe { !aside.keep(&self.memory, page) } {
-                image.counts.waits += usize::from(first);
-                waiting.push(page);
-                return;
-            }
-            image.counts.copied_aside += 1;
+        let mut pages = self.grain(page);
+        let mut kept = self.keep(state, &pages);
+        if kept.is_err() && pages.len() > 1 {
+            // Not all of it now; perhaps the page alone.
+            pages = page..page + 1;
+            kept = self.keep(state, &pages);
         }
-        state.unprotected.add(page);
-        state.changed.add(page);
-        state.touched.add(page);
-        let addresses = self.memory.addresses(&(page..page + 1));
-        if let Err(error) = self.uffd.release(&addresses) {
+        if let Err(obstacle) = kept {
+            if let Some(image) = &mut state.image {
+                match obstacle {
+                    Obstacle::Reader => image.counts.met_reader += usize::from(first),
+                    Obstacle::Room => image.counts.waits += usize::from(first),
+                }
+            }
+            state.waiting.push(page);
+            return;
+        }
+        state.unprotected.add_range(pages.clone());
+        state.changed.add_range(pages.clone());
+        state.touched.add_range(pages.clone());
+        if let Err(error) = self.uffd.release(&self.memory.addresses(&pages)) {
             self.lose(&error);
         }
+    }
+
+    /// The pages that are served together with this one.
+    fn grain(&self, page: usize) -> Range<usize> {
+        let start = page / self.grain_pages * self.grain_pages;
+        start..(start + self.grain_pages).min(self.memory.pages())
+    }
+
+    /// Copies aside what the image still needs of these pages: all of it, or nothing.
+    fn keep(&self, state: &mut State, pages: &Range<usize>) -> std::result::Result<(), Obstacle> {
+        let State { image, aside, .. } = state;
+        let Some(image) = image else {
+            return Ok(());
+        };
+        let needed = |page: &usize| image.needs(*page) && !aside.has(*page);
+        let taking = image.taking;
+        if pages.clone().filter(needed).any(|page| page < taking) {
+            return Err(Obstacle::Reader);
+        }
+        if pages.clone().filter(needed).count() > aside.room() {
+            return Err(Obstacle::Room);
+        }
+        for page in pages.clone() {
+            if image.needs(page) && !aside.has(page) {
+                // SAFETY: the image needs the page and has no copy, so it is protected; only
+                // `serve_page` lets it be written, under the lock that we hold.
+                if unsafe { !aside.keep(&self.memory, page) } {
+                    return Err(Obstacle::Room);
+                }
+                image.counts.copied_aside += 1;
+            }
+        }
+        Ok(())
     }
 
     /// Protects everything for the first time, and finds what was touched until then.

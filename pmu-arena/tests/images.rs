@@ -70,7 +70,12 @@ fn images_are_exact(options: &ArenaOptions, rounds: usize, full_every: usize) {
             if !report.is_full() {
                 assert!(written.is_subset(&taken), "seed {seed} image {round}");
                 let more = taken.len() - written.len();
-                assert!(more <= 2 * THREADS, "{more} pages that nobody had written");
+                // One page beside what was written makes its whole grain changed.
+                let more_max = 2 * THREADS + written.len() * (options.grain_pages - 1);
+                assert!(
+                    more <= more_max * options.grain_pages,
+                    "{more} pages that nobody had written"
+                );
             }
             let report = image.finish().unwrap();
             aside += report.copied_aside;
@@ -96,6 +101,37 @@ fn s06_images_are_exact_where_few_pages_fit_aside() {
     let mut options = options(Method::Protect, false);
     options.aside_bytes_max = 5 * PAGE;
     images_are_exact(&options, 10, 4);
+}
+
+#[test]
+fn s06_images_with_a_grain_are_exact() {
+    for (grain_pages, huge_pages, aside) in [(2, false, 64), (16, false, 40), (512, true, 600)] {
+        let mut options = options(Method::Protect, huge_pages);
+        options.grain_pages = grain_pages;
+        options.aside_bytes_max = aside * PAGE;
+        images_are_exact(&options, 12, 5);
+    }
+}
+
+#[test]
+fn s06_a_grain_is_changed_together_and_none_other() {
+    let mut options = options(Method::Protect, false);
+    for refused in [0, 3, 1024] {
+        options.grain_pages = refused;
+        assert!(Arena::create(&options).is_err());
+    }
+    options.grain_pages = 16;
+    let arena = Arena::create(&options).unwrap();
+    let mut bytes = vec![0; arena.len()];
+    for expected in [vec![], vec![16..32], vec![0..16, 2032..2048]] {
+        for range in &expected {
+            arena.store_u64((range.start + 3) * PAGE, 1).unwrap();
+        }
+        let mut image = arena.freeze(Scope::Changed).unwrap();
+        let taken = take_into(&mut image, &mut bytes, 7, || ());
+        assert_eq!(taken, expected.into_iter().flatten().collect());
+        image.finish().unwrap();
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod peers;
 mod process;
 mod site;
 mod snapshot;
+mod snapshot_region;
 mod spread;
 mod stream;
 mod verbs;
@@ -57,7 +58,7 @@ struct Options {
     /// Pairs of runs for each figure.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     runs: u16,
-    /// A checkpoint of 128 MiB in the place of 1 GiB where the figure allows it (spread.distributor).
+    /// A checkpoint of 128 MiB in the place of 1 GiB where the figure allows it (spread.distributor, snapshot.second, .cold, .busy).
     #[arg(long)]
     quick: bool,
     /// Folder for files and sockets; it decides which file system is measured.
@@ -153,6 +154,15 @@ const BENCHMARKS: &[Benchmark] = &[
     }),
     ("snapshot.pause", |options| snapshot::pause(options.runs())),
     ("snapshot.touch", |options| snapshot::touch(options.runs())),
+    ("snapshot.second", |options| {
+        snapshot_region::second(&options.dir, options.runs(), options.quick)
+    }),
+    ("snapshot.cold", |options| {
+        snapshot_region::cold(&options.dir, options.runs(), options.quick)
+    }),
+    ("snapshot.busy", |options| {
+        snapshot_region::busy(&options.dir, options.runs(), options.quick)
+    }),
     ("peer.ceph.erasure:2+1", |options| {
         ceph::beside(&ceph::ERASURE, &options.dir, options.runs())
     }),

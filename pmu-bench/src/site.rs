@@ -46,6 +46,17 @@ impl Site {
 
     /// Makes a region for sets of this many bytes; one is kept.
     pub(crate) fn create_sets(&self, name: &str, capacity_bytes: u64) -> Result<(), Failure> {
+        self.create_kept(name, capacity_bytes, 1)
+    }
+
+    /// The same with so many sets kept.
+    pub(crate) fn create_kept(
+        &self,
+        name: &str,
+        capacity_bytes: u64,
+        kept: u32,
+    ) -> Result<(), Failure> {
+        let kept = kept.to_string();
         let (grant, capacity) = (format!("{CLIENT}:read,write"), capacity_bytes.to_string());
         let arguments = [
             "region",
@@ -54,7 +65,7 @@ impl Site {
             "--mode",
             "overwrite",
             "--sets",
-            "1",
+            &kept,
             "--capacity",
             &capacity,
             "--grant",

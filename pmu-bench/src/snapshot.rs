@@ -33,7 +33,16 @@ impl Random {
 
 /// A program's memory, all of it written.
 fn program(method: Method, len: usize) -> Result<Arena, Failure> {
+    program_with_grain(method, len, 1)
+}
+
+/// With a grain of several pages all that the image needs may be held aside.
+fn program_with_grain(method: Method, len: usize, grain_pages: usize) -> Result<Arena, Failure> {
     let mut options = ArenaOptions::plain(len);
+    options.grain_pages = grain_pages;
+    if grain_pages > 1 {
+        options.aside_bytes_max = len;
+    }
     options.method = method;
     options.prefault = true;
     let arena = Arena::create(&options)?;
@@ -212,10 +221,11 @@ fn updates_with_images(
 /// Too little memory; userfaultfd isn't allowed.
 pub(crate) fn touch(runs: usize) -> Result<Vec<Row>, Failure> {
     let mut rows = Vec::new();
-    for (name, rate) in [
-        ("snapshot.touch.5000", Some(5_000)),
-        ("snapshot.touch.20000", Some(20_000)),
-        ("snapshot.touch.full", None),
+    for (name, rate, grain_pages) in [
+        ("snapshot.touch.5000", Some(5_000), 1),
+        ("snapshot.touch.20000", Some(20_000), 1),
+        ("snapshot.touch.full", None, 1),
+        ("snapshot.touch.full.grain", None, 512),
     ] {
         let label = Label {
             name,
@@ -225,7 +235,7 @@ pub(crate) fn touch(runs: usize) -> Result<Vec<Row>, Failure> {
             kind: Kind::Rate,
         };
         // One that is frozen, and one that never was.
-        let watched = program(Method::Protect, TOUCHED_BYTES)?;
+        let watched = program_with_grain(Method::Protect, TOUCHED_BYTES, grain_pages)?;
         let plain = program(Method::Fork, TOUCHED_BYTES)?;
         let (mut one, mut other) = (Random(0x9e37_79b9), Random(0x9e37_79b9));
         let mut last = Images::default();
