@@ -7,6 +7,8 @@
 )]
 
 mod support;
+#[path = "support/units.rs"]
+mod units;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -19,6 +21,7 @@ use nix::unistd::Pid;
 use pmu_auth::Role;
 use serde_json::Value;
 use support::{Pool, Site};
+use units::Units;
 
 const MIB: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -554,4 +557,36 @@ fn s08_only_what_changed_is_stored_where_the_kernel_tracks() {
     let _restarted = Restarted(restarted["pid"].as_i64().unwrap() as i32);
     assert_eq!(redis(port, "DBSIZE").unwrap(), ":100000");
     assert_eq!(redis(port, "GET key:5").unwrap(), "new");
+}
+
+#[test]
+fn s09_a_process_comes_back_from_several_units_without_one_of_them() {
+    let mut units = Units::new(3, 96 * MIB);
+    units.spread("r", "parity:2+1", 2, 16 * MIB);
+    let identity = units.path("identity-app");
+    units.identity("app", Role::Client).save(&identity).unwrap();
+    let run = |units: &Units, line: &str| -> Value {
+        let output = Command::new(env!("CARGO_BIN_EXE_pmu"))
+            .args(line.split(' '))
+            .env("PMU_UNIT", units.addresses.join(","))
+            .env("PMU_IDENTITY", &identity)
+            .env("PMU_CRIU", criu())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "pmu {line}: {words}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let file = units.path("count");
+    let mut program = counter(&file);
+    let line = format!("checkpoint --pid {} --region r --json", program.pid());
+    let stored = run(&units, &line);
+    assert_eq!(stored["units"].as_array().unwrap().len(), 3);
+    program.has_ended();
+    units.stop(1);
+    let last = count(&file);
+    let restarted = run(&units, "restart --region r --json");
+    let _restarted = Restarted(restarted["pid"].as_i64().unwrap() as i32);
+    wait_until("it counts on", || count(&file) > last + 5);
 }
