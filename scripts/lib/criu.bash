@@ -17,21 +17,19 @@ criu_mirror() {
 	printf '%s\n' "${uri:-http://deb.debian.org/debian}"
 }
 
-# Downloads CRIU of Debian 13 (backports) with all that it needs, checked against Debian's keys, into a folder; nothing of it is installed.
+# Downloads CRIU of Debian 14 with all that it needs, checked against Debian's keys, into a folder; nothing of it is installed.
 criu_download() { # FOLDER
-	local folder=$1 package suite
+	local folder=$1 package
 	mkdir -p "$folder"/{lists/partial,cache/archives/partial}
 	: >"$folder/status"
-	for suite in trixie trixie-backports; do
-		printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$(criu_mirror)" "$suite"
-	done >"$folder/sources.list"
+	printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s forky main\n' "$(criu_mirror)" >"$folder/sources.list"
 	local -a options=(
 		-o Dir::Etc::SourceList="$folder/sources.list" -o Dir::Etc::SourceParts=/dev/null -o Dir::Etc::Preferences=/dev/null
 		-o Dir::Etc::PreferencesParts=/dev/null -o Dir::State::Lists="$folder/lists" -o Dir::State::status="$folder/status"
 		-o Dir::Cache="$folder/cache" -o APT::Sandbox::User=root -o Debug::NoLocking=1
 	)
 	apt-get -q -q "${options[@]}" update >&2 &&
-		apt-get -q -q -y "${options[@]}" --no-install-recommends --download-only -t trixie-backports install criu >&2 || return
+		apt-get -q -q -y "${options[@]}" --no-install-recommends --download-only install criu >&2 || return
 	for package in "$folder"/cache/archives/*.deb; do
 		dpkg-deb -x "$package" "$folder/root" || return
 	done
@@ -49,8 +47,8 @@ prepare_criu() {
 	fi
 	export PMU_CRIU
 	[[ ! -x $PMU_CRIU ]] || return 0
-	[[ $(. /etc/os-release && echo "${VERSION_CODENAME:-}") = bookworm ]] || { die "install CRIU 4.2 first (criu of trixie-backports), or name it with PMU_CRIU"; }
-	say "fetching CRIU of Debian 13 with its libraries (once)"
+	[[ $(. /etc/os-release && echo "${VERSION_CODENAME:-}") = bookworm ]] || { die "install CRIU 4.2 first (package criu of Debian 14), or name it with PMU_CRIU"; }
+	say "fetching CRIU of Debian 14 with its libraries (once)"
 	rm -rf "$root.new"
 	criu_download "$root.new" || die "CRIU can't be fetched"
 	# Its own loader and libraries: those of Debian 12 are too old.

@@ -42,15 +42,16 @@ pub(super) fn checkpoint_command(
     let criu = Criu::find(arguments.criu.as_deref())?;
     let subject = Subject::find(arguments.pid)?;
     let label = arguments.label.unwrap_or_else(|| subject.label());
-    let mut options = CheckpointOptions::default();
-    options.leave_running = arguments.leave_running;
-    options.track_mem = arguments.track_mem;
-    options.pre_dumps = arguments.pre_dump;
-    options.shell_job = arguments.shell_job;
-    options.tcp_established = arguments.tcp_established;
-    options.file_locks = arguments.file_locks;
-    options.external_unix = arguments.ext_unix_sk;
-    options.criu_options.clone_from(&arguments.criu_option);
+    let options = CheckpointOptions {
+        track_mem: arguments.track_mem,
+        pre_dumps: arguments.pre_dump,
+        leave_running: arguments.leave_running,
+        shell_job: arguments.shell_job,
+        tcp_established: arguments.tcp_established,
+        file_locks: arguments.file_locks,
+        external_unix: arguments.ext_unix_sk,
+        criu_options: arguments.criu_option.clone(),
+    };
     let interrupted = || context.interrupt.is_set();
     let done = match context.find(&arguments.region)? {
         Way::One(unit) => {

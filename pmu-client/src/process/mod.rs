@@ -138,7 +138,7 @@ impl ProcessError {
             Self::Refused { words, .. } if words.contains("file-locks") => {
                 "it holds locks of files: checkpoint it with --file-locks"
             }
-            Self::Refused { words, .. } if words.contains("irty track") => {
+            Self::Refused { words, .. } if words.contains("--track-mem") => {
                 "this kernel can't track what is written: checkpoint it without --track-mem and --pre-dump"
             }
             Self::BrokenChain { .. } => {

@@ -16,6 +16,8 @@ use super::tracked::Before;
 
 /// In memory: a process doesn't outlive a boot either.
 const FOLDER: &str = "/run/pmu";
+/// Most processes between one and the first.
+const GENERATIONS_MAX: u32 = 10_000;
 
 /// The last tracked checkpoint of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,8 +64,10 @@ impl Tracked {
         PathBuf::from(FOLDER).join(format!("process-{}.json", self.pid))
     }
 
-    /// Takes away what is remembered of this process, if it is of this process.
+    /// Takes away what is remembered of this process, if it is of this process. What is remembered of processes above and below it goes too:
+    /// their dumps hold this one, or it holds them, and the kernel's tracking begins anew for all that a dump holds.
     pub(super) fn take(&self) -> Result<Option<Track>, ProcessError> {
+        self.forget_relatives()?;
         let path = self.path();
         let text = match fs::read(&path) {
             Ok(text) => text,
@@ -73,6 +77,32 @@ impl Tracked {
         fs::remove_file(&path).map_err(ProcessError::io("forget what was tracked"))?;
         let track: Option<Track> = serde_json::from_slice(&text).ok();
         Ok(track.filter(|track| track.boot == self.boot && track.started == self.started))
+    }
+
+    fn forget_relatives(&self) -> Result<(), ProcessError> {
+        let failed = || ProcessError::io("forget what was tracked");
+        let entries = match fs::read_dir(FOLDER) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed()(error)),
+        };
+        for entry in entries {
+            let path = entry.map_err(failed())?.path();
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            let other = name
+                .strip_prefix("process-")
+                .and_then(|pid| pid.parse().ok());
+            let Some(other) = other.filter(|other| *other != self.pid) else {
+                continue;
+            };
+            if (is_above(other, self.pid) || is_above(self.pid, other))
+                && let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(failed()(error));
+            }
+        }
+        Ok(())
     }
 
     /// Remembers a set that is durable now.
@@ -112,6 +142,29 @@ impl Tracked {
     }
 }
 
+/// Whether a process is a parent of another, or a parent's parent and so on.
+fn is_above(upper: u32, lower: u32) -> bool {
+    let mut at = lower;
+    for _ in 0..GENERATIONS_MAX {
+        let Some(parent) = parent_of(at) else {
+            return false;
+        };
+        if parent == upper {
+            return true;
+        }
+        at = parent;
+    }
+    false
+}
+
+/// None for the first process, and for one that isn't there.
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, behind) = stat.rsplit_once(')')?;
+    let parent = behind.split_whitespace().nth(1)?.parse().ok()?;
+    (parent != 0).then_some(parent)
+}
+
 /// Whether a set may build on another: the newest chain must be readable while the next set is written, which takes the place of the oldest
 /// of `sets_kept` + 1.
 pub(super) fn may_build(root: u64, newest: u64, sets_kept: u32) -> bool {
@@ -145,6 +198,16 @@ mod tests {
                 "{kept}: {whole}"
             );
         }
+    }
+
+    #[test]
+    fn s08_relatives_are_told_from_others() {
+        let own = std::process::id();
+        let parent = parent_of(own).unwrap();
+        assert!(is_above(parent, own));
+        assert!(!is_above(own, parent));
+        assert!(!is_above(own, own));
+        assert!(!is_above(u32::MAX, own));
     }
 
     #[test]

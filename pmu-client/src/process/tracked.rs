@@ -118,9 +118,10 @@ impl Rounds<'_> {
 
 /// A folder whose files lie in memory.
 fn memory_folder() -> Result<PathBuf, ProcessError> {
-    let found = MEMORY_FOLDERS.iter().map(Path::new).find(|path| {
-        rustix::fs::statfs(*path).is_ok_and(|facts| i64::from(facts.f_type) == TMPFS_MAGIC)
-    });
+    let found = MEMORY_FOLDERS
+        .iter()
+        .map(Path::new)
+        .find(|path| rustix::fs::statfs(*path).is_ok_and(|facts| facts.f_type == TMPFS_MAGIC));
     found.map(Path::to_owned).ok_or_else(|| {
         let error = io::Error::other("none of /dev/shm, /run and /tmp is a tmpfs");
         ProcessError::io("find a folder in memory")(error)
