@@ -114,6 +114,7 @@ fn s06_images_with_a_grain_are_exact() {
 }
 
 #[test]
+#[allow(clippy::single_range_in_vec_init, reason = "a list of ranges is meant")]
 fn s06_a_grain_is_changed_together_and_none_other() {
     let mut options = options(Method::Protect, false);
     for refused in [0, 3, 1024] {
