@@ -20,7 +20,7 @@
 //!     match agent.order() {
 //!         Some(Order::Snapshot { id }) => { /* commit a set */ agent.done(&SnapshotReport { id, ..SnapshotReport::default() }); }
 //!         Some(Order::Stop) => break,
-//!         None => {}
+//!         _ => {}
 //!     }
 //! }
 //! # Ok(())
