@@ -6,7 +6,6 @@ use std::sync::Arc;
 use pmu_format::PrincipalName;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::SingleCertAndKey;
 use rustls::{
@@ -18,6 +17,7 @@ use crate::error::AuthError;
 use crate::identity::{Identity, provider};
 use crate::principal::{Principal, Role};
 use crate::problem::CertificateProblem;
+use crate::tls::{accepting, client_verifier, settings};
 
 /// Both directions of a link between peers.
 #[derive(Debug, Clone)]
@@ -48,39 +48,21 @@ pub fn peer_tls(
             problem,
         });
     }
-    let settings = |source| AuthError::Settings {
-        origin: identity.origin().to_owned(),
-        source,
-    };
-    let inner = WebPkiClientVerifier::builder_with_provider(identity.roots(), provider())
-        .with_crls(identity.revoked())
-        .allow_unknown_revocation_status()
-        .build()
-        .map_err(|error| settings(Error::General(error.to_string())))?;
     let verifier = Arc::new(PeerVerifier {
-        inner,
+        inner: client_verifier(identity)?,
         peers: peers.to_vec(),
     });
-    let key = || Arc::new(SingleCertAndKey::from(identity.key()));
-    let mut server = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(settings)?
-        .with_client_cert_verifier(Arc::<PeerVerifier>::clone(&verifier))
-        .with_cert_resolver(key());
-    server.alpn_protocols = vec![protocol.to_vec()];
-    // A resumed session would skip the checks of time and revocation.
-    server.send_tls13_tickets = 0;
-    server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    let server = accepting(identity, Arc::<PeerVerifier>::clone(&verifier), protocol)?;
     let mut client = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(settings)?
+        .map_err(|error| settings(identity, error))?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(key());
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity.key())));
     client.alpn_protocols = vec![protocol.to_vec()];
     client.resumption = rustls::client::Resumption::disabled();
     Ok(PeerTls {
-        server: Arc::new(server),
+        server,
         client: Arc::new(client),
     })
 }

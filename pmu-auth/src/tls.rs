@@ -38,26 +38,45 @@ pub fn server_tls(identity: &Identity) -> Result<Arc<ServerConfig>, AuthError> {
             problem,
         });
     }
-    let settings = |source| AuthError::Settings {
-        origin: identity.origin().to_owned(),
-        source,
-    };
-    let verifier = WebPkiClientVerifier::builder_with_provider(identity.roots(), provider())
+    let inner = client_verifier(identity)?;
+    accepting(identity, Arc::new(PeerVerifier { inner }), ALPN_HTTP2)
+}
+
+/// What webpki checks of a client's certificate: signature, time, revocation.
+pub(crate) fn client_verifier(
+    identity: &Identity,
+) -> Result<Arc<dyn ClientCertVerifier>, AuthError> {
+    WebPkiClientVerifier::builder_with_provider(identity.roots(), provider())
         .with_crls(identity.revoked())
         // While one authority replaces another, only one of them may have a list.
         .allow_unknown_revocation_status()
         .build()
-        .map_err(|error| settings(Error::General(error.to_string())))?;
+        .map_err(|error| settings(identity, Error::General(error.to_string())))
+}
+
+/// Accepts TLS 1.3 alone, speaking `protocol` alone, from whom the verifier lets in.
+pub(crate) fn accepting(
+    identity: &Identity,
+    verifier: Arc<dyn ClientCertVerifier>,
+    protocol: &[u8],
+) -> Result<Arc<ServerConfig>, AuthError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(settings)?
-        .with_client_cert_verifier(Arc::new(PeerVerifier { inner: verifier }))
+        .map_err(|error| settings(identity, error))?
+        .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.key())));
-    config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     // A resumed session would skip the checks of time and revocation.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(Arc::new(config))
+}
+
+pub(crate) fn settings(identity: &Identity, source: Error) -> AuthError {
+    AuthError::Settings {
+        origin: identity.origin().to_owned(),
+        source,
+    }
 }
 
 /// What a manager or client connects to a unit with: TLS 1.3 only, and the server's certificate must have the role unit
