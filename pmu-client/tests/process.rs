@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use pmu_auth::Role;
 use serde_json::Value;
@@ -64,9 +64,11 @@ impl Bench {
         Self { site, identity }
     }
 
+    /// In a session of its own, as from a login: the tests' may have begun outside of what a container sees.
     fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pmu"));
+        let mut command = Command::new("setsid");
         command
+            .arg(env!("CARGO_BIN_EXE_pmu"))
             .args(line.split(' '))
             .env("PMU_UNIT", self.site.address())
             .env("PMU_IDENTITY", &self.identity)
@@ -130,11 +132,7 @@ struct Program {
 impl Program {
     /// In a session of its own, as a service is.
     fn start(words: &[&str]) -> Self {
-        Self::start_by("setsid", words)
-    }
-
-    fn start_by(first: &str, words: &[&str]) -> Self {
-        let mut command = Command::new(first);
+        let mut command = Command::new("setsid");
         command.args(words).current_dir("/");
         command
             .stdin(Stdio::null())
@@ -142,7 +140,7 @@ impl Program {
             .stderr(Stdio::null());
         let child = command
             .spawn()
-            .unwrap_or_else(|error| panic!("{first}: {error}"));
+            .unwrap_or_else(|error| panic!("{words:?}: {error}"));
         Self {
             child,
             ended: false,
@@ -153,8 +151,9 @@ impl Program {
         self.child.id()
     }
 
+    /// With all that it has started.
     fn kill(&mut self) {
-        kill(Pid::from_raw(self.pid() as i32), Signal::SIGKILL).unwrap();
+        killpg(Pid::from_raw(self.pid() as i32), Signal::SIGKILL).unwrap();
         self.child.wait().unwrap();
         self.ended = true;
     }
@@ -414,14 +413,17 @@ fn s07_whoever_is_refused_goes_on() {
 fn s07_criu_says_in_its_own_words_why_it_refuses() {
     let bench = Bench::new(2, 32 * MIB);
     let file = bench.site.path("count");
-    // Not the leader of a session: CRIU wants to be told.
+    // Not the leader of its session, but one of its jobs: CRIU wants to be told.
+    let job = bench.site.path("job");
     let script = format!(
-        "i=0; while :; do i=$((i+1)); echo $i >{}; sleep 0.01; done",
-        file.display()
+        "sh -c 'i=0; while :; do i=$((i+1)); echo $i >{}; sleep 0.01; done' & echo $! >{}; wait",
+        file.display(),
+        job.display()
     );
-    let mut program = Program::start_by("sh", &["-c", &script]);
+    let mut session = Program::start(&["sh", "-c", &script]);
     wait_until("it counts", || count(&file) > 5);
-    let pid = program.pid();
+    let pid = std::fs::read_to_string(&job).unwrap();
+    let pid = pid.trim();
     let (code, words) = bench.refused(&format!("checkpoint --pid {pid} --region r"));
     assert_eq!(code, 10, "{words}");
     assert!(
@@ -432,7 +434,7 @@ fn s07_criu_says_in_its_own_words_why_it_refuses() {
     assert_eq!(bench.sets(), 0);
     let stored = bench.json(&format!("checkpoint --pid {pid} --region r --shell-job"));
     assert_eq!(stored["set"], 1);
-    program.has_ended();
+    session.has_ended();
     // Its number is in use: nothing of it is started. (The options of the checkpoint are those of the restart.)
     let restarted = bench.json("restart --region r");
     let _restarted = Restarted(restarted["pid"].as_i64().unwrap() as i32);

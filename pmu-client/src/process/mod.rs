@@ -132,6 +132,9 @@ impl ProcessError {
             Self::Refused { words, .. } if words.contains("--shell-job") => {
                 "it belongs to a terminal's session: checkpoint it with --shell-job"
             }
+            Self::Refused { words, .. } if words.contains("outside of its pid namespace") => {
+                "its session began outside of this container: start it in one of its own (setsid)"
+            }
             Self::Refused { words, .. } if words.contains("tcp-established") => {
                 "it has connections: checkpoint it with --tcp-established"
             }
