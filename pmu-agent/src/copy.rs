@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use pmu_client::agent::TailWriter;
+use pmu_client::snapshot::{ArenaShape, SnapshotImage};
 use pmu_client::{FileSink, LogPosition, LogRecord, RecordMark};
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -28,8 +29,10 @@ pub fn memory_file(name: &str) -> Result<File> {
 pub struct HeldSet {
     /// Which one.
     pub set: Found,
-    /// Its payload.
+    /// Its payload; of snapshots of an arena the arena.
     pub file: Arc<File>,
+    /// Where that arena lay; none where the file is a payload.
+    pub arena: Option<ArenaShape>,
 }
 
 impl HeldSet {
@@ -49,7 +52,29 @@ impl HeldSet {
         file.set_len(set.bytes)
             .map_err(AgentError::system("cut a file in memory to length"))?;
         let file = Arc::new(file);
-        Ok(Some(Self { set, file }))
+        Ok(Some(Self {
+            set,
+            file,
+            arena: None,
+        }))
+    }
+
+    /// What an image holds; none where it is empty.
+    #[must_use]
+    pub fn of_image(image: &SnapshotImage) -> Option<Self> {
+        let (file, arena) = image.file()?;
+        let info = image.info()?;
+        let label = info.kind.label(info.covered);
+        let label = label.map(|label| label.to_string());
+        Some(Self {
+            set: Found {
+                number: info.set.get(),
+                bytes: arena.bytes,
+                label: label.unwrap_or_default(),
+            },
+            file,
+            arena: Some(arena),
+        })
     }
 
     /// Records before this are in the set, if its label says so: `@POSITION` at its end.

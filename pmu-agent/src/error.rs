@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use pmu_client::ClientError;
+use pmu_client::snapshot::SnapshotError;
 
 /// Result of this crate's fallible functions.
 pub type Result<T, E = AgentError> = std::result::Result<T, E>;
@@ -27,6 +28,15 @@ pub enum AgentError {
         /// What the library said.
         #[source]
         source: ClientError,
+    },
+    /// Snapshots of an arena can't be put together.
+    #[error("{action}: {source}")]
+    Snapshot {
+        /// What was being done, as a bare phrase.
+        action: &'static str,
+        /// What the library said.
+        #[source]
+        source: SnapshotError,
     },
     /// The system.
     #[error("{action}: {source}")]
@@ -65,6 +75,11 @@ impl AgentError {
     /// For `map_err` on results of the client library.
     pub fn client(action: &'static str) -> impl FnOnce(ClientError) -> Self {
         move |source| Self::Client { action, source }
+    }
+
+    /// For `map_err` on results of the client library's snapshots.
+    pub fn snapshot(action: &'static str) -> impl FnOnce(SnapshotError) -> Self {
+        move |source| Self::Snapshot { action, source }
     }
 
     /// For `map_err` on results of the system.

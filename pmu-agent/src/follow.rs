@@ -4,14 +4,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+use pmu_client::LogPosition;
+use pmu_client::snapshot::{SnapshotError, SnapshotImage};
+
 use crate::config::{Clear, Config};
 use crate::copy::{Handed, HeldSet, Journal, covered};
 use crate::decide::{Event, Refusal};
 use crate::error::{AgentError, Result};
 use crate::input::Input;
-use crate::place::{Follower, Place, Sets, Way};
+use crate::place::{Follower, Found, Place, Sets, Way};
 use crate::status::Shared;
-use parking_lot::Mutex;
 
 /// How much of the log is read at a time.
 const READ_BYTES: usize = 1 << 20;
@@ -58,6 +61,10 @@ pub struct Worker {
     mode: Mode,
     pending: Option<Order>,
     held: Option<HeldSet>,
+    /// Of a program that stores snapshots of an arena: what was put together of them.
+    image: SnapshotImage,
+    /// The newest set that was tried to be read: one that is damaged is not read over and over.
+    tried: u64,
 }
 
 /// The regions as they were found.
@@ -96,6 +103,8 @@ impl Worker {
             mode: Mode::Idle,
             pending: None,
             held: None,
+            image: SnapshotImage::new(),
+            tried: 0,
         }
     }
 
@@ -229,7 +238,8 @@ impl Worker {
             open.close(mode == Mode::Following)?;
         }
         if mode == Mode::Leading {
-            self.held = None;
+            (self.held, self.tried) = (None, 0);
+            self.image = SnapshotImage::new();
             self.status.lock().held_set = 0;
         }
         self.mode = mode;
@@ -261,17 +271,23 @@ impl Worker {
         };
         let newest = sets.newest(false);
         let newest = newest.map_err(AgentError::client("list the sets"))?;
-        let held = self.held.as_ref().map_or(0, |held| held.set.number);
-        let number = newest.map_or(0, |newest| newest.number);
+        let number = newest.as_ref().map_or(0, |newest| newest.number);
         self.status.lock().newest_set = number;
-        if number > held {
-            self.held = HeldSet::read(sets, false)?;
-            self.status.lock().held_set = self.held.as_ref().map_or(0, |held| held.set.number);
+        if let Some(newest) = newest
+            && number > self.held_number().max(self.tried)
+        {
+            self.held = hold(&mut self.image, sets, open.ways, &newest, false)?;
+            self.tried = number;
+            self.status.lock().held_set = self.held_number();
         }
         if let Some(position) = self.held.as_ref().and_then(HeldSet::covers) {
             open.forget_and_clear(position)?;
         }
         Ok(())
+    }
+
+    fn held_number(&self) -> u64 {
+        self.held.as_ref().map_or(0, |held| held.set.number)
     }
 
     /// One round of what a leader's agent does for the log. True if there was something new.
@@ -342,7 +358,8 @@ impl Worker {
         status.fence_us = Some(fenced.as_micros() as u64);
         status.recovery_us = Some((all - fenced).as_micros() as u64);
         drop(status);
-        // What was handed over stays with the program; a later takeover begins from the regions.
+        // What was handed over stays with the program, as it is; a later takeover begins from the regions.
+        self.image = SnapshotImage::new();
         open.close(true)?;
         Ok(handed)
     }
@@ -365,33 +382,62 @@ impl Worker {
 
     /// Everything behind what is held already. The fence stands: nothing changes any more but by a later fence.
     fn recover(&mut self, open: &mut Open<'_>) -> Result<Option<HeldSet>> {
-        open.open_log(&self.place, false)?;
-        if let (Some(log), Some(region)) = (&mut open.log, &self.config.regions.log) {
-            let journal = &mut open.journal;
-            let recovered = log.recover(|found| journal.add(&found));
-            let recovered = recovered.map_err(AgentError::client("recover the log"))?;
-            if let Some(damage) = recovered.damage {
-                return Err(AgentError::Incomplete {
-                    region: region.clone(),
-                    what: format!("acknowledged records can't be read: {damage}"),
-                });
-            }
-        }
+        let cleared = self.recover_log(open)?;
         open.open_sets(&self.place)?;
         if let Some(sets) = &mut open.sets {
-            let newest = sets.newest(true);
-            let newest = newest.map_err(AgentError::client("list the sets"))?;
-            let held = self.held.as_ref().map_or(0, |held| held.set.number);
-            if newest.is_some_and(|newest| newest.number > held) {
-                let read = HeldSet::read(sets, true)?;
+            let list = AgentError::client("list the sets");
+            let mut newest = sets.newest(false).map_err(list)?;
+            // Of snapshots what was published counts. Of other sets one that is whole is worth more, acknowledged or not.
+            if newest.as_ref().is_none_or(|newest| !newest.is_snapshot()) {
+                let list = AgentError::client("list the sets");
+                newest = sets.newest(true).map_err(list)?;
+            }
+            if let Some(newest) = newest.filter(|newest| newest.number > self.held_number()) {
+                let read = hold(&mut self.image, sets, open.ways, &newest, true)?;
                 let number = read.as_ref().map_or(0, |read| read.set.number);
                 // One that was never whole may have a header.
-                if number > held {
+                if number > self.held_number() {
                     self.held = read;
                 }
             }
         }
+        self.check_covered(cleared)?;
         Ok(self.held.clone())
+    }
+
+    /// Up to where the log was cleared.
+    fn recover_log(&self, open: &mut Open<'_>) -> Result<Option<LogPosition>> {
+        open.open_log(&self.place, false)?;
+        let (Some(log), Some(region)) = (&mut open.log, &self.config.regions.log) else {
+            return Ok(None);
+        };
+        let journal = &mut open.journal;
+        let recovered = log.recover(|found| journal.add(&found));
+        let recovered = recovered.map_err(AgentError::client("recover the log"))?;
+        match recovered.damage {
+            Some(damage) => Err(AgentError::Incomplete {
+                region: region.clone(),
+                what: format!("acknowledged records can't be read: {damage}"),
+            }),
+            None => Ok(Some(recovered.cursor)),
+        }
+    }
+
+    /// Refuses a set behind which records were cleared that it doesn't hold: a newer one held them, and is gone or damaged.
+    fn check_covered(&self, cleared: Option<LogPosition>) -> Result<()> {
+        let Some(held) = &self.held else {
+            return Ok(());
+        };
+        match (held.covers(), cleared) {
+            (Some(covered), Some(cleared)) if covered < cleared => Err(AgentError::Incomplete {
+                region: self.config.regions.sets.clone().unwrap_or_default(),
+                what: format!(
+                    "the newest set that can be read, {}, holds the log up to {covered}, which is cleared up to {cleared}",
+                    held.set.number
+                ),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// What a takeover would hand over now, without a fence: from handles of its own.
@@ -410,11 +456,38 @@ impl Worker {
         // To the end as it is found once.
         while apart.read_log()? {}
         apart.open_sets(&self.place)?;
-        let state = match &mut apart.sets {
-            Some(sets) => HeldSet::read(sets, false)?,
-            None => None,
-        };
+        let mut state = None;
+        if let Some(sets) = &mut apart.sets {
+            let newest = sets.newest(false);
+            if let Some(newest) = newest.map_err(AgentError::client("list the sets"))? {
+                state = hold(&mut SnapshotImage::new(), sets, open.ways, &newest, false)?;
+            }
+        }
         apart.hand_over(state, 0)
+    }
+}
+
+/// Reads the newest set; snapshots of an arena are put together in `image`.
+fn hold(
+    image: &mut SnapshotImage,
+    sets: &mut Sets<'_>,
+    ways: &Ways,
+    newest: &Found,
+    recovering: bool,
+) -> Result<Option<HeldSet>> {
+    if !newest.is_snapshot() {
+        let read = HeldSet::read(sets, recovering)?;
+        // An older one than was listed, which alone makes no state.
+        return Ok(read.filter(|read| !read.set.is_snapshot()));
+    }
+    let region = ways.sets.as_ref().map_or("", Way::name);
+    match sets.catch_up(region, image) {
+        // One that was never published.
+        Err(SnapshotError::NoSuchSnapshot { .. }) => Ok(None),
+        caught => {
+            caught.map_err(AgentError::snapshot("put the newest snapshot together"))?;
+            Ok(HeldSet::of_image(image))
+        }
     }
 }
 
@@ -513,7 +586,7 @@ impl Open<'_> {
     }
 
     /// What a committed set holds need not be kept in the log.
-    fn forget_and_clear(&mut self, position: pmu_client::LogPosition) -> Result<()> {
+    fn forget_and_clear(&mut self, position: LogPosition) -> Result<()> {
         let mark = self.journal.forget_before(position)?;
         if let (Some(mark), Some(log), true) = (mark, &mut self.log, self.may_clear) {
             log.clear(mark)

@@ -8,6 +8,8 @@ use pmu_client::{
     Spread, SpreadLogBackup, SpreadReader, Unit,
 };
 
+use pmu_client::snapshot::{SnapshotImage, SnapshotKind, SnapshotResult};
+
 use crate::config::Config;
 use crate::error::Result;
 
@@ -305,6 +307,14 @@ pub struct Found {
     pub label: String,
 }
 
+impl Found {
+    /// Whether its label says that it is a snapshot of an arena.
+    #[must_use]
+    pub fn is_snapshot(&self) -> bool {
+        SnapshotKind::of_label(&self.label).is_some()
+    }
+}
+
 /// Sets, open for reading.
 pub enum Sets<'a> {
     /// Of one unit.
@@ -342,6 +352,17 @@ impl Sets<'_> {
                     label: set.label,
                 }))
             }
+        }
+    }
+
+    /// See [`SnapshotImage::catch_up`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn catch_up(&mut self, region: &str, image: &mut SnapshotImage) -> SnapshotResult<bool> {
+        match self {
+            Self::One(sets) => image.catch_up(region, sets.as_mut()),
+            Self::Spread(sets) => image.catch_up(region, sets.as_mut()),
         }
     }
 

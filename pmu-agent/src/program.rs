@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use pmu_client::agent::names;
+use pmu_client::agent::{encode_arena, names};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
@@ -181,6 +181,7 @@ fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role
         names::STATE,
         names::STATE_SET,
         names::STATE_LABEL,
+        names::STATE_ARENA,
         names::TAIL,
         names::SOCKET,
     ] {
@@ -204,6 +205,9 @@ fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role
             .env(names::STATE, path_for_child(&state.file))
             .env(names::STATE_SET, state.set.number.to_string())
             .env(names::STATE_LABEL, &state.set.label);
+        if let Some(arena) = &state.arena {
+            command.env(names::STATE_ARENA, encode_arena(arena));
+        }
     }
     if let Some((tail, _)) = &handed.tail {
         command.env(names::TAIL, path_for_child(tail));

@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pmu_auth::Role;
 use pmu_client::snapshot::{
-    Arena, ArenaOptions, Cpus, Method, RestoreOptions, SnapshotError, SnapshotKind,
-    SnapshotOptions, SnapshotRegion, SnapshotReport, Snapshots, capacity_bytes_for,
+    Arena, ArenaOptions, ArenaShape, Cpus, Method, RestoreOptions, SnapshotError, SnapshotImage,
+    SnapshotKind, SnapshotOptions, SnapshotRegion, SnapshotReport, Snapshots, capacity_bytes_for,
 };
-use pmu_client::{ClientError, ConnectOptions, OpenOptions, SetNumber, Timeouts};
+use pmu_client::{ClientError, ConnectOptions, LogPosition, OpenOptions, SetNumber, Timeouts};
 use support::{PATIENCE, Pool, Site};
 use units::Units;
 
@@ -670,4 +670,123 @@ fn s08_a_snapshot_is_exported_as_one_flat_image() {
         matches!(stopped, Err(SnapshotError::Client(ClientError::Io { .. }))),
         "{stopped:?}"
     );
+}
+
+/// What a standby holds, as an arena elsewhere.
+fn held(image: &SnapshotImage) -> Arena {
+    let (file, shape) = image.file().unwrap();
+    assert_eq!(file.metadata().unwrap().len(), shape.bytes);
+    // Tests run side by side: each time another place.
+    static PLACES: AtomicU64 = AtomicU64::new(0x2c00_0000_0000);
+    let elsewhere = ArenaShape {
+        address: PLACES.fetch_add(2 * shape.bytes, Ordering::Relaxed),
+        ..shape
+    };
+    let options = ArenaOptions::plain(2 * MIB);
+    let restoring = elsewhere.restore(&file, &options).unwrap();
+    restoring.seal_plain().unwrap()
+}
+
+#[test]
+fn s05_a_standby_follows_with_just_the_sets_it_lacks() {
+    let site = site("r", 5, ARENA);
+    let region = one(&site, "app", "r");
+    let arena = plain(ARENA);
+    let mut reader = site
+        .client("backup")
+        .open_sets_backup("r", &OpenOptions::new())
+        .unwrap();
+    let mut image = SnapshotImage::new();
+    let nothing = image.catch_up("r", &mut reader);
+    assert!(matches!(nothing, Err(SnapshotError::NoSuchSnapshot { .. })));
+    let (mut model, mut random) = (Model::new(), Random(11));
+    let mut first = None;
+    // Twice: the second instance's series begins where the first one's set numbers end.
+    for instance in 0..2_u64 {
+        let snapshots = Snapshots::open(Arc::clone(&arena), region.clone(), &every(3)).unwrap();
+        for number in 0..7_u64 {
+            write(&arena, &mut model, &mut random, 25);
+            let position = LogPosition(1000 * instance + number);
+            let pending = snapshots.begin_covering(position).unwrap();
+            let set = pending.wait().unwrap().receipt.set();
+            // Not each: chains are gone along, and left out.
+            if random.below(3) > 0 {
+                assert!(image.catch_up("r", &mut reader).unwrap());
+                assert!(!image.catch_up("r", &mut reader).unwrap());
+                assert_eq!((image.set(), image.covered()), (set, Some(position)));
+                check(&held(&image), &model);
+            }
+            first = first.or_else(|| image.file());
+        }
+    }
+    image.catch_up("r", &mut reader).unwrap();
+    check(&held(&image), &model);
+    // A chain that began anew has a file of its own.
+    let (early, late) = (first.unwrap().0, image.file().unwrap().0);
+    assert!(!Arc::ptr_eq(&early, &late));
+    let listed = region.snapshots(&OpenOptions::new()).unwrap();
+    assert_eq!(listed[0].covered, Some(LogPosition(1006)));
+}
+
+#[test]
+fn s05_a_standby_holds_the_newest_whole_one_and_never_a_mixture() {
+    let site = site("r", 6, 2 * MIB);
+    let region = one(&site, "app", "r");
+    let arena = plain(2 * MIB);
+    let snapshots = Snapshots::open(Arc::clone(&arena), region.clone(), &every(4)).unwrap();
+    let mut reader = site
+        .client("backup")
+        .open_sets_backup("r", &OpenOptions::new())
+        .unwrap();
+    let mut image = SnapshotImage::new();
+    let mut states = Vec::new();
+    let marks: Vec<u64> = (1..=4).map(|set| 0x0dd0_0000_2222_0000 + set).collect();
+    for (index, mark) in marks.iter().enumerate() {
+        arena.store_u64(index * 2 * PAGE, *mark).unwrap();
+        arena.store_u64(100 * PAGE, index as u64).unwrap();
+        snapshots.snapshot().unwrap();
+        let words = (0..512).map(|page| arena.load_u64(page * PAGE).unwrap());
+        states.push(words.collect::<Vec<_>>());
+        if index == 1 {
+            image.catch_up("r", &mut reader).unwrap();
+        }
+    }
+    let check = |image: &SnapshotImage, set: usize| {
+        assert_eq!(image.set(), Some(SetNumber(set as u64)));
+        let arena = held(image);
+        for (page, word) in states[set - 1].iter().enumerate() {
+            assert_eq!(arena.load_u64(page * PAGE).unwrap(), *word, "page {page}");
+        }
+    };
+    check(&image, 2);
+    // The third can't be read: neither it nor what builds on it gets in.
+    damage(&site.path("pool"), marks[2]);
+    assert!(!image.catch_up("r", &mut reader).unwrap());
+    check(&image, 2);
+    // Who begins only now finds the same.
+    let mut late = SnapshotImage::new();
+    assert!(late.catch_up("r", &mut reader).unwrap());
+    check(&late, 2);
+    // Nothing is whole any more: what is held stays.
+    damage(&site.path("pool"), marks[0]);
+    let error = SnapshotImage::new().catch_up("r", &mut reader).unwrap_err();
+    assert!(matches!(error, SnapshotError::NotWhole { .. }), "{error}");
+    assert!(!image.catch_up("r", &mut reader).unwrap());
+    check(&image, 2);
+}
+
+#[test]
+fn s05_an_image_of_another_length_is_refused() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(2 * MIB as u64 - 1).unwrap();
+    let shape = ArenaShape {
+        address: 0x2d00_0000_0000,
+        bytes: 2 * MIB as u64,
+        has_heap: false,
+    };
+    let refused = shape.restore(&file, &ArenaOptions::plain(2 * MIB));
+    assert!(matches!(
+        refused,
+        Err(SnapshotError::Client(ClientError::Invalid(_)))
+    ));
 }

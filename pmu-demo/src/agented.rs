@@ -3,14 +3,14 @@
 use pmu_client::ClientError;
 use pmu_client::agent::{Handover, Program};
 
-use crate::cli::WorkArguments;
+use crate::arena::{ArenaIndex, Held};
+use crate::cli::ProgramArguments;
 use crate::clock::now_ns;
 use crate::corpus::Corpus;
 use crate::error::{DemoError, Result};
 use crate::event::Event;
-use crate::index::Index;
 use crate::record;
-use crate::work::{Position, finish_under, place};
+use crate::work::{Keeper, Position, finish_under, place};
 
 /// What was handed over, in numbers.
 #[derive(Debug, Default)]
@@ -24,19 +24,27 @@ struct Handed {
 ///
 /// # Errors
 /// [`DemoError`]; also when it was fenced, after saying so to the agent and in an event.
-pub fn run(arguments: &WorkArguments) -> Result<()> {
+pub fn run(arguments: &ProgramArguments) -> Result<()> {
+    let work = &arguments.work;
     let pid = std::process::id();
     Event::Begun {
         at_ns: now_ns(),
         pid,
     }
     .send()?;
-    let corpus = Corpus::load(&arguments.list)?;
-    let mut index = Index::default();
+    let corpus = Corpus::load(&work.list)?;
     let handover = Handover::from_environment();
     let handover = handover.map_err(DemoError::client("read what was handed over"))?;
+    let restored = match &handover {
+        Some(handover) => Held::restore(handover)?,
+        None => None,
+    };
+    let Held { arena, index } = match restored {
+        Some(held) => held,
+        None => Held::create(arguments.arena_bytes)?,
+    };
     let handed = match &handover {
-        Some(handover) => take(handover, &mut index)?,
+        Some(handover) => take(handover, index)?,
         None => Handed::default(),
     };
     if handover.is_some_and(|handover| handover.is_rehearsal) {
@@ -48,11 +56,11 @@ pub fn run(arguments: &WorkArguments) -> Result<()> {
         return Ok(());
     }
     let mut agent = Program::from_environment();
-    let place = place(arguments)?;
+    let place = place(work)?;
     let log = place.open_log();
     let log = log.map_err(DemoError::client("open the log"))?;
-    let sets = place.open_sets();
-    let sets = sets.map_err(DemoError::client("open the sets"))?;
+    let snapshots = place.open_snapshots(arena);
+    let snapshots = snapshots.map_err(DemoError::snapshot("open the sets"))?;
     if let Some(agent) = &mut agent {
         agent.ready(log.epoch());
     }
@@ -68,12 +76,12 @@ pub fn run(arguments: &WorkArguments) -> Result<()> {
     let at = Position {
         index,
         log,
-        sets,
+        keeper: Keeper::Snapshots(Box::new(snapshots), None),
         // The agents clear behind sets.
         cleaner: None,
         cleared,
     };
-    let done = finish_under(arguments, &corpus, at, agent.as_mut());
+    let done = finish_under(work, &corpus, at, agent.as_mut());
     if let Err(error) = &done
         && let Some(message) = error.fenced()
     {
@@ -86,12 +94,8 @@ pub fn run(arguments: &WorkArguments) -> Result<()> {
     done
 }
 
-/// The newest set, and the records behind it: none may be missing, which the index finds out.
-fn take(handover: &Handover, index: &mut Index) -> Result<Handed> {
-    let state = handover.read_state();
-    if let Some(state) = state.map_err(DemoError::client("read the set handed over"))? {
-        *index = Index::decode(&state)?;
-    }
+/// The records behind the newest set: none may be missing, which the index finds out.
+fn take(handover: &Handover, index: &mut ArenaIndex) -> Result<Handed> {
     let mut handed = Handed {
         set_documents: index.documents(),
         ..Handed::default()

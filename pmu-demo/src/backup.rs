@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use allocator_api2::alloc::Global;
 use pmu_client::{ClientError, LogPosition, LogRecord};
 
 use crate::cli::BackupArguments;
@@ -17,7 +18,7 @@ use crate::index::Index;
 use crate::record;
 use crate::store::{Follower, Log, Place, Sets};
 use crate::watch::Watch;
-use crate::work::{Cleaner, Position, finish, place};
+use crate::work::{Cleaner, Keeper, Position, finish, place};
 
 /// How much of the log is read at a time.
 const READ_BYTES: usize = 256 << 10;
@@ -53,7 +54,7 @@ pub fn run(arguments: &BackupArguments) -> Result<()> {
         None
     };
     Event::Detected { at_ns: now_ns() }.send()?;
-    let at = take_over(place, index, follower)?;
+    let at = take_over(place, &mut index, follower)?;
     finish(work, &corpus, at)
 }
 
@@ -97,18 +98,22 @@ fn add(index: &mut Index, found: &LogRecord<'_>) -> Result<()> {
 }
 
 /// Fences both regions, makes the state whole, and opens both for writing.
-fn take_over(place: Place, mut index: Index, follower: Option<Follower>) -> Result<Position> {
+fn take_over(
+    place: Place,
+    index: &mut Index,
+    follower: Option<Follower>,
+) -> Result<Position<'_, Global>> {
     // Taking a region over fences it in any case. Here both are fenced before anything else, so that the time is known.
     let took_us = place.fence().map_err(DemoError::client("fence"))?;
     let at_ns = now_ns();
     Event::Fenced { at_ns, took_us }.send()?;
-    let sets = open_sets(&place, &mut index, follower.is_some())?;
+    let sets = open_sets(&place, index, follower.is_some())?;
     let set_documents = if follower.is_some() {
         0
     } else {
         index.documents()
     };
-    let (log, cleared, tail_records, tail_bytes) = open_log(&place, &mut index)?;
+    let (log, cleared, tail_records, tail_bytes) = open_log(&place, index)?;
     let cleaner = match follower {
         Some(follower) => Cleaner::Open(follower),
         None => Cleaner::Later(Box::new(place)),
@@ -125,7 +130,7 @@ fn take_over(place: Place, mut index: Index, follower: Option<Follower>) -> Resu
     Ok(Position {
         index,
         log,
-        sets,
+        keeper: Keeper::Sets(sets, Vec::new()),
         cleaner: Some(cleaner),
         cleared,
     })

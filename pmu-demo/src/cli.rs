@@ -27,7 +27,7 @@ pub enum Command {
     /// Wait for the primary's death, take over, finish the index.
     Backup(BackupArguments),
     /// Make the index as a program that pmu-agent runs: begin with what is handed over.
-    Program(WorkArguments),
+    Program(ProgramArguments),
     /// Run a program that dies with the process that started it.
     #[command(name = crate::child::TIED, hide = true)]
     Tied {
@@ -229,6 +229,17 @@ pub struct WorkArguments {
     /// Where the index goes when it is complete.
     #[arg(long)]
     pub result: PathBuf,
+}
+
+/// Arguments of `program`.
+#[derive(Debug, Clone, Args)]
+pub struct ProgramArguments {
+    /// What all need.
+    #[command(flatten)]
+    pub work: WorkArguments,
+    /// Memory for the index.
+    #[arg(long)]
+    pub arena_bytes: u64,
 }
 
 /// Arguments of `primary`.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pmu_client::ClientError;
+use pmu_client::snapshot::SnapshotError;
 
 /// Result of this crate's fallible functions.
 pub type Result<T, E = DemoError> = std::result::Result<T, E>;
@@ -107,6 +108,13 @@ impl DemoError {
         move |source| Self::System {
             action,
             source: source.into(),
+        }
+    }
+
+    pub(crate) fn snapshot(action: &'static str) -> impl FnOnce(SnapshotError) -> Self {
+        move |error| match error {
+            SnapshotError::Client(source) => Self::Client { action, source },
+            other => Self::Unusable(format!("{action}: {other}")),
         }
     }
 

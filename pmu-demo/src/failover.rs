@@ -153,6 +153,7 @@ impl Failover<'_> {
             ("--list", plan.list.display().to_string()),
             ("--result", result.display().to_string()),
             ("--set-every-bytes", bytes),
+            ("--arena-bytes", plan.arena_bytes.to_string()),
         ] {
             command.extend([flag.to_owned(), value]);
         }

@@ -1,28 +1,56 @@
 //! The inverted index: for each word the documents that hold it, and how often. What the demonstration must not lose.
 
-use std::collections::HashMap;
+use std::hash::RandomState;
+
+use allocator_api2::alloc::{Allocator, Global};
+use allocator_api2::boxed::Box;
+use allocator_api2::vec::Vec as VecIn;
+use hashbrown::HashMap;
 
 use crate::error::{DemoError, Result};
 use crate::varint::{Cursor, put};
 
 const MAGIC: &[u8] = b"PMUINDEX";
 
-/// The index over the first documents of a list.
-#[derive(Debug, Default)]
-pub struct Index {
+/// The index over the first documents of a list, in the memory of an allocator.
+pub struct Index<A: Allocator + Clone = Global> {
     documents: u32,
-    words: HashMap<Box<[u8]>, Postings>,
+    words: HashMap<Box<[u8], A>, Postings<A>, RandomState, A>,
 }
 
 /// Where a word occurs: pairs of (distance from the former document, count), encoded as they come.
-#[derive(Debug, Default)]
-struct Postings {
+struct Postings<A: Allocator> {
     /// The last document, plus one; 0 for none.
     next_document: u32,
-    encoded: Vec<u8>,
+    encoded: VecIn<u8, A>,
 }
 
-impl Index {
+impl Default for Index {
+    fn default() -> Self {
+        Self::new_in(Global)
+    }
+}
+
+impl<A: Allocator + Clone> std::fmt::Debug for Index<A> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Index")
+            .field("documents", &self.documents)
+            .field("words", &self.words.len())
+            .finish()
+    }
+}
+
+impl<A: Allocator + Clone> Index<A> {
+    /// An empty one.
+    #[must_use]
+    pub fn new_in(allocator: A) -> Self {
+        Self {
+            documents: 0,
+            words: HashMap::with_hasher_in(RandomState::new(), allocator),
+        }
+    }
+
     /// How many documents it holds: always the first ones of the list.
     #[must_use]
     pub fn documents(&self) -> u32 {
@@ -54,9 +82,13 @@ impl Index {
             match self.words.get_mut(*word) {
                 Some(postings) => postings.add(document, *count),
                 None => {
-                    let mut postings = Postings::default();
+                    let allocator = self.words.allocator().clone();
+                    let mut postings = Postings {
+                        next_document: 0,
+                        encoded: VecIn::new_in(allocator.clone()),
+                    };
                     postings.add(document, *count);
-                    self.words.insert((*word).into(), postings);
+                    self.words.insert(boxed(word, allocator), postings);
                 }
             }
         }
@@ -74,7 +106,7 @@ impl Index {
         put(out, self.documents);
         put(out, self.words.len() as u32);
         let mut words: Vec<_> = self.words.iter().collect();
-        words.sort_unstable_by_key(|(word, _)| *word);
+        words.sort_unstable_by(|(one, _), (other, _)| one[..].cmp(&other[..]));
         for (word, postings) in words {
             put(out, word.len() as u32);
             out.extend_from_slice(word);
@@ -83,7 +115,9 @@ impl Index {
             out.extend_from_slice(&postings.encoded);
         }
     }
+}
 
+impl Index {
     /// Reads what [`Self::encode`] wrote.
     ///
     /// # Errors
@@ -96,7 +130,8 @@ impl Index {
         let documents = cursor.number()?;
         let words_count = cursor.number()?;
         // A word takes some bytes: a wrong count can't make us allocate more than there is.
-        let mut words = HashMap::with_capacity((words_count as usize).min(bytes.len()));
+        let room = (words_count as usize).min(bytes.len());
+        let mut words = HashMap::with_capacity_and_hasher_in(room, RandomState::new(), Global);
         for _ in 0..words_count {
             let length = cursor.number()?;
             let word = cursor.bytes(length)?;
@@ -105,14 +140,13 @@ impl Index {
                 return Err(cursor.malformed("a word is in a document behind the last"));
             }
             let length = cursor.number()?;
-            let encoded = cursor.bytes(length)?.to_vec();
-            words.insert(
-                word.into(),
-                Postings {
-                    next_document,
-                    encoded,
-                },
-            );
+            let mut encoded = VecIn::new_in(Global);
+            encoded.extend_from_slice(cursor.bytes(length)?);
+            let postings = Postings {
+                next_document,
+                encoded,
+            };
+            words.insert(boxed(word, Global), postings);
         }
         if !cursor.is_empty() || words.len() != words_count as usize {
             return Err(cursor.malformed("its count of words is wrong"));
@@ -121,7 +155,13 @@ impl Index {
     }
 }
 
-impl Postings {
+fn boxed<A: Allocator>(word: &[u8], allocator: A) -> Box<[u8], A> {
+    let mut bytes = VecIn::with_capacity_in(word.len(), allocator);
+    bytes.extend_from_slice(word);
+    bytes.into_boxed_slice()
+}
+
+impl<A: Allocator> Postings<A> {
     fn add(&mut self, document: u32, count: u32) {
         put(&mut self.encoded, document - self.next_document);
         put(&mut self.encoded, count);

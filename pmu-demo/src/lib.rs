@@ -1,8 +1,9 @@
 //! The demonstration: an inverted index over real sources that survives the death of the process that makes it.
 //! It never tells the unit or the client library anything that any other program could not.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod agented;
+pub mod arena;
 pub mod backup;
 pub mod child;
 pub mod cli;

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use pmu_client::snapshot::capacity_bytes_for;
+
+use crate::arena;
 use crate::child::{self, Output};
 use crate::cli::{BackupMode, PoolChoice, RunArguments, Transport};
 use crate::corpus::Corpus;
@@ -16,7 +19,7 @@ use crate::failure::Failure;
 use crate::report::{Backup, RunReport, pauses, table, takeovers};
 use crate::run::{Choice, Plan, carry_out};
 use crate::seed::{Random, random_u64};
-use crate::site::{Setup, Site, Sizes};
+use crate::site::{FULL_EVERY, Setup, Site, Sizes};
 use crate::tools::{Tools, arguments};
 
 /// So that a run takes a few seconds.
@@ -131,6 +134,12 @@ fn prepare(arguments: &RunArguments, tools: Tools, folder: &Path) -> Result<(Pla
         tools.need("pmu-agent")?;
     }
     let folder = folder.to_owned();
+    // Under the agents the state is an arena.
+    let arena_bytes = arena::bytes_for(words, state_bytes);
+    let (state_bytes, sets_kept) = match failover {
+        true => (capacity_bytes_for(arena_bytes), FULL_EVERY.get()),
+        false => (state_bytes + 4096, 2),
+    };
     let plan = Plan {
         tools,
         corpus,
@@ -138,6 +147,7 @@ fn prepare(arguments: &RunArguments, tools: Tools, folder: &Path) -> Result<(Pla
         answer,
         folder,
         set_every_bytes,
+        arena_bytes,
         layout,
         transport,
         zombie,
@@ -148,7 +158,8 @@ fn prepare(arguments: &RunArguments, tools: Tools, folder: &Path) -> Result<(Pla
         plan,
         Sizes {
             log_bytes: log_region_bytes,
-            state_bytes: state_bytes + 4096,
+            state_bytes,
+            sets_kept,
         },
     ))
 }

@@ -5,7 +5,7 @@ use crate::corpus::Corpus;
 use crate::error::{DemoError, Result};
 use crate::event::Event;
 use crate::index::Index;
-use crate::work::{Cleaner, Position, finish, place};
+use crate::work::{Cleaner, Keeper, Position, finish, place};
 
 /// Opens both regions, waits for a line on standard input, and works.
 ///
@@ -23,10 +23,11 @@ pub fn run(arguments: &PrimaryArguments) -> Result<()> {
         .clear_behind_sets
         .then(|| Cleaner::Later(Box::new(place)));
     let cleared = log.submitted();
+    let mut index = Index::default();
     let at = Position {
-        index: Index::default(),
+        index: &mut index,
         log,
-        sets,
+        keeper: Keeper::Sets(sets, Vec::new()),
         cleaner,
         cleared,
     };

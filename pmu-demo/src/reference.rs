@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use allocator_api2::alloc::Allocator;
+
 use crate::cli::ReferenceArguments;
 use crate::clock::now_ns;
 use crate::corpus::Corpus;
@@ -32,7 +34,12 @@ pub fn run(arguments: &ReferenceArguments) -> Result<()> {
 }
 
 /// Writes the index in its one form, and reports the end.
-pub(crate) fn finish(index: &Index, to: &Path, mut totals: Totals, begun_ns: u64) -> Result<()> {
+pub(crate) fn finish<A: Allocator + Clone>(
+    index: &Index<A>,
+    to: &Path,
+    mut totals: Totals,
+    begun_ns: u64,
+) -> Result<()> {
     let mut state = Vec::new();
     index.encode(&mut state);
     fs::write(to, &state).map_err(DemoError::file("write", to))?;

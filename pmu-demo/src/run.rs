@@ -35,6 +35,8 @@ pub struct Plan {
     pub folder: PathBuf,
     /// A set is committed whenever the log has grown by so many bytes.
     pub set_every_bytes: u64,
+    /// Memory for the index of a program that agents run.
+    pub arena_bytes: u64,
     /// How the regions are spread over units.
     pub layout: Layout,
     /// Which way the data goes.

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::net::TcpListener;
+use std::num::NonZeroU32;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
@@ -30,6 +31,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// The address of this host for others on it.
 const LOCAL: &str = "127.0.0.1";
 
+/// Of snapshots of an arena so manieth is a full one: the region keeps as many sets.
+pub const FULL_EVERY: NonZeroU32 = NonZeroU32::new(4).unwrap();
+
 /// What the site must have room for.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
@@ -37,12 +41,16 @@ pub struct Sizes {
     pub log_bytes: u64,
     /// The longest set.
     pub state_bytes: u64,
+    /// How many sets are kept.
+    pub sets_kept: u32,
 }
 
 impl Sizes {
-    /// A pool: log, two kept sets and the one being written, tables, and what is lost to rounding.
+    /// A pool: log, kept sets and the one being written, tables, and what is lost to rounding.
     fn pool_bytes(self) -> u64 {
-        (self.log_bytes + 3 * (self.state_bytes + (1 << 20)) + (8 << 20)).next_multiple_of(1 << 20)
+        let sets = u64::from(self.sets_kept) + 1;
+        (self.log_bytes + sets * (self.state_bytes + (1 << 20)) + (8 << 20))
+            .next_multiple_of(1 << 20)
     }
 }
 
@@ -174,7 +182,7 @@ impl Site {
             "--mode",
             "overwrite",
             "--sets",
-            "2",
+            self.sizes.sets_kept.to_string(),
             "--capacity",
             capacity
         ];
@@ -414,6 +422,7 @@ mod tests {
         let sizes = Sizes {
             log_bytes: 1 << 20,
             state_bytes: 1 << 20,
+            sets_kept: 2,
         };
         let file: PoolChoice = "file:/tmp/a \"pool\"".parse().unwrap();
         let folder = Path::new("/tmp/x");

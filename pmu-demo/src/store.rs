@@ -2,7 +2,9 @@
 
 use std::io::IoSlice;
 use std::path::Path;
+use std::sync::Arc;
 
+use pmu_client::snapshot::{Arena, SnapshotOptions, SnapshotRegion, SnapshotResult, Snapshots};
 use pmu_client::{
     ClientError, ConnectOptions, Identity, LogBackup, LogPrimary, LogRecord, OpenOptions, Receipt,
     RecordMark, Records, Spread, SpreadLogBackup, SpreadLogPrimary, SpreadPrimary, Ticket, Unit,
@@ -11,7 +13,7 @@ use pmu_client::{Epoch, Label, LogPosition, SetPrimary};
 
 use crate::cli::Transport;
 use crate::error::{DemoError, Result};
-use crate::site::{LOG_REGION, STATE_REGION};
+use crate::site::{FULL_EVERY, LOG_REGION, STATE_REGION};
 
 /// The way to both regions.
 #[derive(Clone)]
@@ -84,6 +86,20 @@ impl Place {
         let sets = self.unit()?;
         let sets = sets.open_sets_primary(STATE_REGION, &self.options)?;
         Ok(Sets::One(Box::new(sets)))
+    }
+
+    /// Has snapshots of an arena go to the sets.
+    ///
+    /// # Errors
+    /// As [`Snapshots::open`].
+    pub fn open_snapshots(&self, arena: Arc<Arena>) -> SnapshotResult<Snapshots> {
+        let seeds: Vec<&str> = self.addresses.iter().map(String::as_str).collect();
+        let (identity, connect) = (self.identity.clone(), ConnectOptions::default());
+        let region = SnapshotRegion::find(&seeds, STATE_REGION, identity, &connect)?;
+        let options = SnapshotOptions::new()
+            .open(self.options)
+            .full_every(FULL_EVERY);
+        Snapshots::open(arena, region, &options)
     }
 
     /// Opens the log for reading and clearing.

@@ -3,12 +3,12 @@
 use crate::error::{DemoError, Result};
 
 /// Appends `value` to `out`.
-pub(crate) fn put(out: &mut Vec<u8>, mut value: u32) {
+pub(crate) fn put(out: &mut impl Extend<u8>, mut value: u32) {
     while value >= 0x80 {
-        out.push(value as u8 | 0x80);
+        out.extend([value as u8 | 0x80]);
         value >>= 7;
     }
-    out.push(value as u8);
+    out.extend([value as u8]);
 }
 
 /// Takes numbers and bytes off the front of what came from elsewhere.

@@ -2,8 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::time::{Duration, Instant};
 
+use allocator_api2::alloc::Allocator;
 use pmu_client::agent::{Order, Program, SnapshotReport};
+use pmu_client::snapshot::{PendingSnapshot, SnapshotResult, Snapshots};
 use pmu_client::{ClientError, Receipt, Ticket};
 use pmu_format::{Label, LogPosition};
 
@@ -30,17 +33,40 @@ pub fn place(arguments: &WorkArguments) -> Result<Place> {
 }
 
 /// Where the work stands, and both regions open for writing.
-pub struct Position {
+pub struct Position<'a, A: Allocator + Clone> {
     /// The index over the documents that are done.
-    pub index: Index,
+    pub index: &'a mut Index<A>,
     /// The log.
     pub log: Log,
-    /// The sets.
-    pub sets: Sets,
+    /// What makes sets.
+    pub keeper: Keeper,
     /// Whoever clears the log behind each set. `None`: somebody else does.
     pub cleaner: Option<Cleaner>,
     /// Everything in the log before this is cleared, or will be without us.
     pub cleared: LogPosition,
+}
+
+/// How the index gets into sets.
+pub enum Keeper {
+    /// In its one form, while the program waits.
+    Sets(Sets, Vec<u8>),
+    /// As a snapshot of the arena that it lies in, while the program runs on.
+    Snapshots(Box<Snapshots>, Option<Pending>),
+}
+
+/// A snapshot that is on its way.
+pub struct Pending {
+    pending: PendingSnapshot,
+    begun: Begun,
+}
+
+/// What a snapshot holds.
+#[derive(Debug, Clone, Copy)]
+struct Begun {
+    /// Which order it answers, if any.
+    order: Option<u64>,
+    covered: LogPosition,
+    documents: u32,
 }
 
 /// Clears the own log behind a set: there is no backup that would.
@@ -111,8 +137,8 @@ impl Meter {
 }
 
 /// The work under way.
-struct Worker {
-    at: Position,
+struct Worker<'a, A: Allocator + Clone> {
+    at: Position<'a, A>,
     set_every_bytes: u64,
     /// The end of the log at the last set.
     set_at: LogPosition,
@@ -120,14 +146,19 @@ struct Worker {
     pending: VecDeque<Ticket>,
     acknowledged: u32,
     meter: Meter,
-    state: Vec<u8>,
+    /// Of sets that the agent ordered: what it has still to hear.
+    reports: Vec<SnapshotReport>,
 }
 
 /// Does the rest of the documents from a position, and writes the index to the result file.
 ///
 /// # Errors
 /// [`DemoError`]; see [`DemoError::fenced`] for whether another primary has taken over.
-pub fn finish(arguments: &WorkArguments, corpus: &Corpus, at: Position) -> Result<()> {
+pub fn finish<A: Allocator + Clone>(
+    arguments: &WorkArguments,
+    corpus: &Corpus,
+    at: Position<'_, A>,
+) -> Result<()> {
     finish_under(arguments, corpus, at, None)
 }
 
@@ -135,10 +166,10 @@ pub fn finish(arguments: &WorkArguments, corpus: &Corpus, at: Position) -> Resul
 ///
 /// # Errors
 /// As [`finish`].
-pub fn finish_under(
+pub fn finish_under<A: Allocator + Clone>(
     arguments: &WorkArguments,
     corpus: &Corpus,
-    at: Position,
+    at: Position<'_, A>,
     mut agent: Option<&mut Program>,
 ) -> Result<()> {
     let begun_ns = now_ns();
@@ -152,7 +183,7 @@ pub fn finish_under(
             totals: Totals::default(),
             begun_ns,
         },
-        state: Vec::new(),
+        reports: Vec::new(),
     };
     let (mut text, mut encoded) = (Vec::new(), Vec::new());
     let first = worker.at.index.documents();
@@ -167,7 +198,7 @@ pub fn finish_under(
         }
         worker.acknowledge()?;
         if worker.since(worker.set_at) >= worker.set_every_bytes {
-            worker.store_set()?;
+            worker.begin_set(None)?;
         }
         if let Some(agent) = &mut agent
             && worker.serve(agent)?
@@ -177,14 +208,14 @@ pub fn finish_under(
     }
     worker.store_set()?;
     reference::finish(
-        &worker.at.index,
+        worker.at.index,
         &arguments.result,
         worker.meter.totals(),
         begun_ns,
     )
 }
 
-impl Worker {
+impl<A: Allocator + Clone> Worker<'_, A> {
     /// How far the log has grown since a position.
     fn since(&self, position: LogPosition) -> u64 {
         self.at.log.submitted().get().saturating_sub(position.get())
@@ -255,49 +286,121 @@ impl Worker {
             let log = &mut self.at.log;
             self.meter.measure("beat", || log.beat())?;
         }
-        match agent.order() {
+        self.look_for_snapshot()?;
+        let ends = match agent.order() {
             Some(Order::Snapshot { id }) => {
-                let begun_ns = now_ns();
-                let receipt = self.store_set()?;
-                let took_us = (now_ns() - begun_ns) / 1000;
-                let bytes = receipt.bytes;
-                Event::Snapshot {
-                    pause_us: took_us,
-                    bytes,
-                }
-                .send()?;
-                agent.done(&SnapshotReport {
-                    id,
-                    set: receipt.set().map_or(0, |set| set.get()),
-                    bytes,
-                    pause_us: took_us,
-                    took_us,
-                    durable: receipt.is_durable(),
-                    error: None,
-                });
-                Ok(false)
+                self.begin_set(Some(id))?;
+                false
             }
-            Some(Order::Stop) => self.store_set().map(|_| true),
-            _ => Ok(false),
-        }
+            Some(Order::Stop) => {
+                self.store_set()?;
+                true
+            }
+            _ => false,
+        };
+        self.reports
+            .drain(..)
+            .for_each(|report| agent.done(&report));
+        Ok(ends)
     }
 
-    /// Stores the whole index as a set. The records that it holds are durable first, so that no set is ever ahead of the log.
-    fn store_set(&mut self) -> Result<Receipt> {
+    /// Stores the whole index as a set, and returns when it is stored.
+    fn store_set(&mut self) -> Result<()> {
+        self.begin_set(None)?;
+        self.wait_for_snapshot()
+    }
+
+    /// Stores the whole index as a set, or begins to: then the program runs on meanwhile. The records that it holds are durable first, so
+    /// that no set is ever ahead of the log.
+    fn begin_set(&mut self, order: Option<u64>) -> Result<()> {
+        self.wait_for_snapshot()?;
         let log = &mut self.at.log;
         self.meter.measure("wait for receipts", || log.flush())?;
         self.acknowledge()?;
         let covered = self.at.log.submitted();
         let documents = self.at.index.documents();
-        self.at.index.encode(&mut self.state);
-        let (sets, state) = (&mut self.at.sets, &self.state);
-        let label = label(documents, covered)?;
-        let receipt = self.meter.measure("commit a set", || {
-            sets.commit(&[IoSlice::new(state)], label)
-        })?;
         self.set_at = covered;
+        match &mut self.at.keeper {
+            Keeper::Snapshots(snapshots, pending) => {
+                let frozen = snapshots.begin_covering(covered);
+                *pending = Some(Pending {
+                    pending: frozen.map_err(DemoError::snapshot("freeze the index"))?,
+                    begun: Begun {
+                        order,
+                        covered,
+                        documents,
+                    },
+                });
+                Ok(())
+            }
+            Keeper::Sets(sets, state) => {
+                let begun = Instant::now();
+                self.at.index.encode(state);
+                let label = label(documents, covered)?;
+                let receipt = self.meter.measure("commit a set", || {
+                    sets.commit(&[IoSlice::new(state)], label)
+                })?;
+                let took = begun.elapsed();
+                let report = order.map(|id| report(id, &receipt, took, took));
+                self.reports.extend(report);
+                self.stored(covered, documents, receipt.bytes)
+            }
+        }
+    }
+
+    /// Whether a snapshot has arrived by now.
+    fn look_for_snapshot(&mut self) -> Result<()> {
+        let Keeper::Snapshots(_, pending) = &mut self.at.keeper else {
+            return Ok(());
+        };
+        let Some(under_way) = pending else {
+            return Ok(());
+        };
+        let begun = under_way.begun;
+        match under_way.pending.poll() {
+            Some(found) => {
+                *pending = None;
+                self.arrived(begun, found)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for the one that is on its way, if there is one.
+    fn wait_for_snapshot(&mut self) -> Result<()> {
+        let Keeper::Snapshots(_, pending) = &mut self.at.keeper else {
+            return Ok(());
+        };
+        let Some(Pending { pending, begun }) = pending.take() else {
+            return Ok(());
+        };
+        let begun_ns = now_ns();
+        let found = pending.wait();
+        self.meter.totals.client_ns += now_ns() - begun_ns;
+        self.arrived(begun, found)
+    }
+
+    fn arrived(
+        &mut self,
+        of: Begun,
+        found: SnapshotResult<pmu_client::snapshot::SnapshotReport>,
+    ) -> Result<()> {
+        let found = found.map_err(DemoError::snapshot("store a snapshot"))?;
+        let (pause, took) = (found.pause(), found.durable_after);
+        let report = of.order.map(|id| report(id, &found.receipt, pause, took));
+        self.reports.extend(report);
+        Event::Snapshot {
+            pause_us: pause.as_micros() as u64,
+            bytes: found.bytes,
+        }
+        .send()?;
+        self.stored(of.covered, of.documents, found.bytes)
+    }
+
+    /// A set with everything before a position of the log is stored.
+    fn stored(&mut self, covered: LogPosition, documents: u32, bytes: u64) -> Result<()> {
         self.meter.totals.sets += 1;
-        self.meter.totals.set_bytes += receipt.bytes;
+        self.meter.totals.set_bytes += bytes;
         let cleared = match &mut self.at.cleaner {
             Some(cleaner) => self
                 .meter
@@ -308,8 +411,20 @@ impl Worker {
             self.at.cleared = covered;
         }
         let totals = self.meter.totals();
-        Event::Committed { documents, totals }.send()?;
-        Ok(receipt)
+        Event::Committed { documents, totals }.send()
+    }
+}
+
+/// What the agent hears of a set that it has ordered.
+fn report(id: u64, receipt: &Receipt, pause: Duration, took: Duration) -> SnapshotReport {
+    SnapshotReport {
+        id,
+        set: receipt.set().map_or(0, |set| set.get()),
+        bytes: receipt.bytes,
+        pause_us: pause.as_micros() as u64,
+        took_us: took.as_micros() as u64,
+        durable: receipt.is_durable(),
+        error: None,
     }
 }
 

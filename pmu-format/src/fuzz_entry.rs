@@ -83,8 +83,8 @@ pub fn set_header(data: &[u8]) {
 /// The header of a snapshot in the payload that it names, its table, and a label.
 pub fn snapshot(data: &[u8]) {
     if let Ok(text) = core::str::from_utf8(data)
-        && let Some(kind) = SnapshotKind::of_label(text)
-        && let Some(label) = kind.label()
+        && let Some((kind, covered)) = SnapshotKind::of_label(text)
+        && let Some(label) = kind.label(covered)
     {
         assert_eq!(label.to_string(), text);
     }

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use crate::bytes::{array_at, check_frame, check_zero, put, round_up, u32_at, u64_at};
 use crate::checksum::{crc32c_around, crc64_nvme};
-use crate::{FORMAT_VERSION, FormatError, Label, PAGE_BYTES, SetNumber, Structure};
+use crate::{FORMAT_VERSION, FormatError, Label, LogPosition, PAGE_BYTES, SetNumber, Structure};
 
 /// The first eight bytes of a snapshot: `PMUSNAP1`.
 pub const SNAPSHOT_MAGIC: u64 = u64::from_le_bytes(*b"PMUSNAP1");
@@ -20,6 +20,7 @@ const FLAG_HEAP: u32 = 1;
 const LABEL_FULL: &str = "snap full";
 const LABEL_ON: &str = "snap on ";
 const LABEL_OF: &str = " of ";
+const LABEL_COVERED: &str = " @";
 
 /// Which instance of a program took a series of snapshots: random. Snapshots of two series never make one chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,8 +37,8 @@ pub struct SnapshotBase {
 
 /// What a set's label says of a snapshot in it, so that a list of sets shows the chains.
 ///
-/// `snap full`, or `snap on 41 of 38`: it builds on set 41, and the chain begins with set 38. A label proves nothing: the payload's header
-/// says the same, under its checksum.
+/// `snap full`, or `snap on 41 of 38`: it builds on set 41, and the chain begins with set 38. Behind that may stand ` @4096`: what a log holds
+/// before that position is in the snapshot. A label proves nothing: the payload's header says the same of the chain, under its checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotKind {
     /// It needs no other one.
@@ -47,28 +48,36 @@ pub enum SnapshotKind {
 }
 
 impl SnapshotKind {
-    /// The label; `None` where the numbers are too long for one (13 digits together with 32 bytes of label).
+    /// The label, with the position of a log before which the snapshot holds everything, if there is one; `None` where the numbers are too
+    /// long for one (32 bytes: 20 digits together, 18 with a position). That of a full one always fits.
     #[must_use]
-    pub fn label(&self) -> Option<Label> {
-        let text = match self {
+    pub fn label(&self, covered: Option<LogPosition>) -> Option<Label> {
+        let mut text = match self {
             Self::Full => LABEL_FULL.to_owned(),
             Self::Incremental(base) => format!("{LABEL_ON}{}{LABEL_OF}{}", base.set, base.root),
         };
+        if let Some(position) = covered {
+            text = format!("{text}{LABEL_COVERED}{position}");
+        }
         Label::new(&text).ok()
     }
 
-    /// What a label says, in its text form; `None` for one that isn't of a snapshot.
+    /// What a label says, in its text form, and the position that it names; `None` for one that isn't of a snapshot.
     #[must_use]
-    pub fn of_label(text: &str) -> Option<Self> {
+    pub fn of_label(text: &str) -> Option<(Self, Option<LogPosition>)> {
+        let (text, covered) = match text.split_once(LABEL_COVERED) {
+            Some((text, position)) => (text, Some(LogPosition(canonical(position)?))),
+            None => (text, None),
+        };
         if text == LABEL_FULL {
-            return Some(Self::Full);
+            return Some((Self::Full, covered));
         }
         let (set, root) = text.strip_prefix(LABEL_ON)?.split_once(LABEL_OF)?;
         let base = SnapshotBase {
             set: number(set)?,
             root: number(root)?,
         };
-        (base.root <= base.set).then_some(Self::Incremental(base))
+        (base.root <= base.set).then_some((Self::Incremental(base), covered))
     }
 
     /// What it builds on.
@@ -83,8 +92,12 @@ impl SnapshotKind {
 
 /// A number from 1 on as it is written: no sign, no zeros in front.
 fn number(text: &str) -> Option<SetNumber> {
-    let number = text.parse::<u64>().ok().filter(|number| *number > 0)?;
-    (number.to_string() == text).then_some(SetNumber(number))
+    canonical(text).filter(|number| *number > 0).map(SetNumber)
+}
+
+fn canonical(text: &str) -> Option<u64> {
+    let number = text.parse::<u64>().ok()?;
+    (number.to_string() == text).then_some(number)
 }
 
 /// Adjacent pages of an arena.
@@ -417,11 +430,25 @@ mod tests {
             on(41, 38),
             on(9_999_999_999, 9_999_999_998),
         ] {
-            let label = kind.label().unwrap();
-            assert_eq!(SnapshotKind::of_label(&label.to_string()), Some(kind));
+            for covered in [None, Some(LogPosition(0)), Some(LogPosition(4096))] {
+                let Some(label) = kind.label(covered) else {
+                    assert!(kind == on(9_999_999_999, 9_999_999_998) && covered.is_some());
+                    continue;
+                };
+                let found = SnapshotKind::of_label(&label.to_string());
+                assert_eq!(found, Some((kind, covered)));
+            }
         }
-        assert_eq!(on(41, 38).label().unwrap().to_string(), "snap on 41 of 38");
-        assert_eq!(on(u64::MAX, u64::MAX).label(), None);
+        let text = |kind: SnapshotKind, covered| kind.label(covered).unwrap().to_string();
+        assert_eq!(text(on(41, 38), None), "snap on 41 of 38");
+        let covered = Some(LogPosition(4096));
+        assert_eq!(text(on(41, 38), covered), "snap on 41 of 38 @4096");
+        assert!(
+            SnapshotKind::Full
+                .label(Some(LogPosition(u64::MAX)))
+                .is_some()
+        );
+        assert_eq!(on(u64::MAX, u64::MAX).label(None), None);
         for other in [
             "",
             "snap",
@@ -434,6 +461,11 @@ mod tests {
             "snap on +1 of 1",
             "snap on -1 of 1",
             "snap on 1 of 1 of 1",
+            "snap full @",
+            "snap full @07",
+            "snap full @7 @7",
+            "snap full@7",
+            "snap @7",
             "step 7",
         ] {
             assert_eq!(SnapshotKind::of_label(other), None, "{other:?}");

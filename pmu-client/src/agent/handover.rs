@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use pmu_format::LogPosition;
 
 use crate::error::{ClientError, Result};
+use crate::snapshot::{ArenaOptions, ArenaShape, Restoring, SnapshotResult};
 
 /// The environment variables of a program that an agent runs.
 pub mod names {
@@ -22,6 +23,9 @@ pub mod names {
     pub const STATE_SET: &str = "PMU_AGENT_STATE_SET";
     /// That set's label.
     pub const STATE_LABEL: &str = "PMU_AGENT_STATE_LABEL";
+    /// Where the arena lay whose image the state is: address and length in bytes, and `heap` or `plain`, apart by spaces. Not set where the
+    /// state is a set as the program committed it.
+    pub const STATE_ARENA: &str = "PMU_AGENT_STATE_ARENA";
     /// The file with the log's records that were not cleared; not set where there is no log.
     pub const TAIL: &str = "PMU_AGENT_TAIL";
 }
@@ -36,8 +40,10 @@ const RECORD_BYTES_MAX: u64 = u32::MAX as u64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Handover {
-    /// The newest set's payload.
+    /// The newest set's payload; of a program that stores snapshots of an arena the arena itself, put together from all its sets.
     pub state: Option<PathBuf>,
+    /// Where that arena lay; none where the state is a payload.
+    pub arena: Option<ArenaShape>,
     /// That set's number, 0 for none.
     pub set: u64,
     /// That set's label, empty for none.
@@ -65,8 +71,14 @@ impl Handover {
                 .map_err(|_| ClientError::Invalid(format!("{}: {text}", names::STATE_SET)))?,
             Err(_) => 0,
         };
+        let arena = std::env::var(names::STATE_ARENA).ok();
+        let arena = arena.map(|text| {
+            let invalid = || ClientError::Invalid(format!("{}: {text}", names::STATE_ARENA));
+            decode_arena(&text).ok_or_else(invalid)
+        });
         Ok(Some(Self {
             state,
+            arena: arena.transpose()?,
             set,
             label: std::env::var(names::STATE_LABEL).unwrap_or_default(),
             tail,
@@ -86,6 +98,23 @@ impl Handover {
         Ok(Some(bytes))
     }
 
+    /// Puts the arena handed over back into memory; none where there is no set. Blocks for a copy in memory. [`Restoring::seal_plain`] or
+    /// [`Restoring::seal`] makes an arena of it.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] where the newest set is no snapshot of an arena; others as [`ArenaShape::restore`].
+    pub fn restore_arena(&self, options: &ArenaOptions) -> SnapshotResult<Option<Restoring>> {
+        let Some(path) = &self.state else {
+            return Ok(None);
+        };
+        let Some(arena) = &self.arena else {
+            let what = format!("set {} is no snapshot of an arena", self.set);
+            return Err(ClientError::Invalid(what).into());
+        };
+        let file = File::open(path).map_err(|source| io("read the set handed over", source))?;
+        arena.restore(&file, options).map(Some)
+    }
+
     /// Hands each record, with its position, to a visitor, in the order of the log; says how many there were.
     ///
     /// # Errors
@@ -99,6 +128,28 @@ impl Handover {
             None => Ok(0),
         }
     }
+}
+
+/// What [`names::STATE_ARENA`] is set to.
+#[must_use]
+pub fn encode_arena(arena: &ArenaShape) -> String {
+    let kind = if arena.has_heap { "heap" } else { "plain" };
+    format!("{} {} {kind}", arena.address, arena.bytes)
+}
+
+fn decode_arena(text: &str) -> Option<ArenaShape> {
+    let mut words = text.split(' ');
+    let (address, bytes) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    let has_heap = match words.next()? {
+        "heap" => true,
+        "plain" => false,
+        _ => return None,
+    };
+    words.next().is_none().then_some(ArenaShape {
+        address,
+        bytes,
+        has_heap,
+    })
 }
 
 fn visit_file(path: &Path, mut visit: impl FnMut(LogPosition, &[u8]) -> Result<()>) -> Result<u64> {
@@ -203,6 +254,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn s10_where_an_arena_lay_is_said_and_understood() {
+        for (has_heap, text) in [
+            (true, "140000000000000 8192 heap"),
+            (false, "140000000000000 8192 plain"),
+        ] {
+            let arena = ArenaShape {
+                address: 140_000_000_000_000,
+                bytes: 8192,
+                has_heap,
+            };
+            assert_eq!(encode_arena(&arena), text);
+            assert_eq!(decode_arena(text), Some(arena));
+        }
+        for text in [
+            "",
+            "1",
+            "1 2",
+            "1 2 3",
+            "1 2 heap ",
+            "-1 2 heap",
+            "1 2 heap x",
+        ] {
+            assert_eq!(decode_arena(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
     fn p14_records_are_read_as_they_were_written_and_a_cut_is_told() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tail");
@@ -216,6 +294,7 @@ mod tests {
         std::fs::write(&path, &bytes).unwrap();
         let handover = Handover {
             state: None,
+            arena: None,
             set: 0,
             label: String::new(),
             tail: Some(path.clone()),

@@ -33,6 +33,6 @@ mod handover;
 mod program;
 mod wire;
 
-pub use handover::{Handover, TailWriter, names};
+pub use handover::{Handover, TailWriter, encode_arena, names};
 pub use program::Program;
 pub use wire::{FromProgram, LINE_BYTES_MAX, Order, SnapshotReport};

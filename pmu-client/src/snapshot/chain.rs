@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pmu_format::{SetNumber, SnapshotKind};
+use pmu_format::{LogPosition, SetNumber, SnapshotKind};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
@@ -18,6 +18,8 @@ pub struct SnapshotInfo {
     pub committed_ns: u64,
     /// Full, or what it builds on.
     pub kind: SnapshotKind,
+    /// It holds what a log has before this position, if the program said so: see [`super::Snapshots::begin_covering`].
+    pub covered: Option<LogPosition>,
     /// Whether every set of its chain is listed. None of them was read.
     pub is_whole: bool,
 }
@@ -25,13 +27,14 @@ pub struct SnapshotInfo {
 impl Serialize for SnapshotInfo {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let base = self.kind.base();
-        let mut fields = serializer.serialize_struct("SnapshotInfo", 7)?;
+        let mut fields = serializer.serialize_struct("SnapshotInfo", 8)?;
         fields.serialize_field("set", &self.set.get())?;
         fields.serialize_field("bytes", &self.bytes)?;
         fields.serialize_field("committed_ns", &self.committed_ns)?;
         fields.serialize_field("full", &base.is_none())?;
         fields.serialize_field("builds_on", &base.map(|base| base.set.get()))?;
         fields.serialize_field("root", &base.map(|base| base.root.get()))?;
+        fields.serialize_field("log_to", &self.covered.map(LogPosition::get))?;
         fields.serialize_field("whole", &self.is_whole)?;
         fields.end()
     }
@@ -46,7 +49,7 @@ pub(super) struct Listed {
 impl Listed {
     /// Takes in a committed set.
     pub(super) fn add(&mut self, set: SetNumber, bytes: u64, committed_ns: u64, label: &str) {
-        let Some(kind) = SnapshotKind::of_label(label) else {
+        let Some((kind, covered)) = SnapshotKind::of_label(label) else {
             return;
         };
         let info = SnapshotInfo {
@@ -54,6 +57,7 @@ impl Listed {
             bytes,
             committed_ns,
             kind,
+            covered,
             is_whole: false,
         };
         self.found.insert(set, info);
@@ -65,6 +69,10 @@ impl Listed {
 
     pub(super) fn has(&self, set: SetNumber) -> bool {
         self.found.contains_key(&set)
+    }
+
+    pub(super) fn get(&self, set: SetNumber) -> Option<&SnapshotInfo> {
+        self.found.get(&set)
     }
 
     /// The sets that lead to the one given, the full one first; the number that is missing or makes no sense otherwise.
@@ -127,7 +135,7 @@ mod tests {
             (5, "snap on 4 of 3"),
             (6, "snap full"),
             (7, "step 7"),
-            (8, "snap on 6 of 6"),
+            (8, "snap on 6 of 6 @512"),
             (9, "snap on 8 of 6"),
         ];
         let listed = listed(&sets);

@@ -43,6 +43,7 @@
 mod chain;
 mod error;
 mod head;
+mod image;
 mod place;
 mod recover;
 mod report;
@@ -53,8 +54,9 @@ mod writer;
 
 pub use chain::SnapshotInfo;
 pub use error::{SnapshotError, SnapshotResult};
-pub use place::{SnapshotRegion, SpreadWay};
-pub use pmu_arena::{Arena, ArenaError, ArenaOptions, Cpus, Method, Restoring};
+pub use image::{ArenaShape, SnapshotImage};
+pub use place::{SnapshotRegion, SnapshotSource, SpreadWay};
+pub use pmu_arena::{Arena, ArenaError, ArenaOptions, Cpus, Heap, Method, Restoring};
 pub use pmu_format::{SnapshotBase, SnapshotKind};
 pub use recover::{Exported, Recovered, RestoreOptions, SkippedSet, SnapshotTakeover};
 pub use report::SnapshotReport;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use pmu_auth::Identity;
 use pmu_core::commit::SetState;
-use pmu_format::Mode;
+use pmu_format::{Mode, SetNumber};
 
 use crate::error::{ClientError, Result};
 use crate::options::{ConnectOptions, OpenOptions};
-use crate::sets::SetReader;
+use crate::sets::{SetChoice, SetReader, SetSink};
 use crate::snapshot::chain::{Listed, SnapshotInfo};
 use crate::snapshot::error::{SnapshotError, SnapshotResult};
 use crate::snapshot::store::Store;
@@ -139,7 +139,7 @@ impl SnapshotRegion {
     /// # Errors
     /// [`SnapshotError::Client`]: as [`Unit::open_sets_reader`] and [`SetReader::sets`].
     pub fn snapshots(&self, options: &OpenOptions) -> SnapshotResult<Vec<SnapshotInfo>> {
-        self.with_sets(options, |sets| Ok::<_, SnapshotError>(sets.list()?.infos()))
+        self.with_sets(options, |sets| Ok::<_, SnapshotError>(list(sets)?.infos()))
     }
 
     /// Opens the region for reading and does something with its sets.
@@ -168,40 +168,80 @@ pub(super) enum Sets<'a> {
     Spread(Box<SpreadReader<'a>>),
 }
 
-impl Sets<'_> {
-    /// The committed snapshots.
-    pub(super) fn list(&mut self) -> Result<Listed> {
-        let mut listed = Listed::default();
-        match self {
-            Self::One(reader) => {
-                for set in reader.sets()?.sets {
-                    if set.state == SetState::Committed {
-                        let label = set.label.to_string();
-                        listed.add(set.number, set.bytes, set.committed_ns, &label);
-                    }
-                }
-            }
-            Self::Spread(reader) => {
-                for set in reader.sets()? {
-                    if set.committed {
-                        listed.add(set.number, set.bytes, set.committed_ns, &set.label);
-                    }
-                }
-            }
-        }
-        Ok(listed)
-    }
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for crate::sets::SetReader {}
+    impl Sealed for crate::spread::SpreadReader<'_> {}
+    impl Sealed for super::Sets<'_> {}
+}
+
+/// Sets, open for reading, that snapshots are put together from: [`SetReader`] and [`SpreadReader`].
+pub trait SnapshotSource: sealed::Sealed {
+    /// Hands number, bytes, time of commit and label of each committed set to a visitor.
+    ///
+    /// # Errors
+    /// As [`SetReader::sets`] and [`SpreadReader::sets`].
+    fn visit_sets(&mut self, visit: &mut dyn FnMut(SetNumber, u64, u64, &str)) -> Result<()>;
 
     /// Reads one set.
-    pub(super) fn read(
-        &mut self,
-        number: pmu_format::SetNumber,
-        sink: &mut impl crate::SetSink,
-    ) -> Result<()> {
-        let choice = crate::SetChoice::Number(number);
+    ///
+    /// # Errors
+    /// As [`SetReader::read`] and [`SpreadReader::read`].
+    fn read_set(&mut self, set: SetNumber, sink: &mut impl SetSink) -> Result<()>;
+}
+
+impl SnapshotSource for SetReader {
+    fn visit_sets(&mut self, visit: &mut dyn FnMut(SetNumber, u64, u64, &str)) -> Result<()> {
+        for set in self.sets()?.sets {
+            if set.state == SetState::Committed {
+                let label = set.label.to_string();
+                visit(set.number, set.bytes, set.committed_ns, &label);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_set(&mut self, set: SetNumber, sink: &mut impl SetSink) -> Result<()> {
+        self.read(SetChoice::Number(set), sink).map(drop)
+    }
+}
+
+impl SnapshotSource for SpreadReader<'_> {
+    fn visit_sets(&mut self, visit: &mut dyn FnMut(SetNumber, u64, u64, &str)) -> Result<()> {
+        for set in self.sets()? {
+            if set.committed {
+                visit(set.number, set.bytes, set.committed_ns, &set.label);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_set(&mut self, set: SetNumber, sink: &mut impl SetSink) -> Result<()> {
+        self.read(SetChoice::Number(set), sink).map(drop)
+    }
+}
+
+impl SnapshotSource for Sets<'_> {
+    fn visit_sets(&mut self, visit: &mut dyn FnMut(SetNumber, u64, u64, &str)) -> Result<()> {
         match self {
-            Self::One(reader) => reader.read(choice, sink).map(drop),
-            Self::Spread(reader) => reader.read(choice, sink).map(drop),
+            Self::One(reader) => reader.visit_sets(visit),
+            Self::Spread(reader) => reader.visit_sets(visit),
         }
     }
+
+    fn read_set(&mut self, set: SetNumber, sink: &mut impl SetSink) -> Result<()> {
+        match self {
+            Self::One(reader) => reader.read_set(set, sink),
+            Self::Spread(reader) => reader.read_set(set, sink),
+        }
+    }
+}
+
+/// The committed snapshots.
+pub(super) fn list(sets: &mut impl SnapshotSource) -> Result<Listed> {
+    let mut listed = Listed::default();
+    sets.visit_sets(&mut |set, bytes, committed_ns, label| {
+        listed.add(set, bytes, committed_ns, label);
+    })?;
+    Ok(listed)
 }

@@ -13,13 +13,13 @@ use crate::error::ClientError;
 use crate::options::OpenOptions;
 use crate::snapshot::chain::Listed;
 use crate::snapshot::error::{SnapshotError, SnapshotResult};
-use crate::snapshot::place::{Sets, SnapshotRegion};
+use crate::snapshot::place::{SnapshotRegion, SnapshotSource, list};
 use crate::snapshot::sink::{ArenaTarget, FileTarget, PageTarget, SnapshotSink};
 use crate::snapshot::store::Store;
 use crate::snapshot::writer::{SnapshotOptions, Snapshots};
 
 /// How often reading begins anew, as sets turn out to be damaged or are overwritten by a live primary.
-const TRIES_MAX: usize = 64;
+pub(super) const TRIES_MAX: usize = 64;
 
 /// Into what a snapshot is restored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -235,14 +235,14 @@ struct Fetched {
 /// Reads the chain of one snapshot. Where a set of it can't be used, the newest chain without it is read from the beginning.
 fn fetch(
     region: &str,
-    sets: &mut Sets<'_>,
+    sets: &mut impl SnapshotSource,
     wanted: Option<SetNumber>,
     target: &mut impl PageTarget,
 ) -> SnapshotResult<Fetched> {
     let mut skipped: Vec<SkippedSet> = Vec::new();
     for _ in 0..TRIES_MAX {
         let bad: BTreeSet<_> = skipped.iter().map(|skipped| skipped.set).collect();
-        let listed = sets.list()?;
+        let listed = list(sets)?;
         let chain = match wanted {
             None => choose(region, &listed, &bad, &skipped)?,
             Some(set) => choose_one(region, &listed, set, &skipped)?,
@@ -264,7 +264,7 @@ fn fetch(
     Err(not_whole(region, &skipped))
 }
 
-fn choose(
+pub(super) fn choose(
     region: &str,
     listed: &Listed,
     bad: &BTreeSet<SetNumber>,
@@ -311,7 +311,7 @@ fn choose_one(
 
 /// The inner error: which set of the chain can't be used.
 fn read_chain(
-    sets: &mut Sets<'_>,
+    sets: &mut impl SnapshotSource,
     chain: &[SetNumber],
     target: &mut impl PageTarget,
 ) -> SnapshotResult<Result<(SnapshotHeader, u64), SkippedSet>> {
@@ -319,7 +319,7 @@ fn read_chain(
     let mut bytes = 0;
     for &set in chain {
         let mut sink = SnapshotSink::new(target, base);
-        let read = sets.read(set, &mut sink);
+        let read = sets.read_set(set, &mut sink);
         let broken = |reason: String| Ok(Err(SkippedSet { set, reason }));
         if let Some(failure) = sink.failure.take() {
             return Err(failure);
@@ -346,14 +346,14 @@ fn read_chain(
     }
 }
 
-fn none_at_all(region: &str) -> SnapshotError {
+pub(super) fn none_at_all(region: &str) -> SnapshotError {
     SnapshotError::NoSuchSnapshot {
         region: region.to_owned(),
         what: "snapshot".to_owned(),
     }
 }
 
-fn not_whole(region: &str, sets: &[SkippedSet]) -> SnapshotError {
+pub(super) fn not_whole(region: &str, sets: &[SkippedSet]) -> SnapshotError {
     let each = sets
         .iter()
         .map(|skipped| format!("set {}: {}", skipped.set, skipped.reason));

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use pmu_arena::{Arena, ArenaOptions, Restoring};
 use pmu_format::{SetNumber, SnapshotHeader};
 
-use crate::sets::{SetInfo, SetSink};
+use crate::sets::{FileSink, SetInfo, SetSink};
 use crate::snapshot::error::SnapshotError;
 use crate::snapshot::head::Collected;
 
@@ -19,6 +19,23 @@ pub(super) trait PageTarget {
     fn place(&mut self, offset: u64, length: usize) -> Option<&mut [u8]>;
     /// Puts the bytes at `offset` of the arena.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// A snapshot's set, read into a file whole and verified.
+pub(super) struct SetFile<F> {
+    pub(super) file: FileSink<F>,
+    pub(super) bytes: u64,
+}
+
+impl<F: io::Write + io::Seek> SetSink for SetFile<F> {
+    fn begin(&mut self, set: &SetInfo) -> io::Result<()> {
+        self.bytes = set.bytes;
+        self.file.begin(set)
+    }
+
+    fn chunk(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.chunk(offset, bytes)
+    }
 }
 
 /// An arena that is being restored.
@@ -116,6 +133,28 @@ impl<'a, T: PageTarget> SnapshotSink<'a, T> {
             broken: None,
             failure: None,
         }
+    }
+
+    /// Takes a whole payload from a file that it was read into. The header, once all of it is where it belongs; none for one that ends before.
+    ///
+    /// # Errors
+    /// Those of the files; else what is in `broken` or `failure`.
+    pub(super) fn take_file(
+        &mut self,
+        payload: &File,
+        bytes: u64,
+    ) -> io::Result<Option<SnapshotHeader>> {
+        const PIECE_BYTES: u64 = 1 << 20;
+        self.collected.begin(bytes);
+        let mut piece = vec![0; bytes.min(PIECE_BYTES) as usize];
+        let mut offset = 0;
+        while offset < bytes {
+            let piece = &mut piece[..(bytes - offset).min(PIECE_BYTES) as usize];
+            payload.read_exact_at(piece, offset)?;
+            self.chunk(offset, piece)?;
+            offset += piece.len() as u64;
+        }
+        Ok(self.header())
     }
 
     /// The header, once the whole set was read.

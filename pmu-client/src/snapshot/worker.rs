@@ -6,7 +6,9 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pmu_arena::{Arena, Frozen, Report, Scope};
-use pmu_format::{SeriesId, SetNumber, SnapshotBase, SnapshotHeader, SnapshotKind};
+use pmu_format::{
+    Label, LogPosition, SeriesId, SetNumber, SnapshotBase, SnapshotHeader, SnapshotKind,
+};
 
 use crate::error::ClientError;
 use crate::options::OpenOptions;
@@ -23,6 +25,8 @@ const PIECE_BYTES: usize = 128 << 10;
 
 /// A snapshot that is asked for, and whom to tell.
 pub(super) struct Job {
+    /// What of a log the snapshot will hold.
+    pub(super) covered: Option<LogPosition>,
     pub(super) frozen: Sender<SnapshotResult<Report>>,
     pub(super) done: Sender<SnapshotResult<SnapshotReport>>,
 }
@@ -57,6 +61,7 @@ pub(super) struct Worker {
 struct Frame {
     image: Frozen,
     header: SnapshotHeader,
+    label: Label,
     begun: Instant,
     frozen_after: Duration,
 }
@@ -99,8 +104,13 @@ impl Worker {
 
     /// Takes snapshots until nobody can ask for one any more.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
-        while let Ok(Job { frozen, done }) = jobs.recv() {
-            let frame = match self.freeze() {
+        while let Ok(job) = jobs.recv() {
+            let Job {
+                covered,
+                frozen,
+                done,
+            } = job;
+            let frame = match self.freeze(covered) {
                 Ok(frame) => frame,
                 Err(error) => {
                     self.shared.busy.store(false, Ordering::Release);
@@ -122,10 +132,12 @@ impl Worker {
     }
 
     /// Makes sure that there is somewhere to send to, and freezes.
-    fn freeze(&mut self) -> SnapshotResult<Frame> {
+    fn freeze(&mut self, covered: Option<LogPosition>) -> SnapshotResult<Frame> {
         let begun = Instant::now();
         let next = self.ready()?;
-        let chain = self.chain.filter(|chain| self.may_go_on(chain, next));
+        let chain = self
+            .chain
+            .filter(|chain| self.may_go_on(chain, next, covered));
         let scope = match chain {
             Some(_) => Scope::Changed,
             None => Scope::Full,
@@ -153,15 +165,16 @@ impl Worker {
         Ok(Frame {
             image,
             header,
+            label: kind.label(covered).unwrap_or_default(),
             begun,
             frozen_after: begun.elapsed(),
         })
     }
 
     /// Whether an incremental snapshot in set `next` leaves its chain whole, also while the set behind it is written.
-    fn may_go_on(&self, chain: &Chain, next: SetNumber) -> bool {
+    fn may_go_on(&self, chain: &Chain, next: SetNumber, covered: Option<LogPosition>) -> bool {
         next.get().saturating_sub(chain.root.get()) < u64::from(self.full_every)
-            && chain.kind().label().is_some()
+            && chain.kind().label(covered).is_some()
     }
 
     /// The number of the next set, of a primary that works as far as is known.
@@ -204,10 +217,11 @@ impl Worker {
         let Frame {
             mut image,
             header,
+            label,
             begun,
             frozen_after,
         } = frame;
-        let receipt = match self.transfer(&mut image, &header) {
+        let receipt = match self.transfer(&mut image, &header, label) {
             Ok(receipt) => receipt,
             // The image is dropped: what it held counts as changed for the next one.
             Err(SnapshotError::Client(error)) => return Err(self.failed(error)),
@@ -236,12 +250,16 @@ impl Worker {
     }
 
     /// Streams the image into one set.
-    fn transfer(&mut self, image: &mut Frozen, header: &SnapshotHeader) -> SnapshotResult<Receipt> {
+    fn transfer(
+        &mut self,
+        image: &mut Frozen,
+        header: &SnapshotHeader,
+        label: Label,
+    ) -> SnapshotResult<Receipt> {
         let Some(store) = &mut self.store else {
             let region = self.region.name().to_owned();
             return Err(ClientError::Ended { region }.into());
         };
-        let label = header.kind.label().unwrap_or_default();
         let mut sending = store.begin(header.payload_bytes(), label)?;
         sending.write_bytes(&self.head)?;
         while let Some(run) = image.take(&mut self.piece)? {

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
 use pmu_arena::{Arena, Cpus, Report};
+use pmu_format::LogPosition;
 
 use crate::error::ClientError;
 use crate::options::OpenOptions;
@@ -204,13 +205,33 @@ impl Snapshots {
     /// # Errors
     /// As [`Self::snapshot`], as far as freezing goes.
     pub fn begin(&self) -> SnapshotResult<PendingSnapshot> {
+        self.begin_with(None)
+    }
+
+    /// As [`Self::begin`], of a program that keeps a log too: the arena holds everything that the log has before `position`
+    /// ([`crate::LogPrimary::submitted`], once those records are durable: no snapshot is to be ahead of the log). The set's label ends with
+    /// it (` @POSITION`): an agent clears the log up to there, and hands the records behind it to the next instance.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn begin_covering(&self, position: LogPosition) -> SnapshotResult<PendingSnapshot> {
+        self.begin_with(Some(position))
+    }
+
+    fn begin_with(&self, covered: Option<LogPosition>) -> SnapshotResult<PendingSnapshot> {
         if self.shared.busy.swap(true, Ordering::AcqRel) {
             return Err(SnapshotError::UnderWay);
         }
         let (frozen, was_frozen) = mpsc::channel();
         let (done, is_done) = mpsc::channel();
         let sent = match &self.jobs {
-            Some(jobs) => jobs.send(Job { frozen, done }).is_ok(),
+            Some(jobs) => jobs
+                .send(Job {
+                    covered,
+                    frozen,
+                    done,
+                })
+                .is_ok(),
             None => false,
         };
         let heard = sent.then(|| was_frozen.recv().ok()).flatten();
