@@ -135,7 +135,7 @@ impl RunReport {
     }
 }
 
-/// What the agents' snapshots cost, in one line; none where there were none.
+/// For how long snapshots stopped the program, in one line; none where there were none.
 #[must_use]
 pub fn pauses(reports: &[RunReport]) -> Option<String> {
     let pauses = reports.iter().flat_map(|report| &report.snapshot_pauses_us);
@@ -143,10 +143,8 @@ pub fn pauses(reports: &[RunReport]) -> Option<String> {
     pauses.sort_unstable();
     let (middle, most) = (pauses.get(pauses.len() / 2)?, pauses.last()?);
     Some(format!(
-        "Snapshots caused by the agents: {}, pause {:.2} ms (median), {:.2} ms at most.",
-        pauses.len(),
-        *middle as f64 / 1e3,
-        *most as f64 / 1e3
+        "Snapshots of the running program: {}, pause {middle} us (median), {most} us at most.",
+        pauses.len()
     ))
 }
 
