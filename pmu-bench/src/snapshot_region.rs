@@ -22,8 +22,14 @@ const QUICK_BYTES: usize = 128 << 20;
 /// How long updates are counted in one run, and how often a snapshot is taken meanwhile.
 const BUSY: Duration = Duration::from_secs(4);
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(1);
-/// Work between two updates: as a program has that does something with what it stores.
-const WORK: Duration = Duration::from_micros(20);
+/// Work between two updates: as programs have that do something with what they store. The names say how many a second that comes to.
+const WORKS: [(&str, Duration); 3] = [
+    ("snapshot.busy.5000", Duration::from_micros(200)),
+    ("snapshot.busy.20000", Duration::from_micros(50)),
+    ("snapshot.busy.40000", Duration::from_micros(25)),
+];
+/// One snapshot in as many is a full one.
+const BUSY_FULL_EVERY: u32 = 4;
 
 /// A unit, and a program whose arena goes to a region of it.
 struct Bed {
@@ -39,7 +45,8 @@ impl Bed {
     fn new(dir: &std::path::Path, len: usize, full_every: u32) -> Result<Self, Failure> {
         let folder = tempfile::tempdir_in(dir)?;
         let capacity = capacity_bytes_for(len as u64);
-        let site = Site::start(folder.path(), 4 * capacity + (64 << 20))?;
+        let sets = u64::from(full_every) + 2;
+        let site = Site::start(folder.path(), sets * capacity + (64 << 20))?;
         site.create_kept("series", capacity, full_every)?;
         let mut options = ArenaOptions::plain(len);
         options.prefault = true;
@@ -197,12 +204,12 @@ pub(crate) fn cold(dir: &std::path::Path, runs: usize, quick: bool) -> Result<Ve
 }
 
 /// Updates with work between them, for [`BUSY`]; updates a second.
-fn updates(bed: &Arena, random: &mut u64) -> Result<f64, Failure> {
+fn updates(bed: &Arena, work: Duration, random: &mut u64) -> Result<f64, Failure> {
     let pages = bed.len() / PAGE_BYTES;
     let begun = Instant::now();
     let mut done = 0_u64;
     while begun.elapsed() < BUSY {
-        let until = Instant::now() + WORK;
+        let until = Instant::now() + work;
         while Instant::now() < until {
             std::hint::spin_loop();
         }
@@ -215,23 +222,37 @@ fn updates(bed: &Arena, random: &mut u64) -> Result<f64, Failure> {
     Ok(done as f64 / begun.elapsed().as_secs_f64())
 }
 
-/// A program that works for [`WORK`] between two updates of random pages, while a snapshot goes to a region each second, beside the same
+/// Programs that work for a while between two updates of random pages, while a snapshot goes to a region each second, beside the same
 /// with none.
 ///
 /// # Errors
 /// As [`second`].
 pub(crate) fn busy(dir: &std::path::Path, runs: usize, quick: bool) -> Result<Vec<Row>, Failure> {
     let len = len_of(quick);
-    let bed = Bed::new(dir, len, 2)?;
+    let bed = Bed::new(dir, len, BUSY_FULL_EVERY)?;
     let plain = Arena::create(&ArenaOptions::plain(len))?;
     for page in 0..len / PAGE_BYTES {
         plain.store_u64(page * PAGE_BYTES, 1)?;
     }
+    // The first one has everything; what follows is how it goes on.
+    bed.snapshots.snapshot()?;
+    let rows = WORKS.iter();
+    rows.map(|(name, work)| busy_row(&bed, &plain, name, *work, runs))
+        .collect()
+}
+
+fn busy_row(
+    bed: &Bed,
+    plain: &Arena,
+    name: &'static str,
+    work: Duration,
+    runs: usize,
+) -> Result<Row, Failure> {
     let (mut one, mut other) = (7, 7);
     let mut last = None;
     let label = Label {
-        name: "snapshot.busy",
-        size_bytes: len as u64,
+        name,
+        size_bytes: plain.len() as u64,
         unit: "1/s",
         limit_name: "the same with no snapshots",
         kind: Kind::Rate,
@@ -252,14 +273,14 @@ pub(crate) fn busy(dir: &std::path::Path, runs: usize, quick: bool) -> Result<Ve
                     }
                     Ok::<(), Failure>(())
                 });
-                let rate = updates(&bed.arena, &mut one);
+                let rate = updates(&bed.arena, work, &mut one);
                 stop.store(true, Ordering::Relaxed);
                 taker.join().map_err(|_| "the snapshots panicked")??;
                 rate
             })
         },
-        || updates(&plain, &mut other),
+        || updates(plain, work, &mut other),
     )?;
     row.note = last.map(|report| format!("last: {report}"));
-    Ok(vec![row])
+    Ok(row)
 }
