@@ -275,11 +275,39 @@ impl Pair {
     }
 }
 
-/// Warm takeovers to and fro.
+/// Warm takeovers to and fro, with a unit on a file and with one in memory.
 pub(crate) fn warm(dir: &Path, runs: usize) -> Result<Vec<Row>, Failure> {
+    let media = ["file", "memory"];
+    media
+        .map(|medium| warm_on(medium, dir, runs))
+        .into_iter()
+        .collect()
+}
+
+fn site_on(medium: &str, folder: &Path, pool_bytes: u64) -> Result<Site, Failure> {
+    match medium {
+        "file" => Site::start(folder, pool_bytes),
+        _ => Site::start_in_memory(folder, pool_bytes),
+    }
+}
+
+/// What a region of this medium must say that it takes.
+fn need(medium: &str) -> [&str; 2] {
+    [
+        "--need",
+        if medium == "file" {
+            "durable"
+        } else {
+            "volatile"
+        },
+    ]
+}
+
+fn warm_on(medium: &str, dir: &Path, runs: usize) -> Result<Row, Failure> {
     let folder = tempfile::tempdir_in(dir)?;
     let folder = folder.path().canonicalize()?;
-    let site = Site::start(&folder, 4 * STATE_BYTES + (64 << 20))?;
+    let site = site_on(medium, &folder, 4 * STATE_BYTES + (64 << 20))?;
+    let [need, which] = need(medium);
     for name in NAMES {
         let out = folder.join(name).to_string_lossy().into_owned();
         run(
@@ -291,11 +319,19 @@ pub(crate) fn warm(dir: &Path, runs: usize) -> Result<Vec<Row>, Failure> {
     site.create_for(
         &NAMES,
         "log",
-        &["append", "--size", &LOG_BYTES.to_string()],
+        &["append", "--size", &LOG_BYTES.to_string(), need, which],
         "read,append,clear",
     )?;
     let capacity = STATE_BYTES.to_string();
-    let sets = ["overwrite", "--sets", "1", "--capacity", &capacity];
+    let sets = [
+        "overwrite",
+        "--sets",
+        "1",
+        "--capacity",
+        &capacity,
+        need,
+        which,
+    ];
     site.create_for(&NAMES, "state", &sets, "read,write")?;
     let mut pair = Pair::start(&folder, site.control())?;
     let mut times = Vec::new();
@@ -318,14 +354,15 @@ pub(crate) fn warm(dir: &Path, runs: usize) -> Result<Vec<Row>, Failure> {
         of(|times| times.all)
     );
     let takeover = of(|times| times.takeover);
-    Ok(vec![row(
-        "failover.warm",
+    let name = format!("failover.warm.{medium}");
+    Ok(row(
+        &name,
         STATE_BYTES,
         takeover,
         TAKEOVER_GOAL_MS,
         runs,
         note,
-    )])
+    ))
 }
 
 fn row(name: &str, size_bytes: u64, value: f64, goal: f64, runs: usize, note: String) -> Row {
@@ -348,15 +385,10 @@ pub(crate) fn fences(dir: &Path, runs: usize) -> Result<Vec<Row>, Failure> {
     for medium in ["file", "memory"] {
         let folder = tempfile::tempdir_in(dir)?;
         let folder = folder.path().canonicalize()?;
-        let site = match medium {
-            "file" => Site::start(&folder, 4 * LOG_BYTES)?,
-            _ => Site::start_in_memory(&folder, 4 * LOG_BYTES)?,
-        };
+        let site = site_on(medium, &folder, 4 * LOG_BYTES)?;
         let size = LOG_BYTES.to_string();
-        let mut mode = vec!["append", "--size", &size];
-        if medium == "memory" {
-            mode.extend(["--need", "volatile"]);
-        }
+        let [need, which] = need(medium);
+        let mode = ["append", "--size", &size, need, which];
         site.create_for(&[CLIENT], "log", &mode, "read,append,clear")?;
         let identity = Identity::load(&folder.join(CLIENT))?;
         let other = Unit::connect(site.control(), &identity, &ConnectOptions::default())?;
