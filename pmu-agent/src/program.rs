@@ -55,9 +55,12 @@ impl Running {
         let watched = descriptor_of(pid)?;
         if let Some(notice) = notice.clone() {
             let inputs = inputs.clone();
-            thread("notice", move || {
-                tell_of_dying(&notice, pid, serial, &inputs)
-            })?;
+            let watching = thread("notice", move || {
+                tell_of_dying(&notice, pid, serial, &inputs);
+            });
+            if let Err(error) = watching {
+                tracing::warn!(%error, "a kill will be told late");
+            }
         }
         let inputs = inputs.clone();
         thread("program", move || {

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use pmu_client::agent::{Handover, Order, Program, SnapshotReport};
-use pmu_client::{ConnectOptions, Identity, Label, Unit};
+use pmu_client::{ConnectOptions, Identity, Label, LogPrimary, SetPrimary, Unit};
 use serde_json::Value;
 
 use crate::disk;
@@ -58,33 +58,14 @@ pub(crate) fn counter(arguments: &Counter) -> Result<(), Failure> {
         let unit = Unit::connect(&address, &identity, &ConnectOptions::default());
         unit.map_err(|error| error.to_string())
     });
-    let handed = Handover::from_environment()?;
-    let mut state = match &handed {
-        Some(handed) => handed.read_state()?.unwrap_or_default(),
-        None => Vec::new(),
-    };
-    let mut records = 0_u64;
-    if let Some(handed) = &handed {
-        handed.visit_records(|_, record| {
-            records += record.len() as u64;
-            Ok(())
-        })?;
-    }
-    state.resize(STATE_BYTES as usize, 1);
+    let state = restore()?;
     let restored = now_ns()?;
     let mut agent = Program::from_environment().ok_or("there is no agent")?;
     let unit = connecting
         .join()
         .map_err(|_| "the connecting thread has panicked")??;
     let connected = now_ns()?;
-    let options = Site::options();
-    let (log, sets) = std::thread::scope(|scope| {
-        let sets = scope.spawn(|| unit.open_sets_primary("state", &options));
-        let log = unit.open_log_primary("log", &options);
-        (log, sets.join())
-    });
-    let mut log = log?;
-    let mut sets = sets.map_err(|_| "the opening thread has panicked")??;
+    let (mut log, sets) = open(&unit)?;
     let opened = now_ns()?;
     log.append(&[7; 64])?;
     let committed = now_ns()?;
@@ -96,6 +77,38 @@ pub(crate) fn counter(arguments: &Counter) -> Result<(), Failure> {
         .open(&arguments.times)?;
     times.write_all(line.as_bytes())?;
     agent.ready(log.epoch());
+    work(&state, log, sets, agent)
+}
+
+fn restore() -> Result<Vec<u8>, Failure> {
+    let handed = Handover::from_environment()?;
+    let mut state = match &handed {
+        Some(handed) => handed.read_state()?.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    if let Some(handed) = &handed {
+        handed.visit_records(|_, _| Ok(()))?;
+    }
+    state.resize(STATE_BYTES as usize, 1);
+    Ok(state)
+}
+
+fn open(unit: &Unit) -> Result<(LogPrimary, SetPrimary), Failure> {
+    let options = Site::options();
+    let (log, sets) = std::thread::scope(|scope| {
+        let sets = scope.spawn(|| unit.open_sets_primary("state", &options));
+        let log = unit.open_log_primary("log", &options);
+        (log, sets.join())
+    });
+    Ok((log?, sets.map_err(|_| "the opening thread has panicked")??))
+}
+
+fn work(
+    state: &[u8],
+    mut log: LogPrimary,
+    mut sets: SetPrimary,
+    mut agent: Program,
+) -> Result<(), Failure> {
     loop {
         log.append(&[7; 64])?;
         std::thread::sleep(Duration::from_millis(1));
@@ -105,7 +118,7 @@ pub(crate) fn counter(arguments: &Counter) -> Result<(), Failure> {
         match agent.order() {
             Some(Order::Snapshot { id }) => {
                 let label = Label::new(&format!("@{}", log.submitted()))?;
-                let receipt = sets.commit(&[IoSlice::new(&state)], label)?;
+                let receipt = sets.commit(&[IoSlice::new(state)], label)?;
                 agent.done(&SnapshotReport {
                     id,
                     set: receipt.set().map_or(0, |set| set.get()),
