@@ -1,7 +1,7 @@
 //! A program as an agent runs one: it counts, each number is a record, and a snapshot is the count with some ballast.
 //! `counter UNIT IDENTITY DIRECTORY BALLAST_BYTES`; regions `log` and `state`. What was acknowledged is written to `DIRECTORY/acknowledged`.
 //!
-//! For tests: it hangs while `DIRECTORY/hang` exists, and fails at its start while `DIRECTORY/broken` does.
+//! For tests: it holds so many MiB more as `DIRECTORY/memory` says, hangs while `DIRECTORY/hang` exists, and fails at its start while `DIRECTORY/broken` does.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 use std::fs::{File, OpenOptions as FileOptions};
@@ -87,6 +87,8 @@ fn run(unit: &str, identity: &Path, directory: &Path, ballast: usize) -> Result<
         std::fs::write(directory.join("rehearsed"), count.to_string())?;
         return Ok(());
     }
+    let mib = std::fs::read_to_string(directory.join("memory")).unwrap_or_default();
+    let memory = vec![1_u8; mib.parse::<usize>().unwrap_or(0) << 20];
     let mut agent = Program::from_environment();
     let identity = Identity::load(identity)?;
     let unit = Unit::connect(unit, &identity, &ConnectOptions::default())?;
@@ -108,6 +110,7 @@ fn run(unit: &str, identity: &Path, directory: &Path, ballast: usize) -> Result<
         agent.ready(epoch);
     }
     let done = counter.work(agent.as_mut());
+    std::hint::black_box(&memory);
     if let (Err(error), Some(agent)) = (&done, &mut agent)
         && let Some(client) = error.downcast_ref::<ClientError>()
         && client.is_fenced()

@@ -118,6 +118,8 @@ pub enum Event {
         /// The epoch in which it writes; 0 if it doesn't say.
         epoch: u64,
     },
+    /// The program is being killed, or fails. Its end is still to come: until then it has its memory, its ports and its files.
+    Dying,
     /// The program has ended.
     Exited {
         /// With exit code 0.
@@ -418,6 +420,7 @@ impl Machine {
             Event::Units { reachable } => self.units(reachable),
             Event::Peer { standing, epoch } => self.heard(standing, epoch),
             Event::Ready { epoch } => self.ready(epoch),
+            Event::Dying => self.dying(),
             Event::Exited { clean } => self.exited(clean),
             Event::StartFailed => self.exited(false),
             Event::Fenced => self.fenced(),

@@ -5,15 +5,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pmu_client::LogPosition;
 use pmu_client::snapshot::{SnapshotError, SnapshotImage};
+use pmu_client::{ClientError, LogPosition};
 
 use crate::config::{Clear, Config};
 use crate::copy::{Handed, HeldSet, Journal, covered};
 use crate::decide::{Event, Refusal};
 use crate::error::{AgentError, Result};
 use crate::input::Input;
-use crate::place::{Follower, Found, Place, Sets, Way};
+use crate::place::{Fenced, Follower, Found, Place, Sets, Way};
 use crate::status::Shared;
 
 /// How much of the log is read at a time.
@@ -218,6 +218,11 @@ impl Worker {
                 self.mode = Mode::Idle;
                 let _ = self.inputs.send(Input::Recovered(handed));
                 self.send(Event::TakenOver { epoch });
+                // It is done, whatever comes now.
+                self.pending = None;
+                // What was handed over stays with the program, as it is; a later takeover begins from the regions. The program starts meanwhile.
+                self.image = SnapshotImage::new();
+                return open.close(true);
             }
             Some(Order::LookForLeader { known_epoch }) => {
                 let (other, epoch) = self.another_leads(*known_epoch, open)?;
@@ -334,7 +339,7 @@ impl Worker {
         if unless_held {
             open.ways.check_unheld()?;
         }
-        let epoch = self.fence(open.ways)?;
+        let epoch = Self::fence(open.ways)?;
         let fenced = begun.elapsed();
         if let Some(way) = &open.ways.log {
             way.settle_log(self.place.options())
@@ -357,17 +362,13 @@ impl Worker {
         let mut status = self.status.lock();
         status.fence_us = Some(fenced.as_micros() as u64);
         status.recovery_us = Some((all - fenced).as_micros() as u64);
-        drop(status);
-        // What was handed over stays with the program, as it is; a later takeover begins from the regions.
-        self.image = SnapshotImage::new();
-        open.close(true)?;
         Ok(handed)
     }
 
-    fn fence(&self, ways: &Ways) -> Result<u64> {
+    fn fence(ways: &Ways) -> Result<u64> {
         let mut epoch = 0;
-        for way in ways.each() {
-            let fenced = way.fence().map_err(AgentError::client("fence"))?;
+        for fenced in ways.fence() {
+            let fenced = fenced.map_err(AgentError::client("fence"))?;
             // The first one is the one whose beat counts, and whose epoch the program names.
             epoch = if epoch == 0 { fenced.epoch } else { epoch };
             tracing::info!(
@@ -494,6 +495,17 @@ fn hold(
 impl Ways {
     fn each(&self) -> impl Iterator<Item = &Way> {
         self.log.iter().chain(&self.sets)
+    }
+
+    /// All at the same time; in the order of [`Self::each`].
+    fn fence(&self) -> Vec<std::result::Result<Fenced, ClientError>> {
+        std::thread::scope(|scope| {
+            let sets = self.sets.as_ref().map(|sets| scope.spawn(|| sets.fence()));
+            let log = self.log.as_ref().map(Way::fence);
+            let panicked = |_| Err(ClientError::Invalid("the fence has panicked".into()));
+            let sets = sets.map(|sets| sets.join().unwrap_or_else(panicked));
+            log.into_iter().chain(sets).collect()
+        })
     }
 
     fn check_unheld(&self) -> Result<()> {

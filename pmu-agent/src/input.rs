@@ -24,6 +24,13 @@ pub enum Input {
     },
     /// A snapshot command has ended.
     Snapshot(SnapshotReport),
+    /// A program is being killed, or fails: nothing of it runs any more, and its memory is being freed. Its end follows.
+    Dying {
+        /// Which one of ours.
+        serial: u64,
+        /// In words.
+        how: String,
+    },
     /// A program has ended.
     Exited {
         /// Which one of ours.

@@ -3,10 +3,12 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use pmu_client::agent::{encode_arena, names};
+use pmu_notice::{Notice, Outcome, dying};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
@@ -35,7 +37,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts the program; its end comes as an input with this serial number.
+    /// Starts the program; its end comes as an input with this serial number. A violent end is told before that, as soon as it has begun, if
+    /// the program holds the notice that it is handed.
     ///
     /// # Errors
     /// [`AgentError::System`]: nothing was started.
@@ -45,13 +48,26 @@ impl Running {
         serial: u64,
         inputs: &Sender<Input>,
     ) -> Result<Self> {
-        let mut child = spawn(config, handed, Role::Primary)?;
+        let notice = notice();
+        let mut child = spawn(config, handed, Role::Primary, notice.as_deref())?;
         let pid = Pid::from_child(&child);
         let descriptor = descriptor_of(pid)?;
         let watched = descriptor_of(pid)?;
+        if let Some(notice) = notice.clone() {
+            let inputs = inputs.clone();
+            let watching = thread("notice", move || {
+                tell_of_dying(&notice, pid, serial, &inputs);
+            });
+            if let Err(error) = watching {
+                tracing::warn!(%error, "a kill will be told late");
+            }
+        }
         let inputs = inputs.clone();
         thread("program", move || {
             wait(&watched);
+            if let Some(notice) = notice {
+                notice.close();
+            }
             let (clean, how) = match child.wait() {
                 Ok(status) => (status.success(), status.to_string()),
                 Err(error) => (false, error.to_string()),
@@ -123,6 +139,34 @@ impl Running {
     }
 }
 
+/// Where there is none, the process descriptor alone tells.
+fn notice() -> Option<Arc<Notice>> {
+    match Notice::new() {
+        Ok(notice) => Some(Arc::new(notice)),
+        Err(error) => {
+            tracing::warn!(%error, "a kill will be told late");
+            None
+        }
+    }
+}
+
+/// Until the program is dying, or gone. The process is a child that was not waited for, or has just been: its id is its own.
+fn tell_of_dying(notice: &Notice, pid: Pid, serial: u64, inputs: &Sender<Input>) {
+    let mut death = None;
+    let outcome = notice.wait(|| {
+        death = dying(pid.as_raw_nonzero().get().unsigned_abs());
+        death.is_some()
+    });
+    match (outcome, death) {
+        (Ok(Outcome::Died), Some(death)) => {
+            let how = death.to_string();
+            let _ = inputs.send(Input::Dying { serial, how });
+        }
+        (Ok(_), _) => {}
+        (Err(error), _) => tracing::warn!(%error, "a kill will be told late"),
+    }
+}
+
 fn descriptor_of(pid: Pid) -> Result<OwnedFd> {
     let action = format!("watch process {}", pid.as_raw_nonzero());
     pidfd_open(pid, PidfdFlags::empty()).map_err(AgentError::system(action))
@@ -156,7 +200,7 @@ pub fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
         .map_err(AgentError::system("start a thread"))
 }
 
-fn spawn(config: &Config, handed: &Handed, role: Role) -> Result<Child> {
+fn spawn(config: &Config, handed: &Handed, role: Role, notice: Option<&Notice>) -> Result<Child> {
     let Some((name, arguments)) = config.program.command.split_first() else {
         return Err(AgentError::Refused("program.command is empty".into()));
     };
@@ -170,9 +214,12 @@ fn spawn(config: &Config, handed: &Handed, role: Role) -> Result<Child> {
     }
     set_environment(&mut command, config, handed, role);
     // The files are inherited while this process is started. Another one that is started at the same time gets them too, and ignores them.
-    inheritable(handed, true)?;
+    if let Some(notice) = notice {
+        command.env(names::NOTICE, path_for_child(notice.file()));
+    }
+    inheritable(handed, notice, true)?;
     let child = command.spawn();
-    inheritable(handed, false)?;
+    inheritable(handed, notice, false)?;
     child.map_err(AgentError::system(format!("start {name}")))
 }
 
@@ -184,6 +231,7 @@ fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role
         names::STATE_ARENA,
         names::TAIL,
         names::SOCKET,
+        names::NOTICE,
     ] {
         command.env_remove(variable);
     }
@@ -214,7 +262,7 @@ fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role
     }
 }
 
-fn inheritable(handed: &Handed, is: bool) -> Result<()> {
+fn inheritable(handed: &Handed, notice: Option<&Notice>, is: bool) -> Result<()> {
     let flags = if is {
         FdFlags::empty()
     } else {
@@ -222,8 +270,9 @@ fn inheritable(handed: &Handed, is: bool) -> Result<()> {
     };
     let state = handed.state.as_ref().map(|state| &state.file);
     let tail = handed.tail.as_ref().map(|(tail, _)| tail);
-    for file in state.into_iter().chain(tail) {
-        fcntl_setfd(file.as_ref(), flags).map_err(AgentError::system("hand a file over"))?;
+    let files = state.into_iter().chain(tail).map(AsRef::as_ref);
+    for file in files.chain(notice.map(Notice::file)) {
+        fcntl_setfd(file, flags).map_err(AgentError::system("hand a file over"))?;
     }
     Ok(())
 }
@@ -234,7 +283,7 @@ fn inheritable(handed: &Handed, is: bool) -> Result<()> {
 /// It failed, or didn't end in time and was killed.
 pub fn rehearse(config: &Config, handed: &Handed, timeout: Duration) -> Result<String> {
     let begun = Instant::now();
-    let mut child = spawn(config, handed, Role::Rehearsal)?;
+    let mut child = spawn(config, handed, Role::Rehearsal, None)?;
     let status = wait_within(&mut child, timeout)?;
     let took = begun.elapsed().as_millis();
     let set = handed.state.as_ref().map_or(0, |state| state.set.number);

@@ -238,6 +238,12 @@ impl Agent {
             }
             Input::Program { pid, said } => self.program_said(pid, said),
             Input::Snapshot(report) => self.snapshot_done(report),
+            Input::Dying { serial, how } => {
+                if serial == self.serial && self.program.is_some() {
+                    tracing::info!(how, "the program is dying");
+                    self.step(Event::Dying);
+                }
+            }
             Input::Exited { serial, clean, how } => {
                 if serial != self.serial {
                     return;

@@ -154,6 +154,12 @@ impl World {
                     "seed {}: two programs",
                     self.seed
                 );
+                // The ends of earlier ones are told apart by their serial numbers.
+                let of_earlier =
+                    |event: &Event| matches!(event, Event::Dying | Event::Exited { .. });
+                self.agents[which]
+                    .mail
+                    .retain(|(_, event)| !of_earlier(event));
                 // Often longer than the others would be silent.
                 let ready_at = self.now + 20 + self.random.below(5 * SILENCE_MS);
                 self.agents[which].program = Some(Program {
@@ -206,7 +212,13 @@ impl World {
             if self.writer == Some(which) {
                 self.writer = None;
             }
-            self.later(which, Event::Exited { clean }, 5);
+            // Its memory may be large: then its end is long in coming, but told before.
+            let slow = !clean && self.random.one_in(2);
+            if slow {
+                self.later(which, Event::Dying, 5);
+            }
+            let at_most = if slow { 1500 } else { 5 };
+            self.later(which, Event::Exited { clean }, at_most);
         }
     }
 
@@ -427,6 +439,40 @@ fn standby() -> Machine {
     say(&mut machine, 0, Standing::Primary);
     machine.step(10, Event::Beat);
     machine
+}
+
+fn leader() -> Machine {
+    let mut machine = Machine::primary(settings(), 0);
+    machine.step(0, Event::Units { reachable: true });
+    machine.step(10, Event::TakenOver { epoch: 1 });
+    machine.step(20, Event::Ready { epoch: 2 });
+    assert_eq!(machine.phase(), Phase::Primary);
+    machine
+}
+
+#[test]
+fn s05_a_dying_program_is_told_at_once_and_its_end_is_waited_for() {
+    let mut machine = leader();
+    machine.step(30, Event::Dying);
+    assert_eq!(machine.standing(), Standing::Dead);
+    // Nobody relieves us, and its memory is being freed all the time.
+    for now in (40..10_000).step_by(20) {
+        assert!(!takes_over(&machine.tick(now)), "{now}");
+    }
+    let actions = machine.step(10_000, Event::Exited { clean: false });
+    assert!(takes_over(&actions), "{actions:?}");
+}
+
+#[test]
+fn s05_a_word_of_dying_counts_only_while_the_program_works() {
+    let mut machine = Machine::primary(settings(), 0);
+    machine.step(10, Event::TakenOver { epoch: 1 });
+    assert_eq!(machine.step(20, Event::Dying), []);
+    assert!(matches!(machine.phase(), Phase::Starting { .. }));
+    let mut machine = leader();
+    machine.step(30, Event::Stop);
+    machine.step(40, Event::Dying);
+    assert!(matches!(machine.phase(), Phase::Stopping { .. }));
 }
 
 #[test]

@@ -34,6 +34,28 @@ fn s05_killed_program_goes_on_elsewhere_with_all_that_was_acknowledged() {
 }
 
 #[test]
+fn s05_a_kill_is_known_before_the_programs_memory_is_free() {
+    let mut agents = Agents::new(4096);
+    std::fs::write(agents.path("memory"), "1024").unwrap();
+    agents.both_at_work();
+    let before = agents.wait_for(A, "primary");
+    std::fs::remove_file(agents.path("memory")).unwrap();
+    agents.signal(before.pid.unwrap(), Signal::KILL);
+    agents.wait_for_leader_after(before.epoch);
+    wait_until("its end is seen too", || {
+        agents.log(A).contains("the program has ended")
+    });
+    let log = agents.log(A);
+    let place = |what: &str| log.find(what).unwrap_or_else(|| panic!("{what}: {log}"));
+    assert!(
+        place("the program is dying") < place("the program has ended"),
+        "{log}"
+    );
+    agents.wait_for(A, "standby");
+    agents.check();
+}
+
+#[test]
 fn p14_ten_kills_at_random_moments_lose_nothing() {
     let mut agents = Agents::new(64 << 10);
     agents.both_at_work();

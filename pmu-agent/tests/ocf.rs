@@ -1,4 +1,5 @@
-//! The OCF resource agent under Debian's ocf-tester. It must be installed (Debian: resource-agents), and libxml2-utils with it.
+//! The OCF resource agent under Debian's ocf-tester, and the unit of systemd under its verifier. They must be installed (Debian: resource-agents, systemd),
+//! and libxml2-utils with them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -38,4 +39,30 @@ fn s05_the_resource_agent_passes_ocf_tester() {
     // It was promoted on the way, so that the program has worked.
     assert!(agents.acknowledged() > 0, "{said}\n{log}");
     assert!(agents.status(A).is_none(), "it was stopped at the end");
+}
+
+#[test]
+fn s05_the_unit_of_systemd_is_sound() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = std::fs::read_to_string(root.join("packaging/pmu-agent.service")).unwrap();
+    // The commands must be there, and are as they were built.
+    let built = text.replace("/usr/bin/pmu-agent", env!("CARGO_BIN_EXE_pmu-agent"));
+    assert_ne!(text, built);
+    let folder = tempfile::tempdir().unwrap();
+    let verify = |text: &str| {
+        let unit = folder.path().join("pmu-agent.service");
+        std::fs::write(&unit, text).unwrap();
+        let output = Command::new("systemd-analyze")
+            .args(["verify", "--man=no"])
+            .arg(unit)
+            .output()
+            .expect("systemd-analyze is not installed: apt-get install systemd");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), said)
+    };
+    let (good, said) = verify(&built);
+    assert!(good && !said.contains("pmu-agent.service"), "{said}");
+    // The verifier finds what is wrong.
+    let (_, said) = verify(&built.replace("KillMode=mixed", "KillMode=sometimes"));
+    assert!(said.contains("pmu-agent.service"), "{said}");
 }

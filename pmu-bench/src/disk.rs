@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -17,6 +18,25 @@ pub(crate) fn append_us(folder: &Path, size: usize, count: usize) -> Result<f64,
         file.sync_data()?;
     }
     Ok(begun.elapsed().as_secs_f64() * 1e6 / count as f64)
+}
+
+/// Overwrites a page of a file, and syncs it; milliseconds.
+pub(crate) fn page_ms(folder: &Path) -> Result<f64, Failure> {
+    let path = folder.join("page.limit");
+    let page = [0x5a; 4096];
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)?;
+    if file.metadata()?.len() == 0 {
+        file.write_all_at(&page, 0)?;
+        file.sync_all()?;
+    }
+    let begun = Instant::now();
+    file.write_all_at(&page, 0)?;
+    file.sync_data()?;
+    Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
 /// Writes `size` bytes to a file and makes them durable; milliseconds.

@@ -149,8 +149,11 @@ const BENCHMARKS: &[Benchmark] = &[
         let (dir, runs) = (&options.dir, options.runs());
         spread::distributor::beside("parity:3+1", dir, runs, options.quick)
     }),
-    ("failover", |options| {
+    ("failover.warm", |options| {
         failover::warm(&options.dir, options.runs())
+    }),
+    ("failover.fence", |options| {
+        failover::fences(&options.dir, options.runs())
     }),
     ("snapshot.pause", |options| snapshot::pause(options.runs())),
     ("snapshot.touch", |options| snapshot::touch(options.runs())),

@@ -32,6 +32,18 @@ impl Site {
         })
     }
 
+    /// As [`Self::start`], on a pool in memory, which is not durable.
+    pub(crate) fn start_in_memory(folder: &Path, pool_bytes: u64) -> Result<Self, Failure> {
+        found_site(folder)?;
+        let pool = format!("medium = \"memory\"\nsize = {pool_bytes}");
+        let (process, unit) = UnitProcess::start(folder, "unit", &pool)?;
+        Ok(Self {
+            process,
+            folder: folder.to_owned(),
+            unit,
+        })
+    }
+
     fn pmm(&self, arguments: &[&str]) -> Result<(), Failure> {
         run("pmm", &self.folder, arguments)
     }

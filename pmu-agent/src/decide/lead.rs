@@ -32,6 +32,14 @@ impl Machine {
         self.say(Level::Info, format!("primary in epoch {epoch}"));
     }
 
+    /// The others may take over at once: they fence first, so what is still on its way from this one counts no more. We ourselves wait for its end.
+    pub(super) fn dying(&mut self) {
+        if self.phase == Phase::Primary {
+            self.say(Level::Error, "the program is dying");
+            self.leave(Standing::Dead);
+        }
+    }
+
     pub(super) fn exited(&mut self, clean: bool) {
         self.has_program = false;
         match self.phase {

@@ -99,8 +99,8 @@ impl Machine {
         let said = self.peer.filter(|_| !self.peer_is_silent());
         let said = said.map(|(standing, _)| standing);
         if self.left.is_some() {
-            // It was our own program. The others come first.
-            let over = self.now - self.left_at >= self.settings.grace_ms;
+            // It was our own program. The others come first, and it must be gone: what it holds on this computer is needed again.
+            let over = self.now - self.left_at >= self.settings.grace_ms && !self.has_program;
             let others = matches!(said, Some(Standing::Primary | Standing::Starting));
             return (over && !others)
                 .then_some("our program has ended, and nobody else has taken over");

@@ -27,6 +27,11 @@ pub struct Agents {
     pub program: String,
     pub top: String,
     pub more: String,
+    /// The section of regions, and the program, where they aren't the counter's.
+    pub regions: String,
+    pub command: Option<Vec<String>>,
+    /// Where each agent shows metrics.
+    pub metrics: Option<[u16; 2]>,
 }
 
 const NAMES: [&str; 2] = ["app", "backup"];
@@ -41,9 +46,17 @@ pub enum Line {
     Fenced { epoch: u64 },
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
+}
+
+/// An example of this crate, built with its tests.
+pub fn example(name: &str) -> String {
+    let agent = Path::new(env!("CARGO_BIN_EXE_pmu-agent"));
+    let path = agent.parent().unwrap().join("examples").join(name);
+    assert!(path.exists(), "{} is not built", path.display());
+    path.display().to_string()
 }
 
 /// Passes bytes on between whoever connects and a port; while it is cut, nothing passes, and nobody is told.
@@ -114,6 +127,9 @@ impl Agents {
             program: String::new(),
             top: String::new(),
             more: "[snapshot]\nevery_ms = 100\n".into(),
+            regions: "log = \"log\"\nsets = \"state\"".into(),
+            command: None,
+            metrics: None,
         }
     }
 
@@ -134,31 +150,35 @@ impl Agents {
 
     pub fn config(&self, which: usize) -> PathBuf {
         let (me, other) = (NAMES[which], NAMES[1 - which]);
-        let counter = Path::new(env!("CARGO_BIN_EXE_pmu-agent"))
-            .parent()
-            .unwrap()
-            .join("examples/counter");
-        assert!(counter.exists(), "{} is not built", counter.display());
+        let counter = || {
+            vec![
+                example("counter"),
+                self.site.address(),
+                self.path(me).display().to_string(),
+                self.path("").display().to_string(),
+                self.ballast.to_string(),
+            ]
+        };
+        let command = self.command.clone().unwrap_or_else(counter);
+        let metrics = self.metrics.map_or_else(String::new, |ports| {
+            format!("metrics = \"127.0.0.1:{}\"", ports[which])
+        });
         let mut text = String::new();
         writeln!(
             text,
-            "identity = {:?}\nunits = [{:?}]\nsocket = {:?}\nlisten = \"127.0.0.1:{}\"\n{}\n\
+            "identity = {:?}\nunits = [{:?}]\nsocket = {:?}\nlisten = \"127.0.0.1:{}\"\n{metrics}\n{}\n\
              [peer]\nname = {other:?}\naddress = \"127.0.0.1:{}\"\n\
-             [regions]\nlog = \"log\"\nsets = \"state\"\n\
+             [regions]\n{}\n\
              [watch]\n{}\n\
-             [program]\ncommand = [{:?}, {:?}, {:?}, {:?}, \"{}\"]\n{}\n{}",
+             [program]\ncommand = {command:?}\n{}\n{}",
             self.path(me),
             self.site.address(),
             self.path(&format!("{me}.socket")),
             self.ports[which],
             self.top,
             self.ways[1 - which],
+            self.regions,
             self.watch,
-            counter,
-            self.site.address(),
-            self.path(me),
-            self.path(""),
-            self.ballast,
             self.program,
             self.more,
         )

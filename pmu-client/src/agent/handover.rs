@@ -15,6 +15,8 @@ pub mod names {
     pub const SOCKET: &str = "PMU_AGENT_SOCKET";
     /// How often to beat, in milliseconds.
     pub const BEAT_MS: &str = "PMU_AGENT_BEAT_MS";
+    /// The file that the library holds as long as the program lives ([`pmu_notice`]).
+    pub const NOTICE: &str = "PMU_AGENT_NOTICE";
     /// `primary`, or `rehearsal`: then nothing that is written counts, and the regions are not to be opened.
     pub const ROLE: &str = "PMU_AGENT_ROLE";
     /// The file with the newest set's payload; not set where there is no set.

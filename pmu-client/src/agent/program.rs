@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pmu_format::Epoch;
+use pmu_notice::Holder;
 
 use super::handover::names;
 use super::wire::{FromProgram, LINE_BYTES_MAX, Order, SnapshotReport};
@@ -22,6 +23,9 @@ const BEAT_DEFAULT: Duration = Duration::from_millis(50);
 ///
 /// The agent may end and come again: then this connects again, and says what the agent must know. So no call fails, and none blocks for longer
 /// than it takes to write a line (at most 0.2 s). One thread uses it at a time; it may move between threads.
+///
+/// While it lives, a killed program's agent knows of it before the kernel has freed the program's memory: a sleeping thread sees to that. Keep it
+/// until the program ends. After a drop, and where the agent hands no notice, the death is seen when the memory is free.
 #[derive(Debug)]
 pub struct Program {
     path: PathBuf,
@@ -31,6 +35,8 @@ pub struct Program {
     received: Vec<u8>,
     beat_every: Duration,
     beaten: Option<Instant>,
+    /// Nothing reads it: the agent is told when it goes.
+    _notice: Option<Holder>,
 }
 
 impl Program {
@@ -41,7 +47,9 @@ impl Program {
         let beat = std::env::var(names::BEAT_MS).ok();
         let beat = beat.and_then(|text| text.parse().ok());
         let beat = beat.map_or(BEAT_DEFAULT, Duration::from_millis);
-        Some(Self::new(path.as_ref(), beat))
+        let mut program = Self::new(path.as_ref(), beat);
+        program._notice = std::env::var_os(names::NOTICE).and_then(|notice| hold(notice.as_ref()));
+        Some(program)
     }
 
     /// The agent that listens on a socket. Nothing is sent before [`Self::ready`].
@@ -55,6 +63,7 @@ impl Program {
             received: Vec::new(),
             beat_every,
             beaten: None,
+            _notice: None,
         }
     }
 
@@ -161,6 +170,17 @@ impl Program {
         self.stream = None;
         self.received.clear();
         tracing::warn!(socket = %self.path.display(), "the agent is away");
+    }
+}
+
+/// Without it a death is told all the same, but later.
+fn hold(notice: &Path) -> Option<Holder> {
+    match Holder::take(notice) {
+        Ok(holder) => Some(holder),
+        Err(error) => {
+            tracing::info!(%error, "a kill will be told late");
+            None
+        }
     }
 }
 

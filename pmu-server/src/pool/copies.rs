@@ -102,12 +102,14 @@ pub(super) fn write_superblock<M: PoolMedium>(
     write_durably(medium, superblock_offset(copy), &superblock.encode())
 }
 
-/// The bytes of a table, as they stand at the start of a copy.
+/// The bytes of a table, as they stand at the start of a copy, and zeros up to the end of a page. Whole pages of a file are written by a write
+/// call; a few bytes go through the mapping, whose pages are write-protected after each sync: that fault costs more than the sync itself.
 pub(super) fn table_image(
     superblock: &Superblock,
     table: &RegionTable,
 ) -> Result<Vec<u8>, FormatError> {
-    let mut image = vec![0; table.encoded_length_bytes()];
+    let page = PAGE_BYTES as usize;
+    let mut image = vec![0; table.encoded_length_bytes().next_multiple_of(page)];
     table.encode(superblock, &mut image)?;
     Ok(image)
 }
