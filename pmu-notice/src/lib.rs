@@ -1,5 +1,5 @@
 //! Tells of a process's death before the kernel has freed its memory, which takes a quarter of a second for each GiB.
-//! It never decides that a process is dead by the notice alone: [`dying`] asks the kernel.
+//! It never decides that a process is dead by the notice alone: [`dying()`] asks the kernel.
 //!
 //! A process descriptor becomes readable when the last thread has gone, and with it the memory. Long before that, a dying thread goes
 //! through its *robust list*: in each futex that it holds the kernel sets `FUTEX_OWNER_DIED`, and wakes a waiter. So
