@@ -245,7 +245,9 @@ pub(super) fn copy_share(
     let spread = reader.spread;
     let trailer = &chosen.trailer;
     let placement = placement(trailer, spread)?;
-    let set = chosen.held.iter().flatten().flatten().next();
+    // A member that missed it may hold another set of this number.
+    let mut held = chosen.held.iter().flatten().flatten();
+    let set = held.find(|(found, _)| trailer.goes_with(found));
     let (committed_ns, label) = set.map_or_else(Default::default, |(_, set)| {
         (set.committed_nanoseconds, set.label)
     });
