@@ -98,6 +98,11 @@ impl Reach for SimReach {
         }
     }
 
+    /// One group or all: sets are small here.
+    fn window_bytes(&self) -> u64 {
+        self.0.draw(|random| random.pick(&[0, 32 << 20]))
+    }
+
     /// Before it returns: the program has one turn, and goes on with it.
     fn beside(&self, work: Box<dyn FnOnce() + Send>) {
         work();
