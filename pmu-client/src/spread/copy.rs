@@ -144,7 +144,7 @@ pub(super) fn pass(
     target: &mut Target,
     course: &mut Course<'_, '_>,
 ) -> Result<Pass> {
-    let newest = reader.newest()?;
+    let newest = reader.newest_durable()?;
     let mut pass = Pass {
         newest: newest.clone(),
         ..Pass::default()
