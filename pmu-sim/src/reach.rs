@@ -35,8 +35,11 @@ impl Administer for SimReach {
     /// As the real unit lays a member's region out.
     fn create_member(&self, member: &Member, new: &NewMember<'_>) -> Result<(), ClientError> {
         let unit = self.index_of(member)?;
-        let length = SetGeometry::region_bytes_for(new.capacity_bytes, new.sets_kept)
-            .map_err(|error| ClientError::Invalid(error.to_string()))?;
+        let length = match new.mode {
+            Mode::Append => new.length_bytes,
+            Mode::Overwrite => SetGeometry::region_bytes_for(new.capacity_bytes, new.sets_kept)
+                .map_err(|error| ClientError::Invalid(error.to_string()))?,
+        };
         let mut info = self.0.with(|state| {
             let id = RegionId(
                 state

@@ -110,6 +110,7 @@ fn b07_media_fail_and_what_is_read_is_right_or_refused_and_a_scrub_repairs_it() 
     let totals = run("medium");
     let happened = [
         ("failures of media", totals.damages),
+        ("publications that a scrub made durable", totals.settled),
         ("scrubs that repaired", totals.repairs),
         ("reads refused", totals.refused_reads),
     ];

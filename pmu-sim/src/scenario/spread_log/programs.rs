@@ -397,7 +397,8 @@ pub(super) fn last_round(context: &Context, site: &Site) -> Result<(), String> {
         done.map_err(|error| format!("the last append failed: {error}"))?;
     }
     let missing: Vec<&str> = log.missing().map(|missing| &*missing.unit).collect();
-    let whole = (0..site.units).filter(|unit| !missing.contains(&UNIT_NAMES[*unit]));
+    let members = site.members(context).into_iter();
+    let whole = members.filter(|unit| !missing.contains(&UNIT_NAMES[*unit]));
     *site.whole.lock() = whole.fold(0, |all, unit| all | 1 << unit);
     Ok(())
 }
