@@ -215,6 +215,16 @@ impl LogModel {
         epoch == attempt.epoch || (moved && !of_another())
     }
 
+    /// What is not acknowledged was written again in a later epoch, which its primary took when the members were changed: what fenced the
+    /// earlier one did not fence this one.
+    pub(crate) fn moved(&mut self, ids: &[u64], epoch: u64) {
+        for id in ids {
+            let attempt = &mut self.attempts[*id as usize - 1];
+            let is_later = self.epochs_move && epoch > attempt.epoch;
+            attempt.too_late &= !is_later || epoch <= self.fenced;
+        }
+    }
+
     /// Members will change.
     pub(crate) const fn let_epochs_move(&mut self) {
         self.epochs_move = true;
