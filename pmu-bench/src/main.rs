@@ -142,6 +142,10 @@ const BENCHMARKS: &[Benchmark] = &[
         let (dir, runs) = (&options.dir, options.runs());
         spread::rebuild::rebuild("spread.rebuild.parity:3+1", "parity:3+1", dir, runs)
     }),
+    ("spread.rebuild.mirror:3", |options| {
+        let (dir, runs) = (&options.dir, options.runs());
+        spread::rebuild::rebuild("spread.rebuild.mirror:3", "mirror:3", dir, runs)
+    }),
     ("spread.client_memory", |options| {
         spread::client_memory("spread.client_memory", "parity:3+1", &options.dir)
     }),

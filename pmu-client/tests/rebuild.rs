@@ -14,13 +14,17 @@ mod units;
 
 use std::io::IoSlice;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use boss::Boss;
-use pmu_client::rebuild::{Rebuilt, Replacement};
+use pmu_client::rebuild::{RebuildOptions, Rebuilt, Replacement, replace};
 use pmu_client::{
-    ClientError, ConnectOptions, Label, OpenOptions, SetChoice, SetNumber, Spread, SpreadPrimary,
+    ClientError, ConnectOptions, Label, Layout, Network, OpenOptions, Reach, ReachedUnit,
+    SetChoice, SetNumber, Spread, SpreadPrimary,
 };
+use pmu_format::Member;
 use pmu_proto::v1::create_region_request::Room;
 use pmu_proto::v1::{self};
 use support::{PATIENCE, READ, pattern};
@@ -606,4 +610,111 @@ fn b07_scrub_while_a_primary_writes_finds_no_damage() {
         stop.store(true, Ordering::SeqCst);
         writer.join().unwrap();
     });
+}
+
+/// The network, on which a share is copied group by group; counts what is done at one time.
+struct Narrow {
+    network: Arc<Network>,
+    at_once_max: AtomicUsize,
+}
+
+impl Reach for Narrow {
+    fn unit(&self, member: &Member) -> Result<Box<dyn ReachedUnit>, ClientError> {
+        self.network.unit(member)
+    }
+
+    fn at_once(&self, count: usize, work: &(dyn Fn(usize) + Sync)) {
+        self.at_once_max.fetch_max(count, Ordering::SeqCst);
+        self.network.at_once(count, work);
+    }
+
+    fn threads(&self) -> usize {
+        1
+    }
+
+    fn window_bytes(&self) -> u64 {
+        0
+    }
+
+    fn random(&self) -> Result<[u8; 16], ClientError> {
+        self.network.random()
+    }
+}
+
+#[test]
+fn b04_the_next_stretch_is_read_while_the_last_one_is_written() {
+    for layout in ["parity:3+1", "mirror:3", "erasure:2+2"] {
+        let members = Layout::from_str(layout).unwrap().units();
+        let mut units = Units::new(5, 24 << 20);
+        let units_min = u8::try_from(members - 1).unwrap();
+        units.spread("state", layout, units_min, 2 << 20);
+        let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
+        let bytes = pattern(1_900_001, 1);
+        commit(&mut primary, &bytes);
+        drop(primary);
+        units.stop(1);
+        let boss = Boss::new(&units, "state");
+        let reach = Arc::new(Narrow {
+            network: boss.network(),
+            at_once_max: AtomicUsize::new(0),
+        });
+        let mut told = Vec::new();
+        let mut on_progress = |progress: &pmu_client::RebuildProgress| {
+            told.push(progress.bytes_done);
+            ControlFlow::Continue(())
+        };
+        let options = RebuildOptions {
+            open: OpenOptions::new(),
+            rate_bytes_per_s: None,
+            on_progress: &mut on_progress,
+        };
+        let info = boss.info(&[0, 2, 3, 4]);
+        let done = replace(
+            &info,
+            Arc::clone(&reach) as Arc<dyn Reach>,
+            &boss,
+            &boss.replacement(1, 4),
+            options,
+        );
+        let given = done.unwrap().units[0].bytes;
+        // Each stretch is told of, and at the end everything was.
+        assert!(told.len() > 8 && told.is_sorted(), "{layout}: {told:?}");
+        assert_eq!(told.last(), Some(&given), "{layout}");
+        // What is read of a member is one job, and what is written another (the members are opened at one time, too).
+        assert!(reach.at_once_max.load(Ordering::SeqCst) >= 2, "{layout}");
+        let left: Vec<usize> = (0..members).filter(|index| *index != 1).collect();
+        units.stop(left[0]);
+        assert!(newest(&units).1 == bytes, "{layout}");
+    }
+}
+
+#[test]
+fn b04_a_copy_has_the_label_of_its_set_and_not_of_what_stood_there() {
+    let mut units = Units::new(4, 24 << 20);
+    units.spread("state", "parity:3+1", 3, 1 << 20);
+    let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
+    commit(&mut primary, &pattern(100_000, 1));
+    let stale = Label::new("stale").unwrap();
+    let mut put = primary.begin(Some(50_000), stale).unwrap();
+    put.write_bytes(&pattern(50_000, 2)).unwrap();
+    (1..4).for_each(|index| units.stop(index));
+    put.finish().unwrap_err();
+    drop(primary);
+    // The first unit holds another set 2, which nobody published.
+    units.stop(0);
+    (1..4).for_each(|index| units.start(index));
+    let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
+    commit(&mut primary, &pattern(70_000, 3));
+    drop(primary);
+    units.start(0);
+    Boss::new(&units, "state").rebuild(Some(&unit(0))).unwrap();
+    let spread = units.find("backup", "state");
+    let mut bytes = Vec::new();
+    let mut reader = spread.open_reader(&options()).unwrap();
+    let read = reader.read(SetChoice::Newest, &mut bytes).unwrap();
+    assert_eq!(
+        (read.set.number.get(), read.set.label.to_string()),
+        (2, "turn".to_owned())
+    );
+    assert!(bytes == pattern(70_000, 3));
 }

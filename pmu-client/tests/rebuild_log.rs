@@ -876,3 +876,23 @@ fn d07_a_change_that_is_left_half_done_ends_what_is_under_way_with_an_error_and_
         assert!(found == records(0..13) || (error.is_err() && found == without));
     }
 }
+
+#[test]
+fn p13_a_backup_that_lost_its_sessions_takes_back_nothing_that_another_cleared() {
+    let units = Units::new(5, 4 << 20);
+    units.spread_log("log", "parity:3+1", 3, SIZE);
+    let mut log = primary(&units);
+    append_all(&mut log, 0..20);
+    let mut first = backup(&units, true);
+    assert_eq!(first.read_unread(1).unwrap().len(), 1);
+    manager(&units).replace(1, 4).unwrap();
+    // Its right to clear has ended with its sessions.
+    let mut second = backup(&units, true);
+    assert!(read_all(&mut second) == records(0..20));
+    let end = second.clear_handed_out().unwrap();
+    drop(second);
+    assert_eq!(first.clear_handed_out().unwrap(), end);
+    assert_eq!(backup(&units, false).position(), end);
+    append_all(&mut log, 20..22);
+    assert!(read_all(&mut first) == records(20..22));
+}

@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pmu_client::rebuild::{Administer, NewMember, RebuildOptions};
+use pmu_client::scrub::scrub;
 use pmu_client::{
     ClientError, ConnectOptions, Counters, FenceReport, Label, LocalMemory, Mode, Network,
     OpenOptions, Parts, Provider, Reach, ReachedUnit, RegionInfo, SessionRole, SetChoice, Spread,
@@ -26,7 +28,7 @@ use pmu_fabric::{
     AccessWindow, AttachedMemory, Chain, Completion, CompletionStatus, Connection, FabricError,
     Limits, Op, PersistenceMethod,
 };
-use pmu_format::Member;
+use pmu_format::{Member, Membership};
 use support::{PATIENCE, pattern};
 use units::{Units, unit};
 
@@ -42,6 +44,32 @@ struct Faults {
     is_silent: AtomicBool,
     /// Done before the next atomic write is posted: between the two steps of a commit.
     before_publish: Mutex<Option<Hook>>,
+    /// What was posted to which unit.
+    posted: Mutex<Vec<(String, Posted)>>,
+}
+
+/// What a chain does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Posted {
+    /// Reads the whole publish page.
+    LooksAtThePage,
+    FlushesThePage,
+    Reads,
+    Changes,
+}
+
+/// What a chain does to a region that begins at `base`.
+fn posted(chain: &Chain, base: u64) -> Posted {
+    match chain.ops() {
+        [Op::Read { remote, local }] if (*remote, local.length) == (base, 4096) => {
+            Posted::LooksAtThePage
+        }
+        [Op::Flush { remote, length }] if (*remote, *length) == (base, 4096) => {
+            Posted::FlushesThePage
+        }
+        ops if ops.iter().all(|op| matches!(op, Op::Read { .. })) => Posted::Reads,
+        _ => Posted::Changes,
+    }
 }
 
 struct Faulty {
@@ -116,6 +144,7 @@ impl FaultyUnit {
             connection: Box::new(FaultyConnection {
                 inner: parts.connection,
                 unit: self.unit.name().to_owned(),
+                base: parts.info.address.get(),
                 faults: self.faults.clone(),
             }),
             ..parts
@@ -126,6 +155,8 @@ impl FaultyUnit {
 struct FaultyConnection {
     inner: Box<dyn Connection>,
     unit: String,
+    /// Where the region begins.
+    base: u64,
     faults: Arc<Faults>,
 }
 
@@ -153,6 +184,8 @@ impl Connection for FaultyConnection {
         self.inner.attach(memory)
     }
     fn post(&mut self, tag: u64, chain: &Chain) -> Result<(), FabricError> {
+        let done = (self.unit.clone(), posted(chain, self.base));
+        self.faults.posted.lock().unwrap().push(done);
         if chain
             .ops()
             .iter()
@@ -389,4 +422,74 @@ fn d01_a_set_of_unknown_length_is_spread_as_it_comes() {
     );
     drop(put);
     assert_eq!(read(&spread, &options).1.len(), 3_999_999);
+}
+
+/// Nobody is to be changed.
+struct Nobody;
+
+impl Administer for Nobody {
+    fn create_member(&self, _: &Member, _: &NewMember<'_>) -> pmu_client::Result<()> {
+        panic!("a member is created")
+    }
+
+    fn set_membership(
+        &self,
+        _: &Member,
+        _: &str,
+        _: u64,
+        _: &Membership,
+    ) -> pmu_client::Result<()> {
+        panic!("members are changed")
+    }
+}
+
+#[test]
+fn b07_a_scrub_flushes_what_is_published_before_it_goes_by_it() {
+    let units = Arc::new(Units::new(4, 16 << 20));
+    units.spread("state", "parity:3+1", 3, 1 << 20);
+    let nothing = Arc::new(Faults::default());
+    let mut primary = find(&units, "app", "state", &nothing)
+        .open_primary(&OpenOptions::new())
+        .unwrap();
+    commit(&mut primary, &pattern(300_000, 1)).unwrap();
+    let identity = units.identity("backup", pmu_auth::Role::Client);
+    let options = ConnectOptions::with_timeout(PATIENCE);
+    let info = Unit::connect(&units.addresses[0], &identity, &options)
+        .and_then(|unit| unit.describe("state"))
+        .unwrap();
+    let faults = Arc::new(Faults::default());
+    let reach = Faulty {
+        network: Network::new(&identity, &options),
+        faults: faults.clone(),
+    };
+    let mut on_progress = |_: &_| std::ops::ControlFlow::Continue(());
+    let options = RebuildOptions {
+        open: OpenOptions::new(),
+        rate_bytes_per_s: None,
+        on_progress: &mut on_progress,
+    };
+    let found = scrub(&info, Arc::new(reach), &Nobody, false, options).unwrap();
+    assert!(
+        !found.is_damaged() && found.missing.is_empty() && found.sets == 1,
+        "{found:?}"
+    );
+    let posted = faults.posted.lock().unwrap().clone();
+    for index in 0..4 {
+        let own = posted.iter().filter(|(name, _)| *name == unit(index));
+        let own: Vec<Posted> = own.map(|(_, posted)| *posted).collect();
+        assert!(!own.contains(&Posted::Changes), "{own:?}");
+        // The set's header and chunks are read behind that.
+        let flush = own
+            .iter()
+            .position(|posted| *posted == Posted::FlushesThePage)
+            .unwrap();
+        let chunks = own
+            .iter()
+            .position(|posted| *posted == Posted::Reads)
+            .unwrap();
+        assert!(
+            own[..flush].contains(&Posted::LooksAtThePage) && flush < chunks,
+            "{own:?}"
+        );
+    }
 }

@@ -503,7 +503,7 @@ fn p12_batches_publishes_and_failures_keep_their_order() {
     writer.reserve(payload, Batch::Ends).unwrap();
     let one = writer.publish().unwrap().unwrap();
     assert_eq!(
-        (one.records, one.tail.value, one.flush.length_bytes()),
+        (one.records, one.end.get(), one.flush.length_bytes()),
         (2, 176, 112)
     );
     writer.reserve(payload, Batch::Ends).unwrap();

@@ -84,6 +84,7 @@ pub const CASES: &[Case] = &[
         part_of_an_extent,
     ),
     ("p09_the_flush_key_writes_nothing", flush_key_writes_nothing),
+    ("b07_who_reads_may_flush", who_reads_may_flush),
     (
         "p10_scattered_extents_are_one_range_of_addresses",
         scattered_extents,
@@ -601,6 +602,25 @@ fn flush_key_writes_nothing(harness: &dyn Harness) {
     assert_eq!(peer.run(&chain), CompletionStatus::RemoteAccess);
     let mut reader = connect(harness, READ);
     assert_eq!(reader.read(REGION_ADDRESS, 8).unwrap(), [0; 8]);
+}
+
+fn who_reads_may_flush(harness: &dyn Harness) {
+    let mut writer = connect(harness, BOTH);
+    assert_eq!(
+        writer.write(REGION_ADDRESS, b"visible"),
+        CompletionStatus::Success
+    );
+    let mut reader = connect(harness, READ);
+    assert_eq!(reader.read(REGION_ADDRESS, 7).unwrap(), b"visible");
+    let mut chain = Chain::default();
+    chain.flush(REGION_ADDRESS, 4096);
+    assert_eq!(reader.run(&chain), CompletionStatus::Success);
+    // It is still one that writes nothing.
+    reader.memory.write_at(0, b"written").unwrap();
+    let mut chain = Chain::default();
+    chain.write(REGION_ADDRESS, reader.slice(0, 7));
+    assert_eq!(reader.run(&chain), CompletionStatus::RemoteAccess);
+    assert_eq!(writer.read(REGION_ADDRESS, 7).unwrap(), b"visible");
 }
 
 fn scattered_extents(harness: &dyn Harness) {

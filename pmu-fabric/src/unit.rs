@@ -61,7 +61,7 @@ pub struct ExposedRegion {
     pub extents: Vec<ExposedExtent>,
 }
 
-/// What a window lets its holder do. Flush is always allowed on what can be written.
+/// What a window lets its holder do. Flush is always allowed: who reads may have to know that what was read stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WindowAccess {
     /// READ.

@@ -4,8 +4,9 @@
 use crate::{
     CursorPair, LogGeometry, LogPosition, LogPublishWords, Medium, Membership, PoolId,
     RECORD_SHARE_BYTES, RecordHeader, RecordShare, RegionId, RegionTable, SET_HEADER_BYTES,
-    SHARE_TRAILER_BYTES, SNAPSHOT_HEADER_BYTES, SetGeometry, SetHeader, ShareTrailer, SlotIndex,
-    SnapshotHeader, SnapshotKind, Superblock, TermRecord, choose_superblock, choose_table,
+    SHARE_TRAILER_BYTES, SNAPSHOT_HEADER_BYTES, SetGeometry, SetHeader, SetNumber, ShareTrailer,
+    SlotIndex, SnapshotHeader, SnapshotKind, Superblock, Term, TermRecord, choose_superblock,
+    choose_table,
 };
 
 /// The pool that fuzzed tables belong to.
@@ -147,6 +148,14 @@ pub fn record(data: &[u8]) {
 /// The words of a log's pages.
 pub fn log_words(data: &[u8]) {
     let _ = LogPublishWords::decode(data);
+    if let Some(word) = data.first_chunk().map(|word| u64::from_le_bytes(*word)) {
+        let set = SetNumber::of_publish_word(word).map(SetNumber::publish_word);
+        let term = Term::of_term_word(word).map(Term::term_word);
+        let tail = LogPosition::of_tail_word(word).map(LogPosition::tail_word);
+        for again in [set, term, tail].into_iter().flatten() {
+            assert_eq!(again, word);
+        }
+    }
     if let Ok(pair) = CursorPair::decode(data) {
         assert!(pair.agreed().is_none() || pair.agreed() == pair.cursor_word());
     }

@@ -40,6 +40,7 @@ mod table;
 mod table_check;
 mod term;
 mod units;
+mod word;
 
 pub use beat::{BEAT_BYTES, BEAT_OFFSET, Beat};
 pub use checksum::{Digest, crc32c, crc64_nvme};
@@ -84,9 +85,10 @@ pub use units::{
     Epoch, IdError, LogPosition, Medium, Mode, Need, PoolId, PoolOffset, RegionId, RegionOffset,
     RegionState, Rights, SetNumber, UnknownWord, VirtualAddress,
 };
+pub use word::{COUNT_MAX, POSITION_MAX};
 
 /// The version of every structure that this crate writes, and the only one that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Structures on media that are written or replaced apart from each other stand in pages of their
 /// own, of this many bytes.

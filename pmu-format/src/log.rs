@@ -188,23 +188,13 @@ impl LogPublishWords {
     /// Reads the words from the beginning of the publish page ([`PAGE_PAIR_BYTES`] or more).
     ///
     /// # Errors
-    /// [`FormatError::TooShort`], or [`FormatError::Field`] for a tail that is no multiple of 8.
+    /// [`FormatError::TooShort`], or [`FormatError::Checksum`] for a tail that is damaged.
     pub fn decode(page: &[u8]) -> Result<Self, FormatError> {
         check_page(page)?;
         let tail = u64_at(page, LOG_TAIL_OFFSET.get() as usize);
-        let epoch = Epoch(u64_at(page, LOG_EPOCH_OFFSET.get() as usize));
-        if !tail.is_multiple_of(RECORD_ALIGNMENT_BYTES) {
-            let (structure, expected) = (Structure::LogWords, "a multiple of 8");
-            return Err(FormatError::Field {
-                structure,
-                field: "tail",
-                found: tail,
-                expected,
-            });
-        }
         Ok(Self {
-            tail: LogPosition(tail),
-            epoch,
+            tail: LogPosition::of_tail_word(tail)?,
+            epoch: Epoch(u64_at(page, LOG_EPOCH_OFFSET.get() as usize)),
         })
     }
 }

@@ -19,17 +19,26 @@ pub enum Bug {
     StaleParity,
     /// A unit that takes another's place votes with what was committed before the members were changed.
     StaleRebuild,
+    /// A scrub or rebuild takes what is published for settled, durable or not.
+    TrustVisible,
+    /// Publish word and term word are believed whatever their check bits say.
+    TrustWords,
+    /// A log's new member takes the term without the records that came after it was filled.
+    StaleLogRebuild,
 }
 
 impl Bug {
     /// All of them, by their names.
-    pub const ALL: [(&'static str, Self); 6] = [
+    pub const ALL: [(&'static str, Self); 9] = [
         ("drop-flush", Self::DropFlush),
         ("commit-before-data", Self::CommitBeforeData),
         ("reuse-slot", Self::ReuseSlot),
         ("skip-epoch-check", Self::SkipEpochCheck),
         ("stale-parity", Self::StaleParity),
         ("stale-rebuild", Self::StaleRebuild),
+        ("trust-visible", Self::TrustVisible),
+        ("trust-words", Self::TrustWords),
+        ("stale-log-rebuild", Self::StaleLogRebuild),
     ];
 }
 

@@ -100,7 +100,7 @@ fn golden_record() {
 #[test]
 fn golden_log_words() {
     let mut page = vec![0; PAGE_PAIR_BYTES as usize];
-    page[..8].copy_from_slice(&64_u64.to_le_bytes());
+    page[..8].copy_from_slice(&LogPosition(64).tail_word().to_le_bytes());
     page[64..].copy_from_slice(&3_u64.to_le_bytes());
     check_golden("log-publish-page.hex", &page);
     let words = LogPublishWords {
@@ -118,6 +118,32 @@ fn golden_log_words() {
     );
     let empty = CursorPair::decode(&[0; 72]).unwrap();
     assert_eq!(empty.agreed(), Some(LogPosition(0)));
+}
+
+#[test]
+fn b07_golden_words() {
+    let words = [
+        SetNumber(7).publish_word(),
+        SetNumber(COUNT_MAX).publish_word(),
+        Term(3).term_word(),
+        LogPosition(64).tail_word(),
+        POSITION_MAX.tail_word(),
+    ];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    check_golden("words.hex", &bytes);
+    assert_eq!(SetNumber::of_publish_word(words[0]), Ok(SetNumber(7)));
+    assert_eq!(Term::of_term_word(words[2]), Ok(Term(3)));
+    assert_eq!(LogPosition::of_tail_word(words[3]), Ok(LogPosition(64)));
+    each_bit(&bytes, |bit, damaged| {
+        let at = bit / 64 * 8;
+        let word = u64::from_le_bytes(damaged[at..at + 8].try_into().unwrap());
+        let believed = match bit / 64 {
+            0 | 1 => SetNumber::of_publish_word(word).is_ok(),
+            2 => Term::of_term_word(word).is_ok(),
+            _ => LogPosition::of_tail_word(word).is_ok(),
+        };
+        assert!(!believed, "bit {bit}");
+    });
 }
 
 #[test]
@@ -242,13 +268,13 @@ fn copies_missing_older_newer_and_contradicting() {
         choose_superblock(&page, &page).unwrap().other,
         OtherCopy::Same
     );
-    let newer = with_version(&page, 2);
+    let newer = with_version(&page, FORMAT_VERSION + 1);
     assert_eq!(
         choose_superblock(&page, &newer),
         Err(CopiesError::Version {
             structure,
             copy: CopyName::B,
-            found: 2
+            found: FORMAT_VERSION + 1
         })
     );
     let differs = Superblock::new(PoolId([1; 16]), 1 << 20, 1 << 16, 0, Medium::Fsdax)

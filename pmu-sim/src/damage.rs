@@ -1,18 +1,19 @@
 //! Media that fail: words of a unit's region that are not what was written.
 //!
-//! Two words of a region have no checksum, the publish word and the term word; they are left alone here (docs/simulation.md).
+//! The publish word and the term word are never lost here, only changed: a word of zero says that nothing was published (docs/simulation.md).
 
 use std::ops::Range;
 
 use pmu_format::{
-    PAGE_BYTES, RegionOffset, SET_HEADER_BYTES, SetGeometry, TERM_RECORD_BYTES, TERM_RECORD_OFFSETS,
+    PAGE_BYTES, RegionOffset, SET_HEADER_BYTES, SetGeometry, TERM_RECORD_BYTES,
+    TERM_RECORD_OFFSETS, TERM_WORD_OFFSET,
 };
 
 use crate::medium::WORD_BYTES;
 use crate::state::State;
 
 /// What a failure leaves of a word.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Harm {
     /// One bit is another.
     Bit,
@@ -28,9 +29,12 @@ impl State {
         let Some(place) = self.draw_place(unit) else {
             return;
         };
-        let harm = self
+        let mut harm = self
             .random
             .pick(&[Harm::Bit, Harm::Bit, Harm::Lost, Harm::Scrambled]);
+        if place.end - place.start == WORD_BYTES && harm == Harm::Lost {
+            harm = Harm::Bit;
+        }
         let length = match harm {
             Harm::Bit => 1,
             _ => self.random.pick(&[1, WORD_BYTES, 64, PAGE_BYTES]),
@@ -53,7 +57,7 @@ impl State {
         self.totals.damages += 1;
     }
 
-    /// A term record, or the header, chunk table or payload of a slot.
+    /// The publish word, the term word, a term record, or the header, chunk table or payload of a slot.
     fn draw_place(&mut self, unit: usize) -> Option<Range<u64>> {
         let Self { units, random, .. } = self;
         let info = &units[unit].info;
@@ -63,7 +67,9 @@ impl State {
         let slot = PAGE_BYTES + random.below(slots) * geometry.slot_bytes();
         let table = slot + PAGE_BYTES;
         let payload = table + geometry.chunk_table_area_bytes();
-        let (begin, length) = match random.below(6) {
+        let (begin, length) = match random.below(8) {
+            6 => (geometry.publish_offset().get(), WORD_BYTES),
+            7 => (TERM_WORD_OFFSET.get(), WORD_BYTES),
             0 => {
                 let RegionOffset(begin) = random.pick(&TERM_RECORD_OFFSETS);
                 (begin, TERM_RECORD_BYTES as u64)

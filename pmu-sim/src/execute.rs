@@ -124,7 +124,10 @@ impl State {
                 }
             }
             Kind::Flush => {
-                unit.medium.flush(&(offset..offset + op.length));
+                let words = unit.medium.flush(&(offset..offset + op.length));
+                let session = unit.sessions.get(&wire.session);
+                let reads = session.is_some_and(|session| session.role == SessionRole::Backup);
+                totals.settled += u64::from(reads && offset == 0 && words > 0);
                 totals.flushes += 1;
                 return Phase::Done;
             }

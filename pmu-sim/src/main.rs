@@ -213,14 +213,15 @@ fn print(summary: &Summary) {
         totals.refused_operations
     );
     println!(
-        "  {} changes of members at units, {} cut short for a while; {} rebuilds and scrubs ended, {} cut short; {} units destroyed; {} failures of media, {} scrubs that repaired",
+        "  {} changes of members at units, {} cut short for a while; {} rebuilds and scrubs ended, {} cut short; {} units destroyed; {} failures of media, {} scrubs that repaired; {} publish pages that a scrub or rebuild made durable",
         totals.changes,
         totals.changes_half_done,
         totals.rebuilds,
         totals.rebuilds_cut,
         totals.destroyed,
         totals.damages,
-        totals.repairs
+        totals.repairs,
+        totals.settled
     );
 }
 

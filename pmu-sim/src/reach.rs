@@ -35,8 +35,11 @@ impl Administer for SimReach {
     /// As the real unit lays a member's region out.
     fn create_member(&self, member: &Member, new: &NewMember<'_>) -> Result<(), ClientError> {
         let unit = self.index_of(member)?;
-        let length = SetGeometry::region_bytes_for(new.capacity_bytes, new.sets_kept)
-            .map_err(|error| ClientError::Invalid(error.to_string()))?;
+        let length = match new.mode {
+            Mode::Append => new.length_bytes,
+            Mode::Overwrite => SetGeometry::region_bytes_for(new.capacity_bytes, new.sets_kept)
+                .map_err(|error| ClientError::Invalid(error.to_string()))?,
+        };
         let mut info = self.0.with(|state| {
             let id = RegionId(
                 state
@@ -96,6 +99,11 @@ impl Reach for SimReach {
             let next = self.0.draw(|random| random.below(left.len() as u64));
             work(left.swap_remove(next as usize));
         }
+    }
+
+    /// One group or all: sets are small here.
+    fn window_bytes(&self) -> u64 {
+        self.0.draw(|random| random.pick(&[0, 32 << 20]))
     }
 
     /// Before it returns: the program has one turn, and goes on with it.

@@ -145,6 +145,8 @@ pub struct Totals {
     pub damages: u64,
     /// Scrubs that found damage, and repaired it.
     pub repairs: u64,
+    /// Times that somebody who reads made durable what was only visible of a publish page.
+    pub settled: u64,
 }
 
 impl Totals {
@@ -176,6 +178,7 @@ impl Totals {
             (&mut self.destroyed, other.destroyed),
             (&mut self.damages, other.damages),
             (&mut self.repairs, other.repairs),
+            (&mut self.settled, other.settled),
         ];
         for (sum, more) in fields {
             *sum += more;

@@ -68,6 +68,16 @@ fn d07_what_a_rebuild_read_too_early_is_found() {
 }
 
 #[test]
+fn b07_words_whose_check_bits_are_not_looked_at_are_found() {
+    is_found(Bug::TrustWords);
+}
+
+#[test]
+fn d07_what_a_logs_rebuild_left_out_is_found() {
+    is_found(Bug::StaleLogRebuild);
+}
+
+#[test]
 fn b05_without_a_bug_nothing_is_found() {
     let _alone = alone();
     plant(None);

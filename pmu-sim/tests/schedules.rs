@@ -101,8 +101,21 @@ fn d07_members_change_and_managers_die_and_no_set_is_lost_or_wrong() {
         ("rebuilds ended", totals.rebuilds),
         ("rebuilds cut short", totals.rebuilds_cut),
         ("units destroyed", totals.destroyed),
+        ("publications that were made durable", totals.settled),
     ];
     all_happened("rebuild", &happened);
+}
+
+#[test]
+fn d07_members_of_a_log_change_and_managers_die_and_no_record_is_lost_or_wrong() {
+    let totals = run("rebuild-log");
+    let happened = [
+        ("units that learned of other members", totals.changes),
+        ("changes half done", totals.changes_half_done),
+        ("rebuilds ended", totals.rebuilds),
+        ("rebuilds cut short", totals.rebuilds_cut),
+    ];
+    all_happened("rebuild-log", &happened);
 }
 
 #[test]
@@ -110,6 +123,7 @@ fn b07_media_fail_and_what_is_read_is_right_or_refused_and_a_scrub_repairs_it() 
     let totals = run("medium");
     let happened = [
         ("failures of media", totals.damages),
+        ("publications that were made durable", totals.settled),
         ("scrubs that repaired", totals.repairs),
         ("reads refused", totals.refused_reads),
     ];

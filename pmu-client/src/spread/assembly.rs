@@ -241,7 +241,7 @@ impl Assembly<'_, '_> {
             return Err((shard.unit, "it is not read".to_owned()));
         };
         let taken = piece(seat, shard.offset + done, bytes, hedge);
-        taken.map_err(|reason| (shard.unit, reason))
+        taken.map_err(|fault| (shard.unit, fault.reason))
     }
 
     /// How long to wait for a unit that sends nothing, where the others would do.
@@ -327,22 +327,39 @@ impl Assembly<'_, '_> {
 type Failed = (UnitIndex, String);
 type Outcome = std::result::Result<(), Failed>;
 
+/// Why a piece of a share can't be had.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) reason: String,
+    /// What stands there is not what was written; others may be.
+    pub(super) is_damage: bool,
+}
+
+impl From<ClientError> for Fault {
+    fn from(error: ClientError) -> Self {
+        Self {
+            reason: error.to_string(),
+            is_damage: error.is_damage(),
+        }
+    }
+}
+
 /// Reads a piece of a share; the error says why its unit can't be used, also where nothing came for the time of the hedge.
 pub(super) fn piece(
     seat: &mut ShareReader,
     offset: u64,
     bytes: &mut [u8],
     hedge: Option<Duration>,
-) -> std::result::Result<(), String> {
+) -> std::result::Result<(), Fault> {
     let range = offset..offset + bytes.len() as u64;
     let patience = hedge.unwrap_or_else(|| seat.stall());
-    let said = |error: ClientError| error.to_string();
-    match seat.ready(range, patience).map_err(said)? {
-        Ready::Yes => seat.take(offset, bytes).map_err(said),
-        Ready::NotFor(waited) if hedge.is_some() => {
-            Err(format!("it sent nothing for {} ms", waited.as_millis()))
-        }
-        Ready::NotFor(waited) => Err(said(ClientError::TimedOut {
+    match seat.ready(range, patience)? {
+        Ready::Yes => Ok(seat.take(offset, bytes)?),
+        Ready::NotFor(waited) if hedge.is_some() => Err(Fault {
+            reason: format!("it sent nothing for {} ms", waited.as_millis()),
+            is_damage: false,
+        }),
+        Ready::NotFor(waited) => Err(Fault::from(ClientError::TimedOut {
             what: "reading a share",
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
         })),

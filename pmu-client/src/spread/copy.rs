@@ -1,6 +1,7 @@
 //! Gives one member the shares of committed sets that it lacks: its own share computed from those of the others, or taken from the member
 //! that it replaces. Each byte that is read of a survivor is read once.
 
+use std::collections::BTreeMap;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use crate::error::{ClientError, Result};
 use crate::sets::primary::fill::FilledMember;
 use crate::spread::assembly::{Assembly, Seat, Stop};
 use crate::spread::reader::{Chosen, SpreadReader};
-use crate::spread::share::{PIECE_BYTES_MAX, ShareReader};
-use crate::spread::{Spread, TRAILER_BYTES};
+use crate::spread::share::ShareReader;
+use crate::spread::{Spread, TRAILER_BYTES, stretch};
 
 /// The longest time in which nobody is asked whether to go on, for the sake of a rate.
 const PAUSE_MAX: Duration = Duration::from_millis(200);
@@ -83,6 +84,8 @@ pub(super) struct Target {
     pub(super) index: usize,
     pub(super) writer: FilledMember,
     pub(super) checker: ShareReader,
+    /// What was given to it, durably, since it was opened: nobody else writes it, so that this is not read again.
+    pub(super) given: BTreeMap<SetNumber, ShareTrailer>,
 }
 
 /// What one pass over the kept sets came to.
@@ -141,7 +144,7 @@ pub(super) fn pass(
     target: &mut Target,
     course: &mut Course<'_, '_>,
 ) -> Result<Pass> {
-    let newest = reader.newest()?;
+    let newest = reader.newest_durable()?;
     let mut pass = Pass {
         newest: newest.clone(),
         ..Pass::default()
@@ -216,13 +219,16 @@ fn lacks(
         Err(ClientError::Damaged { .. }) => return Ok(Some(bytes)),
         Err(error) => return Err(error),
     };
-    let fits = found.is_some_and(|(trailer, set)| {
+    let fits = found.filter(|(trailer, set)| {
         trailer.goes_with(&chosen.trailer)
             && usize::from(trailer.own_index) == target.index
             && set.payload_bytes == bytes
     });
-    if !fits {
+    let Some((trailer, _)) = fits else {
         return Ok(Some(bytes));
+    };
+    if target.given.get(&number) == Some(&trailer) {
+        return Ok(None);
     }
     let mut chunk = Vec::new();
     for index in 0..target.checker.chunk_count() {
@@ -245,7 +251,9 @@ pub(super) fn copy_share(
     let spread = reader.spread;
     let trailer = &chosen.trailer;
     let placement = placement(trailer, spread)?;
-    let set = chosen.held.iter().flatten().flatten().next();
+    // A member that missed it may hold another set of this number.
+    let mut held = chosen.held.iter().flatten().flatten();
+    let set = held.find(|(found, _)| trailer.goes_with(found));
     let (committed_ns, label) = set.map_or_else(Default::default, |(_, set)| {
         (set.committed_nanoseconds, set.label)
     });
@@ -270,13 +278,14 @@ pub(super) fn copy_share(
         shards: vec![Vec::new(); spread.layout.units()],
         reconstructed: false,
     };
-    let mut written = Ok(());
-    for group in placement.groups() {
-        written = copy_group(&mut assembly, &group, target, course);
-        if written.is_err() {
-            break;
-        }
-    }
+    let reach = spread.reach.as_ref();
+    let written = stretch::feed_share(
+        reach,
+        &mut assembly,
+        target.index,
+        &mut target.writer,
+        course,
+    );
     if let Err(stop) = written {
         let reasons: Vec<_> = seats
             .iter()
@@ -298,13 +307,20 @@ pub(super) fn copy_share(
     };
     target.writer.feed(&own.encode())?;
     target.writer.end(committed_ns)?;
+    target.given.insert(trailer.number, own);
     course.advance(TRAILER_BYTES)
 }
 
 /// Why copying ended.
-enum Halt {
+pub(super) enum Halt {
     Stop(Stop),
     Other(ClientError),
+}
+
+impl From<Stop> for Halt {
+    fn from(stop: Stop) -> Self {
+        Self::Stop(stop)
+    }
 }
 
 impl From<ClientError> for Halt {
@@ -313,52 +329,8 @@ impl From<ClientError> for Halt {
     }
 }
 
-/// The target's shard of one group.
-fn copy_group(
-    assembly: &mut Assembly<'_, '_>,
-    group: &Group,
-    target: &mut Target,
-    course: &mut Course<'_, '_>,
-) -> std::result::Result<(), Halt> {
-    let mut shards = assembly.placement.shards(group);
-    let own = shards.find(|shard| shard.unit.0 == target.index);
-    let Some(own) = own.filter(|shard| shard.len > 0) else {
-        return Ok(());
-    };
-    let mut bytes = std::mem::take(&mut assembly.shards[own.shard.0]);
-    let taken = take_own(assembly, &own, &mut bytes);
-    assembly.shards[own.shard.0] = bytes;
-    if let Err(error) = taken {
-        // What is damaged here may be right further on; where it can't be read at all, it is not tried again.
-        let is_damage = error.is_damage();
-        let seat = std::mem::replace(&mut assembly.seats[target.index], Err(error.to_string()));
-        let computed = compute(assembly, group, &own);
-        if is_damage {
-            assembly.seats[target.index] = seat;
-        }
-        computed.map_err(Halt::Stop)?;
-    }
-    target.writer.feed(&assembly.shards[own.shard.0])?;
-    course.advance(own.len)?;
-    Ok(())
-}
-
-/// From the member that had this place before, or from what the target has already, if it can be read.
-fn take_own(assembly: &mut Assembly<'_, '_>, own: &Shard, bytes: &mut Vec<u8>) -> Result<()> {
-    let seat = match &mut assembly.seats[own.unit.0] {
-        Ok(seat) => seat,
-        Err(reason) => return Err(ClientError::Protocol(reason.clone())),
-    };
-    // A share lies in one piece: what comes next is asked for already.
-    let end = assembly.placement.unit_len(own.unit);
-    let ahead = own.offset..(own.offset + 4 * PIECE_BYTES_MAX).min(end);
-    // An error is met again where the bytes are needed.
-    let _ = seat.ask(ahead);
-    seat.read_all(own.offset, own.len, bytes)
-}
-
 /// From K of the others.
-fn compute(
+pub(super) fn compute(
     assembly: &mut Assembly<'_, '_>,
     group: &Group,
     own: &Shard,

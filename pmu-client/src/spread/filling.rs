@@ -1,5 +1,7 @@
 //! What a rebuild reads, and the member that it works on: of a region of sets, or of a log.
 
+use std::collections::BTreeMap;
+
 use pmu_format::{Membership, Mode, SetNumber};
 
 use crate::error::{ClientError, Result};
@@ -93,6 +95,7 @@ impl Filling {
             index,
             writer: OpenedMember::look_to_fill(writer, id)?.fill(id)?,
             checker: ShareReader::open(checker)?,
+            given: BTreeMap::new(),
         };
         Ok(Self::Sets(Box::new((target, Pass::default()))))
     }

@@ -26,6 +26,7 @@ mod returns;
 pub mod scrub;
 mod share;
 mod source;
+mod stretch;
 mod term;
 mod window;
 

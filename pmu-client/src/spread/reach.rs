@@ -40,6 +40,11 @@ pub trait Reach: Send + Sync {
         1
     }
 
+    /// Bytes of a set that are read at one time, at least one group: many enough that no unit waits for the others.
+    fn window_bytes(&self) -> u64 {
+        32 << 20
+    }
+
     /// Lets some time pass.
     fn pause(&self, time: std::time::Duration) {
         std::thread::sleep(time);

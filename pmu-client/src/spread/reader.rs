@@ -198,11 +198,20 @@ impl SpreadReader<'_> {
     /// What is committed.
     pub(super) fn newest(&mut self) -> Result<Newest> {
         let id = self.spread.membership.id;
-        let stands: Vec<Stand> = self
-            .each(|reader| reader.stand(id))
-            .into_iter()
-            .flatten()
-            .collect();
+        self.newest_of(|reader| reader.stand(id))
+    }
+
+    /// The same, by what every member that answers has durable when this returns: no loss of power makes an older set the newest again.
+    pub(super) fn newest_durable(&mut self) -> Result<Newest> {
+        let id = self.spread.membership.id;
+        self.newest_of(|reader| reader.durable_stand(id))
+    }
+
+    fn newest_of(
+        &mut self,
+        ask: impl Fn(&mut ShareReader) -> Result<Stand> + Sync,
+    ) -> Result<Newest> {
+        let stands: Vec<Stand> = self.each(ask).into_iter().flatten().collect();
         let newest = self.spread.quorum.newest(stands.iter());
         newest.map_err(|what| self.spread.too_few(what, self.missing()))
     }

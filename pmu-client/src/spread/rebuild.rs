@@ -356,7 +356,7 @@ impl<'a, 'b> Work<'a, 'b> {
         if let Some(old) = self.open_old(plan) {
             reading.put_in_place(plan.index, old);
         }
-        if !(is_filled && is_stale_planted()) {
+        if !(is_filled && is_stale_planted(self.info.mode)) {
             self.fill((&mut filling, &mut reading), Extent::New, &mut given)?;
         }
         filling.take_part(plan.next.generation, &reading)?;
@@ -667,12 +667,16 @@ impl<'a, 'b> Work<'a, 'b> {
 }
 
 #[cfg(feature = "planted-bugs")]
-fn is_stale_planted() -> bool {
-    pmu_format::planted::is_planted(pmu_format::planted::Bug::StaleRebuild)
+fn is_stale_planted(mode: Mode) -> bool {
+    use pmu_format::planted::{Bug, is_planted};
+    is_planted(match mode {
+        Mode::Overwrite => Bug::StaleRebuild,
+        Mode::Append => Bug::StaleLogRebuild,
+    })
 }
 
 #[cfg(not(feature = "planted-bugs"))]
-const fn is_stale_planted() -> bool {
+const fn is_stale_planted(_: Mode) -> bool {
     false
 }
 

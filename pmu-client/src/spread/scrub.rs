@@ -194,7 +194,7 @@ fn read_all(
     found: &mut Scrubbed,
     course: &mut Course<'_, '_>,
 ) -> Result<()> {
-    let newest = reader.newest()?;
+    let newest = reader.newest_durable()?;
     let numbers = kept(&newest, reader.spread.sets_kept);
     let last = *numbers.end();
     for number in numbers {

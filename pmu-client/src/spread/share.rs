@@ -70,6 +70,11 @@ impl ShareReader {
         self.desk.stand(&mut self.region, id)
     }
 
+    /// As [`Self::stand`], durable.
+    pub(super) fn durable_stand(&mut self, id: SpreadId) -> Result<Stand> {
+        self.desk.durable_stand(&mut self.region, id)
+    }
+
     /// The sets that this member holds shares of.
     pub(super) fn list(&mut self) -> Result<Vec<FoundSet>> {
         let mut recovery = self.recovery(Goal::List);

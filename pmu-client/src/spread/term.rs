@@ -29,12 +29,30 @@ impl TermDesk {
 
     /// What the member knows.
     pub(crate) fn stand(&mut self, region: &mut Region, id: SpreadId) -> Result<Stand> {
-        self.look(region, |page| Stand::read(page, id))
+        let mode = region.info.mode;
+        self.look(region, |page| Stand::read(page, id, mode))
+    }
+
+    /// The same, and all of it durable: what was only visible, with a primary that died before its flush, could be gone again after a loss
+    /// of power.
+    pub(crate) fn durable_stand(&mut self, region: &mut Region, id: SpreadId) -> Result<Stand> {
+        let stand = self.stand(region, id)?;
+        #[cfg(feature = "planted-bugs")]
+        if pmu_format::planted::is_planted(pmu_format::planted::Bug::TrustVisible) {
+            return Ok(stand);
+        }
+        self.chain.clear();
+        let page = Stand::request();
+        self.chain
+            .flush(region.address(page.offset.get()), page.length_bytes);
+        self.carry_out(region)?;
+        Ok(stand)
     }
 
     /// The same of a member that is to be given what it lacks: its record may be damaged.
     pub(crate) fn stand_to_fill(&mut self, region: &mut Region, id: SpreadId) -> Result<Stand> {
-        self.look(region, |page| Stand::read_to_fill(page, id))
+        let mode = region.info.mode;
+        self.look(region, |page| Stand::read_to_fill(page, id, mode))
     }
 
     fn look(

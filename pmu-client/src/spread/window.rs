@@ -10,32 +10,31 @@ use pmu_stripe::{Group, GroupIndex, Reconstruct, Shard, ShardSet, UnitIndex};
 
 use crate::sets::SetSink;
 use crate::spread::Reach;
-use crate::spread::assembly::{Assembly, Stop, piece};
+use crate::spread::assembly::{Assembly, Fault, Seat, Stop, piece};
 use crate::spread::share::{PIECE_BYTES_MAX, ShareReader};
 
-/// Bytes of a set that are read at one time, at least one group: many enough that no unit waits for the others.
-const WINDOW_BYTES: u64 = 32 << 20;
-
 /// A shard of the window, and the place of its bytes.
-struct Cell<'p> {
-    shard: Shard,
-    place: &'p mut [u8],
+pub(super) struct Cell<'p> {
+    pub(super) shard: Shard,
+    pub(super) place: &'p mut [u8],
     /// It is read; else it is to be computed.
-    chosen: bool,
-    there: bool,
+    pub(super) chosen: bool,
+    pub(super) there: bool,
 }
 
 /// What one unit is to give.
 #[derive(Default)]
-struct Lane<'p> {
-    cells: Vec<Cell<'p>>,
+pub(super) struct Lane<'p> {
+    pub(super) cells: Vec<Cell<'p>>,
     /// Where in its share those lie that are read, and those of the next window.
-    ranges: Vec<Range<u64>>,
+    pub(super) ranges: Vec<Range<u64>>,
+    /// Nobody else has these bytes: they are waited for, and damage in some is no reason to leave the others.
+    pub(super) alone: bool,
     /// The next of the cells, how many ranges were read, and the chunk of the last one.
     next: usize,
     taken: usize,
     chunk: Option<u64>,
-    failed: Option<String>,
+    pub(super) failed: Option<String>,
 }
 
 /// A group, the shards of it that are read, and how to compute the others.
@@ -69,7 +68,7 @@ impl<'r> Windows<'r> {
         let count = assembly.placement.group_count();
         let first = assembly.placement.group(GroupIndex(0));
         let group_bytes = first.map_or(1, |group| group.segment.end);
-        let step = (WINDOW_BYTES / group_bytes).max(1);
+        let step = (self.reach.window_bytes() / group_bytes).max(1);
         let mut begin = 0;
         while begin < count {
             let end = (begin + step).min(count);
@@ -131,7 +130,8 @@ impl<'r> Windows<'r> {
                 look_ahead(assembly, group, chosen, &mut lanes);
             }
         }
-        Self::read(self.reach, assembly, now, &mut lanes);
+        let hedge = assembly.patience();
+        read(self.reach, assembly.seats, hedge, now, &mut lanes, None);
         collect(assembly, &mut rows, lanes);
         Self::compute(self.reach, assembly, rows)
     }
@@ -145,31 +145,6 @@ impl<'r> Windows<'r> {
         if self.redundant.len() < bytes {
             self.redundant.resize(bytes, 0);
         }
-    }
-
-    /// Each thread reads of its own units, in the order of the groups: of all at the same time there are no more than processors, so that
-    /// bytes come in large pieces and nobody is woken for every small one.
-    fn read(
-        reach: &dyn Reach,
-        assembly: &mut Assembly<'_, '_>,
-        groups: &[Group],
-        lanes: &mut [Lane<'_>],
-    ) {
-        let hedge = assembly.patience();
-        let seats = assembly.seats.iter_mut().zip(lanes);
-        let mut work: Vec<_> = seats
-            .filter_map(|(seat, lane)| Some((seat.as_mut().ok()?, lane)))
-            .collect();
-        let share = work.len().div_ceil(reach.threads().max(1)).max(1);
-        let work: Vec<_> = work.chunks_mut(share).map(Mutex::new).collect();
-        reach.at_once(work.len(), &|index| {
-            let mut seats = work[index].lock();
-            for group in groups {
-                for (seat, lane) in seats.iter_mut() {
-                    lane.read(seat, group.group, hedge);
-                }
-            }
-        });
     }
 
     /// Computes what was not read, several groups at the same time.
@@ -205,6 +180,38 @@ impl<'r> Windows<'r> {
     }
 }
 
+/// Each thread reads of its own units, in the order of the groups: of all at the same time there are no more than processors, so that
+/// bytes come in large pieces and nobody is woken for every small one. `meanwhile` is done at the same time.
+pub(super) fn read(
+    reach: &dyn Reach,
+    seats: &mut [Seat<'_>],
+    hedge: Option<Duration>,
+    groups: &[Group],
+    lanes: &mut [Lane<'_>],
+    meanwhile: Option<&(dyn Fn() + Sync)>,
+) {
+    let mut work: Vec<_> = seats
+        .iter_mut()
+        .zip(lanes)
+        .filter(|(_, lane)| !lane.cells.is_empty())
+        .filter_map(|(seat, lane)| Some((seat.as_mut().ok()?, lane)))
+        .collect();
+    let share = work.len().div_ceil(reach.threads().max(1)).max(1);
+    let work: Vec<_> = work.chunks_mut(share).map(Mutex::new).collect();
+    let count = work.len() + usize::from(meanwhile.is_some());
+    reach.at_once(count, &|index| {
+        let Some(seats) = work.get(index) else {
+            return meanwhile.into_iter().for_each(|work| work());
+        };
+        let mut seats = seats.lock();
+        for group in groups {
+            for (seat, lane) in seats.iter_mut() {
+                lane.read(seat, group.group, hedge);
+            }
+        }
+    });
+}
+
 impl Lane<'_> {
     /// Reads its shard of a group, if one is wanted that was not read yet.
     fn read(&mut self, seat: &mut ShareReader, group: GroupIndex, hedge: Option<Duration>) {
@@ -224,15 +231,17 @@ impl Lane<'_> {
             ask(seat, self.ranges.get(self.taken..).unwrap_or_default());
         }
         self.taken += 1;
+        let hedge = hedge.filter(|_| !self.alone);
         match cell.read(seat, hedge) {
             Ok(()) => cell.there = true,
-            Err(reason) => self.failed = Some(reason),
+            Err(fault) if self.alone && fault.is_damage => {}
+            Err(fault) => self.failed = Some(fault.reason),
         }
     }
 }
 
 impl Cell<'_> {
-    fn read(&mut self, seat: &mut ShareReader, hedge: Option<Duration>) -> Result<(), String> {
+    fn read(&mut self, seat: &mut ShareReader, hedge: Option<Duration>) -> Result<(), Fault> {
         let mut offset = self.shard.offset;
         for part in self.place.chunks_mut(PIECE_BYTES_MAX as usize) {
             piece(seat, offset, part, hedge)?;

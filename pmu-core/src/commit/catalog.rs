@@ -82,6 +82,12 @@ pub enum Finding {
         /// What is wrong.
         error: FormatError,
     },
+    /// The publish word is not what was written: which set was published is not known.
+    #[error("{error}")]
+    PublishDamaged {
+        /// What is wrong.
+        error: FormatError,
+    },
     /// Sets are newer than the publish word says, by more than the one that may be in progress.
     #[error("the publish word says {published}, and set {newest} is there")]
     PublishBehind {
@@ -123,6 +129,9 @@ impl Finding {
 /// All slots, as their headers say.
 #[derive(Debug)]
 pub(super) struct Catalog {
+    /// The publish word as it was read.
+    pub(super) word: u64,
+    /// What it says; 0 where it is damaged.
     pub(super) published: SetNumber,
     /// The newest first.
     pub(super) sets: Vec<FoundSet>,
@@ -134,6 +143,7 @@ impl Catalog {
     pub(super) fn new(geometry: &SetGeometry) -> Self {
         let slots = geometry.slot_count() as usize;
         Self {
+            word: 0,
             published: SetNumber(0),
             sets: Vec::with_capacity(slots),
             headers: vec![None; slots],
@@ -145,6 +155,23 @@ impl Catalog {
     pub(super) fn restart(&mut self) {
         self.sets.clear();
         self.headers.fill(None);
+    }
+
+    /// Takes the publish word.
+    pub(super) fn word_read(&mut self, word: u64) {
+        self.word = word;
+        match SetNumber::of_publish_word(word) {
+            Ok(published) => self.published = published,
+            Err(error) => {
+                self.published = SetNumber(0);
+                self.note(Finding::PublishDamaged { error });
+            }
+        }
+    }
+
+    /// Whether the publish word says nothing.
+    pub(super) fn is_word_damaged(&self) -> bool {
+        SetNumber::of_publish_word(self.word).is_err()
     }
 
     /// Takes the bytes of one slot's header.
@@ -201,7 +228,8 @@ impl Catalog {
         self.sets
             .sort_unstable_by_key(|set| core::cmp::Reverse(set.number));
         let newest = self.sets.first().map_or(SetNumber(0), |set| set.number);
-        if newest.get() > self.published.get().saturating_add(1) {
+        let is_behind = newest.get() > self.published.get().saturating_add(1);
+        if is_behind && !self.is_word_damaged() {
             self.note(Finding::PublishBehind {
                 published: self.published,
                 newest,

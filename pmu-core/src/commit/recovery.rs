@@ -204,7 +204,7 @@ impl SetRecovery {
         }
         match self.phase.clone() {
             Phase::Publish { asked: true } => {
-                self.catalog.published = word(bytes);
+                self.catalog.word_read(word(bytes));
                 self.phase = Phase::Headers { asked: 0, fed: 0 };
             }
             Phase::Headers { asked, fed } => {
@@ -223,7 +223,7 @@ impl SetRecovery {
                 }
             }
             Phase::CheckCatalog { asked: true } => {
-                if self.may_restart() && word(bytes) != self.catalog.published {
+                if self.may_restart() && word(bytes) != self.catalog.word {
                     self.catalog.findings.truncate(self.findings_before);
                     self.restart();
                 } else {
@@ -241,7 +241,8 @@ impl SetRecovery {
                 chunk,
                 error,
             } => {
-                self.candidate_checked(word(bytes), chunk, error);
+                let published = SetNumber::of_publish_word(word(bytes));
+                self.candidate_checked(published.unwrap_or_default(), chunk, error);
             }
             _ => return Err(FeedError::Unexpected),
         }
@@ -362,7 +363,7 @@ impl SetRecovery {
         self.catalog.sets.iter().find(|set| set.number == number)
     }
 
-    /// The number in the publish word, 0 for none.
+    /// The number in the publish word, 0 for none, or where it is damaged ([`Finding::PublishDamaged`]).
     #[must_use]
     pub fn published(&self) -> SetNumber {
         self.catalog.published
@@ -398,7 +399,7 @@ impl SetRecovery {
         let offset = self.geometry.publish_offset();
         let publish = WordWrite {
             offset,
-            value: number.get(),
+            value: number.publish_word(),
         };
         let flush = newest.map_or([RegionPiece::default(); 2], |set| {
             let chunks = u64::from(chunk_count(set.payload_bytes).unwrap_or(0));
@@ -407,7 +408,7 @@ impl SetRecovery {
         });
         Some(SetOpening {
             flush,
-            publish: (number != self.catalog.published).then_some(publish),
+            publish: (publish.value != self.catalog.word).then_some(publish),
             flush_publish: publish.flush_range(),
             newest: number,
         })
@@ -629,10 +630,10 @@ impl SetView {
     }
 }
 
-fn word(bytes: &[u8]) -> SetNumber {
+fn word(bytes: &[u8]) -> u64 {
     let mut word = [0_u8; 8];
     word.copy_from_slice(bytes);
-    SetNumber(u64::from_le_bytes(word))
+    u64::from_le_bytes(word)
 }
 
 fn word_request(geometry: &SetGeometry) -> ReadRequest {

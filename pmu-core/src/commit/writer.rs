@@ -3,8 +3,9 @@
 use core::ops::Range;
 
 use pmu_format::{
-    CHUNK_CHECKSUM_BYTES, Epoch, Label, RegionId, RegionOffset, RegionPiece, SET_HEADER_BYTES,
-    SetGeometry, SetHeader, SetNumber, SlotIndex, chunk_count, crc64_nvme, put_chunk_checksum,
+    CHUNK_CHECKSUM_BYTES, COUNT_MAX, Epoch, Label, RegionId, RegionOffset, RegionPiece,
+    SET_HEADER_BYTES, SetGeometry, SetHeader, SetNumber, SlotIndex, chunk_count, crc64_nvme,
+    put_chunk_checksum,
 };
 
 use crate::WordWrite;
@@ -259,6 +260,7 @@ impl SetWriter {
         let number = self
             .newest
             .checked_add(1)
+            .filter(|number| number.get() <= COUNT_MAX)
             .ok_or(BeginError::NumbersExhausted)?;
         let slot = self.geometry.slot_of(number);
         self.check_slot(slot)?;
@@ -354,7 +356,7 @@ impl SetWriter {
         };
         let publish = WordWrite {
             offset: self.geometry.publish_offset(),
-            value: plan.number.get(),
+            value: plan.number.publish_word(),
         };
         Ok(CommitPlan {
             table,

@@ -74,7 +74,7 @@ impl LogRecovered {
     pub fn opening_with_loss(&self, epoch: Epoch) -> LogOpening {
         let tail = WordWrite {
             offset: LOG_TAIL_OFFSET,
-            value: self.end.get(),
+            value: self.end.tail_word(),
         };
         let word = WordWrite {
             offset: LOG_EPOCH_OFFSET,

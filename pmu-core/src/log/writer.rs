@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 
 use pmu_format::{
-    CursorPair, Epoch, LOG_TAIL_OFFSET, LogGeometry, LogPosition, Pieces, RECORD_HEADER_BYTES,
-    RecordHeader, RegionId, RegionPiece, record_length_bytes, record_payload_checksum,
+    CursorPair, Epoch, LOG_TAIL_OFFSET, LogGeometry, LogPosition, POSITION_MAX, Pieces,
+    RECORD_HEADER_BYTES, RecordHeader, RegionId, RegionPiece, record_length_bytes,
+    record_payload_checksum,
 };
 
 use crate::WordWrite;
@@ -172,7 +173,9 @@ pub struct PublishPlan {
     pub id: PublishId,
     /// First: FLUSH of the records.
     pub flush: Pieces,
-    /// Second: ATOMIC WRITE of the tail.
+    /// The position behind the last record that it publishes.
+    pub end: LogPosition,
+    /// Second: ATOMIC WRITE of the tail, which says that.
     pub tail: WordWrite,
     /// Third: FLUSH of the tail.
     pub flush_tail: RegionPiece,
@@ -281,6 +284,7 @@ impl LogWriter {
         let position = self.reserved;
         let end = position
             .checked_add(needed_bytes)
+            .filter(|end| *end <= POSITION_MAX)
             .ok_or(AppendError::Exhausted)?;
         let sequence = self.sequence.checked_add(1).ok_or(AppendError::Exhausted)?;
         let header = RecordHeader {
@@ -344,7 +348,7 @@ impl LogWriter {
         let flush = self.geometry.pieces(self.published, length_bytes);
         let tail = WordWrite {
             offset: LOG_TAIL_OFFSET,
-            value: self.reserved.get(),
+            value: self.reserved.tail_word(),
         };
         let sequence = self.sequence;
         self.in_flight.push_back(InFlight {
@@ -357,6 +361,7 @@ impl LogWriter {
         Ok(Some(PublishPlan {
             id,
             flush,
+            end: self.reserved,
             tail,
             flush_tail: tail.flush_range(),
             records,

@@ -75,7 +75,7 @@ fn cleared(stand: &Stand) -> LogPosition {
 mod tests {
     use super::*;
 
-    use pmu_format::{PAGE_BYTES, SpreadId, TERM_WORD_OFFSET, TermRecord, TermStart};
+    use pmu_format::{Mode, PAGE_BYTES, SpreadId, TERM_WORD_OFFSET, TermRecord, TermStart};
 
     fn member(cleared: Option<u64>) -> Stand {
         let mut page = vec![0; PAGE_BYTES as usize];
@@ -92,9 +92,9 @@ mod tests {
             };
             page[1024..1024 + 576].copy_from_slice(&record.encode());
             let at = TERM_WORD_OFFSET.get() as usize;
-            page[at..at + 8].copy_from_slice(&3_u64.to_le_bytes());
+            page[at..at + 8].copy_from_slice(&Term(3).term_word().to_le_bytes());
         }
-        Stand::read(&page, SpreadId([1; 16])).unwrap()
+        Stand::read(&page, SpreadId([1; 16]), Mode::Append).unwrap()
     }
 
     #[test]

@@ -9,8 +9,9 @@
 //! committed when the member took the term, so that a member that missed sets votes for them all the same.
 
 use pmu_format::{
-    FormatError, LogPosition, PAGE_BYTES, RegionOffset, RegionPiece, SetNumber, SpreadId,
-    TERM_RECORD_BYTES, TERM_RECORD_OFFSETS, TERM_WORD_OFFSET, Term, TermRecord, TermStart,
+    COUNT_MAX, FormatError, LogPosition, Mode, PAGE_BYTES, RegionOffset, RegionPiece, SetNumber,
+    SpreadId, TERM_RECORD_BYTES, TERM_RECORD_OFFSETS, TERM_WORD_OFFSET, Term, TermRecord,
+    TermStart,
 };
 
 use crate::spread::{Quorum, TooFewUnits};
@@ -29,6 +30,10 @@ pub struct Stand {
     witness: bool,
     /// Which of the two records a new proposal may overwrite.
     free: usize,
+    /// What the publish word is: of sets, or of a log.
+    mode: Mode,
+    /// The publish word says nothing, and `published` is 0.
+    is_publish_damaged: bool,
 }
 
 /// Why a member can't say what it knows.
@@ -46,12 +51,23 @@ pub enum StandError {
         /// What is wrong.
         source: FormatError,
     },
+    /// Its publish word or its term word is not what was written.
+    #[error("{0}")]
+    Word(FormatError),
     /// It has published something, and knows of no term.
     #[error("it has published {published}, and knows of no term")]
     NoTerm {
         /// What it has published.
         published: u64,
     },
+}
+
+fn published_in(page: &[u8], mode: Mode) -> Result<u64, FormatError> {
+    let word = word(page, RegionOffset(0));
+    match mode {
+        Mode::Overwrite => SetNumber::of_publish_word(word).map(SetNumber::get),
+        Mode::Append => LogPosition::of_tail_word(word).map(LogPosition::get),
+    }
 }
 
 fn word(page: &[u8], offset: RegionOffset) -> u64 {
@@ -72,19 +88,19 @@ impl Stand {
         }
     }
 
-    /// The established term in a page.
+    /// The term word in a page, as it stands there.
     #[must_use]
-    pub fn term_word(page: &[u8]) -> Term {
-        Term(word(page, TERM_WORD_OFFSET))
+    pub fn term_word(page: &[u8]) -> u64 {
+        word(page, TERM_WORD_OFFSET)
     }
 
-    /// What a page says.
+    /// What a page of a region of this mode says.
     ///
     /// # Errors
     /// [`StandError`]: the member has no vote.
-    pub fn read(page: &[u8], id: SpreadId) -> Result<Self, StandError> {
-        let established = Self::term_word(page);
-        let published = word(page, RegionOffset(0));
+    pub fn read(page: &[u8], id: SpreadId, mode: Mode) -> Result<Self, StandError> {
+        let established = Term::of_term_word(Self::term_word(page)).map_err(StandError::Word)?;
+        let published = published_in(page, mode).map_err(StandError::Word)?;
         let found = TERM_RECORD_OFFSETS.map(|offset| {
             TermRecord::decode(page.get(offset.get() as usize..).unwrap_or_default())
         });
@@ -108,6 +124,8 @@ impl Stand {
                 highest,
                 witness: first.is_some(),
                 free: first.map_or(0, |at| 1 - at),
+                mode,
+                is_publish_damaged: false,
             });
         }
         let of_term = |index: &usize| {
@@ -138,29 +156,39 @@ impl Stand {
             highest,
             witness: false,
             free: 1 - at,
+            mode,
+            is_publish_damaged: false,
         })
     }
 
-    /// What a page says of a member that is to be given what it lacks: one whose record is damaged knows its words, and has no vote.
+    /// What a page says of a member that is to be given what it lacks: one whose record or words are damaged says what is left, and has no
+    /// vote.
     ///
     /// # Errors
     /// [`StandError`]: it is no member of this region.
-    pub fn read_to_fill(page: &[u8], id: SpreadId) -> Result<Self, StandError> {
-        let term = match Self::read(page, id) {
-            Err(StandError::Damaged { term, .. }) => term,
+    pub fn read_to_fill(page: &[u8], id: SpreadId, mode: Mode) -> Result<Self, StandError> {
+        match Self::read(page, id, mode) {
+            Err(StandError::Damaged { .. } | StandError::Word(_) | StandError::NoTerm { .. }) => {}
             other => return other,
-        };
+        }
+        let term = Term::of_term_word(Self::term_word(page)).unwrap_or_default();
+        let published = published_in(page, mode);
         let record_at = |offset: RegionOffset| {
             TermRecord::decode(page.get(offset.get() as usize..).unwrap_or_default())
         };
         let found = TERM_RECORD_OFFSETS.map(record_at);
+        if found.iter().flatten().any(|record| record.id != id) {
+            return Err(StandError::Foreign);
+        }
         let highest = found.iter().flatten().map(TermRecord::term).max();
         Ok(Self {
-            published: word(page, RegionOffset(0)),
+            is_publish_damaged: published.is_err(),
+            published: published.unwrap_or_default(),
             record: None,
             highest: highest.unwrap_or_default().max(term),
             witness: false,
             free: found.iter().position(Result::is_err).unwrap_or(0),
+            mode,
         })
     }
 
@@ -185,6 +213,24 @@ impl Stand {
         self.published.max(recorded)
     }
 
+    /// The publish word that says so much: the number of a set, or the end of a log.
+    #[must_use]
+    pub const fn publish_word(&self, published: u64) -> WordWrite {
+        WordWrite {
+            offset: RegionOffset(0),
+            value: match self.mode {
+                Mode::Overwrite => SetNumber(published).publish_word(),
+                Mode::Append => LogPosition(published).tail_word(),
+            },
+        }
+    }
+
+    /// Where the publish word is damaged: one that says that nothing was published.
+    #[must_use]
+    pub fn mended(&self) -> Option<WordWrite> {
+        self.is_publish_damaged.then(|| self.publish_word(0))
+    }
+
     /// How this member takes part from now on in the term of `newest`, behind what `newest` says is committed.
     #[must_use]
     pub fn opening(&self, id: SpreadId, generation: u64, newest: &Newest) -> TermOpening {
@@ -196,10 +242,12 @@ impl Stand {
             starts: newest.starts.clone(),
         };
         let offset = TERM_RECORD_OFFSETS[self.free];
-        let lowered = (self.published > newest.committed).then_some(WordWrite {
-            offset: RegionOffset(0),
-            value: newest.committed,
-        });
+        let lowered = if self.is_publish_damaged {
+            self.mended()
+        } else {
+            let published = self.publish_word(newest.committed);
+            (self.published > newest.committed).then_some(published)
+        };
         TermOpening {
             record: record.encode(),
             record_offset: offset,
@@ -210,7 +258,7 @@ impl Stand {
             lowered,
             term: WordWrite {
                 offset: TERM_WORD_OFFSET,
-                value: newest.term().0,
+                value: newest.term().term_word(),
             },
         }
     }
@@ -317,7 +365,8 @@ impl Newest {
     /// The term of a new primary, behind everything that is committed. `None` if no term is left.
     #[must_use]
     pub fn next_term(&self) -> Option<Self> {
-        let term = Term(self.highest.0.checked_add(1)?);
+        let next = self.highest.0.checked_add(1);
+        let term = Term(next.filter(|term| *term <= COUNT_MAX)?);
         let mut starts = self.starts.clone();
         // A term in which nothing was committed is of no use to anybody.
         starts.retain(|start| start.behind < self.committed);
@@ -434,7 +483,7 @@ mod tests {
         }
 
         fn stand(&self) -> Stand {
-            Stand::read(&self.0, ID).unwrap()
+            Stand::read(&self.0, ID, Mode::Overwrite).unwrap()
         }
 
         fn set(&mut self, write: WordWrite) {
@@ -445,7 +494,7 @@ mod tests {
         fn publish(&mut self, number: u64) {
             self.set(WordWrite {
                 offset: RegionOffset(0),
-                value: number,
+                value: SetNumber(number).publish_word(),
             });
         }
 
@@ -624,17 +673,17 @@ mod tests {
         assert_eq!(newest(quorum, &[&blank, &blank]).unwrap().committed, 0);
         b.0[TERM_RECORD_OFFSETS[0].get() as usize + 44] ^= 1;
         assert!(matches!(
-            Stand::read(&b.0, ID),
+            Stand::read(&b.0, ID, Mode::Overwrite),
             Err(StandError::Damaged { term: Term(1), .. })
         ));
         assert_eq!(
-            Stand::read(&a.0, SpreadId([1; 16])),
+            Stand::read(&a.0, SpreadId([1; 16]), Mode::Overwrite),
             Err(StandError::Foreign)
         );
         let mut lost = Member::new();
         lost.publish(3);
         assert!(matches!(
-            Stand::read(&lost.0, ID),
+            Stand::read(&lost.0, ID, Mode::Overwrite),
             Err(StandError::NoTerm { published: 3 })
         ));
     }
@@ -683,13 +732,15 @@ mod tests {
         }
         let page = &members[0].0;
         assert!(matches!(
-            Stand::read(page, ID),
+            Stand::read(page, ID, Mode::Overwrite),
             Err(StandError::Damaged { .. })
         ));
-        let stand = Stand::read_to_fill(page, ID).unwrap();
+        let stand = Stand::read_to_fill(page, ID, Mode::Overwrite).unwrap();
         assert!(!stand.votes() && stand.published == 7 && stand.highest == first.term());
         assert_eq!(
-            Stand::read_to_fill(page, SpreadId([1; 16])).unwrap().term(),
+            Stand::read_to_fill(page, SpreadId([1; 16]), Mode::Overwrite)
+                .unwrap()
+                .term(),
             Term(0)
         );
         // Others say that set 5 is the newest: what it had published beyond is taken back.
@@ -701,5 +752,42 @@ mod tests {
         members[0].establish(&opening);
         let again = members[0].stand();
         assert_eq!((again.term(), again.committed()), (first.term(), 5));
+    }
+
+    #[test]
+    fn b07_a_member_with_a_damaged_word_has_no_vote_and_is_given_it_anew() {
+        let quorum = Quorum::new(2, 2, 1);
+        let mut whole = Member::new();
+        let stand = whole.stand();
+        let first = quorum.newest([stand].iter()).unwrap();
+        let first = first.next_term().unwrap();
+        whole.take(&first);
+        whole.publish(7);
+        for (offset, bits) in [(RegionOffset(0), 64), (TERM_WORD_OFFSET, 64)] {
+            for bit in 0..bits {
+                let mut member = whole.clone();
+                member.0[offset.get() as usize + bit / 8] ^= 1 << (bit % 8);
+                assert!(matches!(
+                    Stand::read(&member.0, ID, Mode::Overwrite),
+                    Err(StandError::Word(_))
+                ));
+                let stand = Stand::read_to_fill(&member.0, ID, Mode::Overwrite).unwrap();
+                assert!(!stand.votes() && stand.highest == first.term());
+                let mut newest = first.clone();
+                newest.advance(7);
+                let opening = stand.opening(ID, 1, &newest);
+                let at = opening.record_offset.get() as usize;
+                member.0[at..at + TERM_RECORD_BYTES].copy_from_slice(&opening.record);
+                member.establish(&opening);
+                let again = member.stand();
+                assert_eq!((again.term(), again.committed()), (first.term(), 7));
+            }
+        }
+        // Where nobody has a term, a word that says that nothing was published takes its place.
+        let mut blank = Member::new();
+        blank.0[3] ^= 1;
+        let stand = Stand::read_to_fill(&blank.0, ID, Mode::Overwrite).unwrap();
+        blank.set(stand.mended().unwrap());
+        assert_eq!(blank.stand().published, 0);
     }
 }

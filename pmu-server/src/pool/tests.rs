@@ -424,7 +424,7 @@ fn p18_what_was_never_initialised_is_no_pool() {
 #[test]
 fn p18_another_version_is_refused_by_its_number() {
     let mut image = format(empty_image()).durable_image(Survivors::None);
-    image[8] = 2;
+    image[8] = 3;
     let mut covered = image[..12].to_vec();
     covered.extend_from_slice(&image[16..128]);
     image[12..16].copy_from_slice(&pmu_format::crc32c(&covered).to_le_bytes());
@@ -434,14 +434,14 @@ fn p18_another_version_is_refused_by_its_number() {
         matches!(
             error,
             PoolError::Version {
-                found: 2,
-                known: 1,
+                found: 3,
+                known: 2,
                 ..
             }
         ),
         "{error}"
     );
-    assert!(error.to_string().contains("version 2"), "{error}");
+    assert!(error.to_string().contains("version 3"), "{error}");
     assert_eq!(
         medium.durable_image(Survivors::All),
         image,

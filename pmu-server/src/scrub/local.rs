@@ -102,7 +102,7 @@ impl SessionControl for NoControl {
     fn close(&self) {}
 }
 
-/// Reads, and nothing else. Each is done when `post` returns.
+/// Reads, and flushes of what is there. Each is done when `post` returns.
 struct LocalReads {
     memory: Arc<PoolMemory>,
     extents: Vec<ExposedExtent>,
@@ -116,27 +116,52 @@ struct LocalReads {
 
 impl LocalReads {
     fn read(&self, remote: u64, local: &LocalSlice) -> Result<(), FabricError> {
-        let outside = FabricError::OutsideWindows {
+        let length = local.length as u64;
+        let target = self.locals.get(local.memory.index() as usize);
+        let target = target.ok_or(FabricError::OutsideWindows {
             address: remote,
-            length: local.length as u64,
-        };
-        let Some(target) = self.locals.get(local.memory.index() as usize) else {
-            return Err(outside);
-        };
-        let (mut address, mut offset, mut left) = (remote, local.offset, local.length as u64);
+            length,
+        })?;
+        let mut offset = local.offset;
+        self.for_each_piece(remote, length, |from, length| {
+            self.copy(from, target, offset, length)?;
+            offset += length as usize;
+            Ok(())
+        })
+    }
+
+    fn flush(&self, remote: u64, length: u64) -> Result<(), FabricError> {
+        self.for_each_piece(remote, length, |from, length| {
+            let range = from..from + length;
+            self.memory
+                .persist(std::slice::from_ref(&range))
+                .map_err(FabricError::Memory)
+        })
+    }
+
+    /// Calls `work` with the place in the pool and the length of each piece of a range.
+    fn for_each_piece(
+        &self,
+        remote: u64,
+        length: u64,
+        mut work: impl FnMut(u64, u64) -> Result<(), FabricError>,
+    ) -> Result<(), FabricError> {
+        let (mut address, mut left) = (remote, length);
         while left > 0 {
             let holds = |extent: &&ExposedExtent| {
                 (extent.address..extent.address.saturating_add(extent.length)).contains(&address)
             };
             let Some(extent) = self.extents.iter().find(holds) else {
-                return Err(outside);
+                return Err(FabricError::OutsideWindows {
+                    address: remote,
+                    length,
+                });
             };
             let within = address - extent.address;
-            let length = left.min(extent.length - within).min(STEP_BYTES);
-            self.copy(extent.pool_offset + within, target, offset, length)?;
-            address += length;
-            offset += length as usize;
-            left -= length;
+            let step = left.min(extent.length - within).min(STEP_BYTES);
+            work(extent.pool_offset + within, step)?;
+            address += step;
+            left -= step;
         }
         Ok(())
     }
@@ -205,11 +230,15 @@ impl Connection for LocalReads {
             return Err(FabricError::QueueFull);
         }
         for op in chain.ops() {
-            let Op::Read { remote, local } = op else {
-                let reason = "this connection reads alone";
-                return Err(FabricError::InvalidChain { reason });
+            let done = match op {
+                Op::Read { remote, local } => self.read(*remote, local),
+                Op::Flush { remote, length } => self.flush(*remote, *length),
+                Op::Write { .. } | Op::AtomicWrite { .. } => {
+                    let reason = "this connection writes nothing";
+                    return Err(FabricError::InvalidChain { reason });
+                }
             };
-            self.read(*remote, local).inspect_err(|error| {
+            done.inspect_err(|error| {
                 if let FabricError::Dead(status) = error {
                     self.dead = Some(*status);
                 }

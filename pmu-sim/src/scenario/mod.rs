@@ -54,6 +54,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: rebuild::run,
     },
     Scenario {
+        name: "rebuild-log",
+        about: "a log over two to four units whose members change: a manager replaces, rebuilds and scrubs, and dies at it",
+        run: spread_log::run_rebuild,
+    },
+    Scenario {
         name: "medium",
         about: "sets over two to four units whose media fail: bits, words, lines and pages are not what was written",
         run: medium::run,

@@ -310,7 +310,7 @@ pub(super) fn voters(state: &State, units: impl Iterator<Item = usize>) -> (u64,
         }
         all |= 1 << index;
         unit.medium.read(0, &mut page, |_| true);
-        if Stand::read(&page, SPREAD_ID).is_ok_and(|stand| stand.votes()) {
+        if Stand::read(&page, SPREAD_ID, unit.info.mode).is_ok_and(|stand| stand.votes()) {
             know |= 1 << index;
         }
     }

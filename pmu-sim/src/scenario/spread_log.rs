@@ -1,5 +1,6 @@
 //! Several units in append mode: records are committed in two steps, and read back from what is left of the units.
 
+mod manager;
 mod programs;
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use pmu_format::{
     Member, Membership, Mode, PAGE_BYTES, PrincipalName, RegionId, SpreadId, VirtualAddress,
 };
 
+use self::manager::Step;
 use crate::context::Context;
 use crate::random::Random;
 use crate::scenario::log::model::LogModel;
@@ -30,13 +32,26 @@ struct Site {
     to_decide: usize,
     /// The units that have all of it after the last round, one bit each.
     whole: Arc<Mutex<u64>>,
+    /// What managers do, if there are any.
+    step: Option<Step>,
 }
 
 /// See the module.
 pub(crate) fn run(context: &Context) {
+    run_with(context, false);
+}
+
+/// The same while a manager replaces a member by another unit, brings members up to date and scrubs, and dies at it.
+pub(crate) fn run_rebuild(context: &Context) {
+    run_with(context, true);
+}
+
+fn run_with(context: &Context, is_managed: bool) {
     let Some(site) = context.with(|state| {
         let (layout, units_min, infos) = draw_region(&mut state.random)?;
         let units = infos.len();
+        let to_decide = units - units_min + 1;
+        let blank = infos.first()?.clone();
         for (info, name) in infos.into_iter().zip(UNIT_NAMES) {
             let extents = (0..state.random.below(2))
                 .map(|_| state.random.below(info.length_bytes / 4096) * 4096)
@@ -46,12 +61,22 @@ pub(crate) fn run(context: &Context) {
                 .units
                 .push(Unit::new(name, info, sorted(extents), weight));
         }
+        // Where it takes all members to decide, none can be replaced.
+        let step = (is_managed && to_decide < units).then(|| Step {
+            old: state.random.below(units as u64) as usize,
+            new: units,
+        });
+        if step.is_some() {
+            let name = UNIT_NAMES[units];
+            state.units.push(Unit::blank(name, blank, 1));
+        }
         Some(Site {
             model: Arc::default(),
             units,
             data_shards: layout.data_shards(),
-            to_decide: units - units_min + 1,
+            to_decide,
             whole: Arc::default(),
+            step,
         })
     }) else {
         return context.violate("the scenario can't lay its region out".into());
@@ -67,6 +92,11 @@ pub(crate) fn run(context: &Context) {
     for _ in 0..backups {
         let site = site.clone();
         started.push(context.spawn("backup", move |context| programs::backup(context, &site)));
+    }
+    if site.step.is_some() {
+        let site = site.clone();
+        site.model.lock().let_epochs_move();
+        started.push(context.spawn("manager", move |context| manager::manager(context, &site)));
     }
     for program in started {
         context.join(program);
@@ -123,7 +153,22 @@ fn draw_region(random: &mut Random) -> Option<(Layout, usize, Vec<RegionInfo>)> 
 impl Site {
     /// Finds the log through any unit that answers.
     fn find(&self, context: &Context) -> Result<Spread, ClientError> {
-        find(context, self.units)
+        let all = context.with(|state| state.units.len());
+        find(context, all)
+    }
+
+    /// The members of the latest generation that any unit knows, as indices of units.
+    fn members(&self, context: &Context) -> Vec<usize> {
+        context.with(|state| {
+            let latest = state.units.iter().max_by_key(|unit| unit.generation());
+            let membership = latest.and_then(|unit| unit.info.membership.clone());
+            let members = membership.iter().flat_map(|found| &found.members);
+            let place = |member: &Member| {
+                let name = member.unit.as_str();
+                UNIT_NAMES.iter().position(|known| *known == name)
+            };
+            members.filter_map(place).collect()
+        })
     }
 
     /// Tells the model, and reports what it finds wrong.
@@ -142,6 +187,12 @@ fn finish(context: &Context, site: &Site) {
         state.faults.stop();
         (0..state.units.len()).for_each(|unit| state.start_unit(unit));
     });
+    let ended = manager::end_what_was_begun(context, site, || programs::last_round(context, site));
+    match ended {
+        Ok(true) => {}
+        Ok(false) => return,
+        Err(what) => return context.violate(what),
+    }
     for _ in 0..2 {
         let done = persist(context, || programs::last_round(context, site));
         if let Err(what) = done {
@@ -158,8 +209,12 @@ fn finish(context: &Context, site: &Site) {
         });
     }
     for _ in 0..3 {
-        let lost = context.draw(|random| random.below(1 << site.units));
-        lose(context, site, lost);
+        let members = site.members(context);
+        let chosen = context.draw(|random| random.below(1 << members.len()));
+        let lost = members.iter().enumerate();
+        let lost = lost.filter(|(bit, _)| chosen & (1 << bit) != 0);
+        let lost = lost.fold(0, |all, (_, unit)| all | 1 << unit);
+        lose(context, lost);
         read_without(context, site, lost);
         if context.is_violated() {
             return;
@@ -168,9 +223,9 @@ fn finish(context: &Context, site: &Site) {
 }
 
 /// Some units are gone.
-fn lose(context: &Context, site: &Site, lost: u64) {
+fn lose(context: &Context, lost: u64) {
     context.with(|state| {
-        for unit in 0..site.units {
+        for unit in 0..state.units.len() {
             if lost & (1 << unit) == 0 {
                 state.start_unit(unit);
             } else if state.units[unit].is_on {

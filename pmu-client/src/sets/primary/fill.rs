@@ -2,7 +2,7 @@
 
 use pmu_core::commit::SetWriter;
 use pmu_core::spread::{Newest, Stand};
-use pmu_format::{Label, RegionOffset, RegionPiece, SetNumber, SpreadId};
+use pmu_format::{Label, RegionPiece, SetNumber, SpreadId};
 
 use super::SetPrimary;
 use super::member::OpenedMember;
@@ -81,12 +81,14 @@ impl FilledMember {
         newest: &Newest,
         held: SetNumber,
     ) -> Result<()> {
+        let stand = self.stand()?;
         if newest.term().0 > 0 {
-            let stand = self.stand()?;
             let opening = stand.opening(self.id, generation, newest);
             self.desk.propose(&mut self.primary.region, &opening)?;
             self.desk.establish(&mut self.primary.region, &opening)?;
             self.publish(held)?;
+        } else if let Some(mended) = stand.mended() {
+            self.desk.write_word(&mut self.primary.region, &mended)?;
         }
         if let Some(reserved) = newest.reservation() {
             let opening = self.stand()?.opening(self.id, generation, &reserved);
@@ -100,13 +102,11 @@ impl FilledMember {
     }
 
     fn publish(&mut self, held: SetNumber) -> Result<()> {
-        if self.stand()?.published >= held.get() {
+        let stand = self.stand()?;
+        if stand.published >= held.get() {
             return Ok(());
         }
-        let word = pmu_core::WordWrite {
-            offset: RegionOffset(0),
-            value: held.get(),
-        };
+        let word = stand.publish_word(held.get());
         self.desk.write_word(&mut self.primary.region, &word)
     }
 }

@@ -340,6 +340,9 @@ impl SpreadLogBackup {
         if let Err(error) = self.clear_to(mark.position()) {
             // It can be done twice.
             self.go_on_after(error)?;
+            if mark.position() <= self.cleared {
+                return Ok(());
+            }
             self.clear_to(mark.position())?;
         }
         self.cleared = mark.position();
@@ -403,6 +406,9 @@ impl SpreadLogBackup {
             .quorum
             .stable(seats.iter().flatten().map(|seat| &seat.stand));
         self.limit = self.limit.max(stable).max(cursor);
+        // Without its sessions it had no right to clear: somebody else may have cleared more. That stays so, and is not handed out again.
+        self.cleared = self.cleared.max(cursor);
+        self.position = self.position.max(cursor);
         (self.seats, self.newest) = (seats, newest);
         self.reader = later.log_reader(self.options.timeouts.hedge);
         self.spread = later.apart();

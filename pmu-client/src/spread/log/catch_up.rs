@@ -225,7 +225,8 @@ fn own(seats: &mut [Seat], index: usize) -> Result<&mut LogSeat> {
 fn take_part(seat: &mut LogSeat, end: u64, opening: &TermOpening) -> Result<()> {
     let epoch = seat.region.epoch;
     let own_to = seat.own_to.min(end);
-    let lowered = (seat.stand.published > own_to).then_some((LOG_TAIL_OFFSET, own_to));
+    let lowered = (seat.stand.published > own_to)
+        .then_some((LOG_TAIL_OFFSET, LogPosition(own_to).tail_word()));
     let posted = seat.post_chain(|chain, base| {
         let cursor = RegionPiece {
             offset: LOG_CURSOR_OFFSET,
@@ -237,7 +238,10 @@ fn take_part(seat: &mut LogSeat, end: u64, opening: &TermOpening) -> Result<()> 
             add_word(chain, base, WordWrite { offset, value });
         }
         add_word(chain, base, opening.term);
-        for (offset, value) in [(LOG_TAIL_OFFSET, end), (LOG_EPOCH_OFFSET, epoch.get())] {
+        for (offset, value) in [
+            (LOG_TAIL_OFFSET, LogPosition(end).tail_word()),
+            (LOG_EPOCH_OFFSET, epoch.get()),
+        ] {
             add_word(chain, base, WordWrite { offset, value });
         }
     })?;

@@ -326,7 +326,7 @@ impl LogTarget {
             seat.propose(&opening)?;
             let epoch = seat.region.epoch.get();
             let words = [
-                (LOG_TAIL_OFFSET, newest.committed),
+                (LOG_TAIL_OFFSET, newest.position().tail_word()),
                 (LOG_EPOCH_OFFSET, epoch),
             ];
             let words = words.map(|(offset, value)| WordWrite { offset, value });

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use pmu_core::WordWrite;
 use pmu_fabric::Chain;
 use pmu_format::{
-    Epoch, LogPosition, Pieces, RECORD_HEADER_BYTES, RECORD_SHARE_BYTES, RecordHeader, RecordShare,
-    RegionPiece, record_payload_digest,
+    Epoch, LOG_TAIL_OFFSET, LogPosition, Pieces, RECORD_HEADER_BYTES, RECORD_SHARE_BYTES,
+    RecordHeader, RecordShare, RegionPiece, record_payload_digest,
 };
 
 use super::seat::LogSeat;
@@ -149,7 +149,7 @@ impl Out {
         &mut self,
         seat: &mut LogSeat,
         flush: Option<(Pieces, u64)>,
-        tail: Option<WordWrite>,
+        tail: Option<LogPosition>,
     ) -> Result<()> {
         let base = seat.region.info.address.get();
         let posted = self.outbox.post(&mut seat.region.link, |chain| {
@@ -159,7 +159,11 @@ impl Out {
                     .for_each(|piece| add_flush(chain, base, piece));
             }
             if let Some(tail) = tail {
-                add_word(chain, base, tail);
+                let word = WordWrite {
+                    offset: LOG_TAIL_OFFSET,
+                    value: tail.tail_word(),
+                };
+                add_word(chain, base, word);
             }
         });
         let posted = posted.map_err(|error| seat.region.error(error))?;
@@ -167,12 +171,12 @@ impl Out {
         let prepared = last.map_or(self.prepared, |sent| sent.prepared);
         let published = last.map_or(self.published, |sent| sent.published);
         if let Some(tail) = tail {
-            self.tail_sent = tail.value;
+            self.tail_sent = tail.get();
         }
         self.sent.push_back(Sent {
             serial: posted.last,
             prepared: flush.map_or(prepared, |(_, end)| end),
-            published: tail.map_or(published, |tail| tail.value),
+            published: tail.map_or(published, LogPosition::get),
         });
         Ok(())
     }

@@ -10,15 +10,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pmu_core::WordWrite;
 use pmu_core::log::{
     AppendError, Batch, CursorSeen, LogWriter, Payload, PublishError, PublishId, Record, RecordMark,
 };
 use pmu_core::spread::{Newest, Tenure, TooFewUnits};
 use pmu_fabric::Counters;
 use pmu_format::{
-    CursorPair, Epoch, LOG_TAIL_OFFSET, LogPosition, Pieces, RECORD_SHARE_BYTES, RecordShare,
-    record_length_bytes, spread_record_checksum,
+    CursorPair, Epoch, LogPosition, Pieces, RECORD_SHARE_BYTES, RecordShare, record_length_bytes,
+    spread_record_checksum,
 };
 
 use super::catch_up::Shards;
@@ -524,7 +523,7 @@ impl SpreadLogPrimary {
         };
         self.gathering_from = self.submitted;
         self.groups.push_back((plan.id, self.submitted));
-        let group = (plan.flush, plan.tail.value);
+        let group = (plan.flush, plan.end.get());
         for index in 0..self.seats.len() {
             self.send(index, Some(group))?;
         }
@@ -544,12 +543,9 @@ impl SpreadLogPrimary {
 
     fn send(&mut self, index: usize, group: Option<(Pieces, u64)>) -> Result<()> {
         let value = self.prepared;
-        let tail = WordWrite {
-            offset: LOG_TAIL_OFFSET,
-            value,
-        };
         let due = self.outs[index].as_ref();
-        let tail = Some(tail).filter(|_| due.is_some_and(|out| out.tail_sent < value));
+        let tail =
+            Some(LogPosition(value)).filter(|_| due.is_some_and(|out| out.tail_sent < value));
         if tail.is_some() {
             self.tail_sent = self.tail_sent.max(value);
         }

@@ -3,8 +3,8 @@
 use pmu_core::spread::{Newest, Stand, TermOpening};
 use pmu_fabric::Chain;
 use pmu_format::{
-    CursorPair, Epoch, LOG_CURSOR_OFFSET, LogGeometry, LogPosition, PAGE_BYTES, PAGE_PAIR_BYTES,
-    RegionId, SpreadId,
+    CursorPair, Epoch, LOG_CURSOR_OFFSET, LogGeometry, LogPosition, Mode, PAGE_BYTES,
+    PAGE_PAIR_BYTES, RegionId, SpreadId,
 };
 
 use crate::error::{ClientError, Result};
@@ -112,7 +112,7 @@ impl LogSeat {
             }
             let [first, second] = &pages;
             if Stand::term_word(first) == Stand::term_word(second) {
-                let stand = Stand::read(second, id);
+                let stand = Stand::read(second, id, Mode::Append);
                 self.stand = stand.map_err(|error| self.damaged(error.to_string()))?;
                 return self.take_cursor();
             }

@@ -59,6 +59,8 @@ pub(crate) struct LogModel {
     opened: Vec<(u64, u64)>,
     /// Primaries of this epoch or a lower one are fenced.
     fenced: u64,
+    /// A primary takes a later epoch by itself when the members change, and writes again what is not acknowledged.
+    epochs_move: bool,
 }
 
 /// The payload of attempt `id`.
@@ -176,8 +178,8 @@ impl LogModel {
             return Err(format!("record {id} at {position} has wrong bytes"));
         }
         let elsewhere = attempt.position.is_some_and(|at| at != position);
-        if elsewhere || attempt.epoch != record.epoch.get() || attempt.continues != record.continues
-        {
+        let is_its_epoch = self.is_epoch_of(&attempt, record.epoch.get());
+        if elsewhere || !is_its_epoch || attempt.continues != record.continues {
             return Err(format!(
                 "record {id} was read as {record:?}, and written as {attempt:?}"
             ));
@@ -204,6 +206,28 @@ impl LogModel {
             end,
             continues: record.continues,
         })
+    }
+
+    /// Whether a record of this attempt may have this epoch.
+    fn is_epoch_of(&self, attempt: &Attempt, epoch: u64) -> bool {
+        let of_another = || self.opened.iter().any(|(opened, _)| *opened == epoch);
+        let moved = self.epochs_move && epoch > attempt.epoch;
+        epoch == attempt.epoch || (moved && !of_another())
+    }
+
+    /// What is not acknowledged was written again in a later epoch, which its primary took when the members were changed: what fenced the
+    /// earlier one did not fence this one.
+    pub(crate) fn moved(&mut self, ids: &[u64], epoch: u64) {
+        for id in ids {
+            let attempt = &mut self.attempts[*id as usize - 1];
+            let is_later = self.epochs_move && epoch > attempt.epoch;
+            attempt.too_late &= !is_later || epoch <= self.fenced;
+        }
+    }
+
+    /// Members will change.
+    pub(crate) const fn let_epochs_move(&mut self) {
+        self.epochs_move = true;
     }
 
     /// What was handed out counts for good: it was published, or a new primary has made it so.
