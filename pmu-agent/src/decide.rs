@@ -455,7 +455,7 @@ impl Machine {
             Phase::Standby => self.judge_the_primary(),
             Phase::Moving { since } => self.judge_the_move(since),
             Phase::Starting { since } => self.judge_the_start(since),
-            Phase::Pausing { until } if self.now >= until => self.start(),
+            Phase::Pausing { until } if self.now >= until => self.start_again(),
             Phase::Primary => self.judge_our_program(),
             Phase::Yielding { since, .. } | Phase::Stopping { since } => self.judge_the_end(since),
             _ => {}

@@ -65,6 +65,8 @@ pub struct Worker {
     image: SnapshotImage,
     /// The newest set that was tried to be read: one that is damaged is not read over and over.
     tried: u64,
+    /// Of which regions all that is: others of the same names may take their places.
+    regions: Vec<[u8; 16]>,
 }
 
 /// The regions as they were found.
@@ -105,6 +107,7 @@ impl Worker {
             held: None,
             image: SnapshotImage::new(),
             tried: 0,
+            regions: Vec::new(),
         }
     }
 
@@ -174,6 +177,15 @@ impl Worker {
             log: find(&self.config.regions.log)?,
             sets: find(&self.config.regions.sets)?,
         };
+        let mut regions = Vec::new();
+        for way in ways.each() {
+            let identity = way.identity();
+            regions.push(identity.map_err(AgentError::client("find the regions"))?);
+        }
+        if regions != self.regions {
+            self.hold_nothing();
+            self.regions = regions;
+        }
         let mut open = Open {
             ways: &ways,
             log: None,
@@ -243,9 +255,7 @@ impl Worker {
             open.close(mode == Mode::Following)?;
         }
         if mode == Mode::Leading {
-            (self.held, self.tried) = (None, 0);
-            self.image = SnapshotImage::new();
-            self.status.lock().held_set = 0;
+            self.hold_nothing();
         }
         self.mode = mode;
         Ok(())
@@ -274,13 +284,15 @@ impl Worker {
         let Some(sets) = &mut open.sets else {
             return Ok(());
         };
-        let newest = sets.newest(false);
+        let newest = sets.newest(open.ways.sets_name(), false);
         let newest = newest.map_err(AgentError::client("list the sets"))?;
         let number = newest.as_ref().map_or(0, |newest| newest.number);
         self.status.lock().newest_set = number;
         if let Some(newest) = newest
             && number > self.held_number().max(self.tried)
         {
+            // What can't be read to its end may have been changed in place.
+            self.held = None;
             self.held = hold(&mut self.image, sets, open.ways, &newest, false)?;
             self.tried = number;
             self.status.lock().held_set = self.held_number();
@@ -289,6 +301,12 @@ impl Worker {
             open.forget_and_clear(position)?;
         }
         Ok(())
+    }
+
+    fn hold_nothing(&mut self) {
+        (self.held, self.tried) = (None, 0);
+        self.image = SnapshotImage::new();
+        self.status.lock().held_set = 0;
     }
 
     fn held_number(&self) -> u64 {
@@ -309,7 +327,7 @@ impl Worker {
         if open.sets_are_due(every) {
             open.open_sets(&self.place)?;
             if let Some(sets) = &mut open.sets {
-                let newest = sets.newest(false);
+                let newest = sets.newest(open.ways.sets_name(), false);
                 let newest = newest.map_err(AgentError::client("list the sets"))?;
                 if let Some(position) = newest.and_then(|newest| covered(&newest.label)) {
                     open.forget_and_clear(position)?;
@@ -387,11 +405,11 @@ impl Worker {
         open.open_sets(&self.place)?;
         if let Some(sets) = &mut open.sets {
             let list = AgentError::client("list the sets");
-            let mut newest = sets.newest(false).map_err(list)?;
+            let mut newest = sets.newest(open.ways.sets_name(), false).map_err(list)?;
             // Of snapshots what was published counts. Of other sets one that is whole is worth more, acknowledged or not.
             if newest.as_ref().is_none_or(|newest| !newest.is_snapshot()) {
                 let list = AgentError::client("list the sets");
-                newest = sets.newest(true).map_err(list)?;
+                newest = sets.newest(open.ways.sets_name(), true).map_err(list)?;
             }
             if let Some(newest) = newest.filter(|newest| newest.number > self.held_number()) {
                 let read = hold(&mut self.image, sets, open.ways, &newest, true)?;
@@ -426,12 +444,22 @@ impl Worker {
 
     /// Refuses a set behind which records were cleared that it doesn't hold: a newer one held them, and is gone or damaged.
     fn check_covered(&self, cleared: Option<LogPosition>) -> Result<()> {
+        let region = || self.config.regions.sets.clone().unwrap_or_default();
         let Some(held) = &self.held else {
-            return Ok(());
+            let by_us = self.config.follow.clear == Clear::BehindSets;
+            return match cleared {
+                Some(cleared) if by_us && cleared.get() > 0 && !region().is_empty() => {
+                    Err(AgentError::Incomplete {
+                        region: region(),
+                        what: format!("no set can be read, and the log is cleared up to {cleared}"),
+                    })
+                }
+                _ => Ok(()),
+            };
         };
         match (held.covers(), cleared) {
             (Some(covered), Some(cleared)) if covered < cleared => Err(AgentError::Incomplete {
-                region: self.config.regions.sets.clone().unwrap_or_default(),
+                region: region(),
                 what: format!(
                     "the newest set that can be read, {}, holds the log up to {covered}, which is cleared up to {cleared}",
                     held.set.number
@@ -454,12 +482,16 @@ impl Worker {
         };
         // The log first: what is cleared meanwhile is in a set that is newer still. The other way round records between the two could be missing.
         apart.open_log(&self.place, false)?;
-        // To the end as it is found once.
-        while apart.read_log()? {}
+        // To the end as it is found once: a busy primary is always ahead.
+        let mut more = apart.read_log()?;
+        let end = apart.log.as_ref().map(Follower::end);
+        while more && apart.log.as_ref().map(Follower::position) < end {
+            more = apart.read_log()?;
+        }
         apart.open_sets(&self.place)?;
         let mut state = None;
         if let Some(sets) = &mut apart.sets {
-            let newest = sets.newest(false);
+            let newest = sets.newest(open.ways.sets_name(), false);
             if let Some(newest) = newest.map_err(AgentError::client("list the sets"))? {
                 state = hold(&mut SnapshotImage::new(), sets, open.ways, &newest, false)?;
             }
@@ -481,13 +513,20 @@ fn hold(
         // An older one than was listed, which alone makes no state.
         return Ok(read.filter(|read| !read.set.is_snapshot()));
     }
-    let region = ways.sets.as_ref().map_or("", Way::name);
-    match sets.catch_up(region, image) {
+    match sets.catch_up(ways.sets_name(), image) {
         // One that was never published.
         Err(SnapshotError::NoSuchSnapshot { .. }) => Ok(None),
         caught => {
             caught.map_err(AgentError::snapshot("put the newest snapshot together"))?;
-            Ok(HeldSet::of_image(image))
+            let held = HeldSet::of_image(image);
+            if let Some(held) = held.as_ref().filter(|held| held.set.number < newest.number) {
+                tracing::warn!(
+                    newest = newest.number,
+                    held = held.set.number,
+                    "the newest snapshot can't be put together: an older one is held"
+                );
+            }
+            Ok(held)
         }
     }
 }
@@ -506,6 +545,10 @@ impl Ways {
             let sets = sets.map(|sets| sets.join().unwrap_or_else(panicked));
             log.into_iter().chain(sets).collect()
         })
+    }
+
+    fn sets_name(&self) -> &str {
+        self.sets.as_ref().map_or("", Way::name)
     }
 
     fn check_unheld(&self) -> Result<()> {

@@ -129,6 +129,17 @@ impl Way {
         }
     }
 
+    /// What no other region ever has, whatever its name.
+    ///
+    /// # Errors
+    /// As [`Unit::describe`].
+    pub fn identity(&self) -> Client<[u8; 16]> {
+        match self {
+            Self::One(unit, name) => Ok(unit.describe(name)?.id.0),
+            Self::Spread(spread, _) => Ok(spread.membership().id.0),
+        }
+    }
+
     /// The region's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -268,6 +279,15 @@ impl Follower {
         }
     }
 
+    /// The end of the log as far as it was seen; over several units none is known.
+    #[must_use]
+    pub fn end(&self) -> LogPosition {
+        match self {
+            Self::One(log) => log.tail(),
+            Self::Spread(_) => LogPosition(u64::MAX),
+        }
+    }
+
     /// Every unit can be read.
     #[must_use]
     pub fn has_all_units(&self) -> bool {
@@ -327,8 +347,8 @@ impl Sets<'_> {
     /// The newest set, as listed; none where there is none. With `recovering`, whole sets that nobody has published count.
     ///
     /// # Errors
-    /// As [`SetReader::sets`] and [`SpreadReader::sets`].
-    pub fn newest(&mut self, recovering: bool) -> Client<Option<Found>> {
+    /// As [`SetReader::sets`] and [`SpreadReader::sets`]; [`ClientError::Damaged`] where there should be sets, and none is sound.
+    pub fn newest(&mut self, region: &str, recovering: bool) -> Client<Option<Found>> {
         match self {
             Self::One(sets) => {
                 let catalog = sets.sets()?;
@@ -336,6 +356,13 @@ impl Sets<'_> {
                 let counting = |number| recovering || number <= published;
                 let found = catalog.sets.iter().filter(|set| counting(set.number));
                 let newest = found.max_by_key(|set| set.number);
+                // None that is sound is not the same as none.
+                if let (None, Some(finding)) = (newest, catalog.findings.first()) {
+                    return Err(ClientError::Damaged {
+                        region: region.to_owned(),
+                        what: format!("no set is sound: {finding}"),
+                    });
+                }
                 Ok(newest.map(|set| Found {
                     number: set.number.get(),
                     bytes: set.bytes,

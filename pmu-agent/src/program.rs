@@ -282,6 +282,11 @@ fn inheritable(handed: &Handed, notice: Option<&Notice>, is: bool) -> Result<()>
 /// # Errors
 /// It failed, or didn't end in time and was killed.
 pub fn rehearse(config: &Config, handed: &Handed, timeout: Duration) -> Result<String> {
+    if handed.is_empty() {
+        return Err(AgentError::Refused(
+            "nothing is stored yet that could be rehearsed with".into(),
+        ));
+    }
     let begun = Instant::now();
     let mut child = spawn(config, handed, Role::Rehearsal, None)?;
     let status = wait_within(&mut child, timeout)?;

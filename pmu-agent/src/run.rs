@@ -148,6 +148,8 @@ pub fn run(config: Config, beginning: Beginning) -> Result<u8> {
         exit: None,
     };
     agent.watch_health()?;
+    // One that adopts leads from the beginning.
+    agent.phase_changed(agent.machine.phase());
     let code = agent.work(&received);
     // The peer hears that all is done before we are silent.
     agent

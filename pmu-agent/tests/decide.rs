@@ -602,7 +602,7 @@ fn s10_a_move_asks_first_and_takes_over_when_the_peer_has_stopped() {
 fn s05_a_program_that_does_not_start_is_tried_again_and_then_given_up_loudly() {
     let mut machine = standby();
     assert!(takes_over(&say(&mut machine, 20, Standing::Dead)));
-    let (mut now, mut starts) = (30, 0);
+    let (mut now, mut starts, mut recoveries) = (30, 0, 1);
     let mut actions = machine.step(now, Event::TakenOver { epoch: 5 });
     while machine.phase() != Phase::GivenUp {
         assert!(now < 10_000);
@@ -610,6 +610,10 @@ fn s05_a_program_that_does_not_start_is_tried_again_and_then_given_up_loudly() {
         if actions.contains(&Action::Start) {
             starts += 1;
             actions = machine.step(now, Event::Exited { clean: false });
+        } else if takes_over(&actions) {
+            // Each attempt begins with what the regions hold then: the one before may have stored something.
+            recoveries += 1;
+            actions = machine.step(now, Event::TakenOver { epoch: 5 });
         } else if actions.contains(&Action::LookForLeader) {
             actions = machine.step(
                 now,
@@ -622,13 +626,49 @@ fn s05_a_program_that_does_not_start_is_tried_again_and_then_given_up_loudly() {
             actions = machine.tick(now);
         }
     }
-    assert_eq!(starts, 3);
+    assert_eq!((starts, recoveries), (3, 3));
     assert!(format!("{actions:?}").contains("GIVEN UP"), "{actions:?}");
     assert_eq!(machine.standing(), Standing::GivenUp);
     // Somebody has mended it.
     assert!(takes_over(
         &machine.step(now + 20, Event::Promote { force: false })
     ));
+}
+
+#[test]
+fn s05_a_takeover_that_the_units_refuse_is_tried_again() {
+    let mut machine = standby();
+    assert!(takes_over(&say(&mut machine, 20, Standing::Dead)));
+    machine.step(
+        30,
+        Event::NotTakenOver {
+            reason: Refusal::Units,
+        },
+    );
+    // A fence may stand: the other agent hears that nobody leads.
+    assert_eq!(machine.standing(), Standing::Dead);
+    let mut now = 30;
+    while !takes_over(&say(&mut machine, now, Standing::Standby)) {
+        assert!(now < 10_000, "never again");
+        now += 20;
+    }
+}
+
+#[test]
+fn s05_where_nobody_beats_the_silence_of_the_agent_is_enough() {
+    let mut machine = Machine::standby(
+        Settings {
+            beats: false,
+            ..settings()
+        },
+        0,
+    );
+    assert!(!takes_over(&say(&mut machine, 10, Standing::Primary)));
+    let mut now = 10;
+    while !takes_over(&machine.tick(now)) {
+        assert!(now < 10_000, "never");
+        now += 20;
+    }
 }
 
 #[test]

@@ -733,7 +733,7 @@ fn s05_a_standby_holds_the_newest_whole_one_and_never_a_mixture() {
     let site = site("r", 6, 2 * MIB);
     let region = one(&site, "app", "r");
     let arena = plain(2 * MIB);
-    let snapshots = Snapshots::open(Arc::clone(&arena), region.clone(), &every(4)).unwrap();
+    let snapshots = Snapshots::open(Arc::clone(&arena), region, &every(4)).unwrap();
     let mut reader = site
         .client("backup")
         .open_sets_backup("r", &OpenOptions::new())

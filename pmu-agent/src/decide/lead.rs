@@ -10,6 +10,13 @@ impl Machine {
         self.act(Action::Start);
     }
 
+    /// From the regions once more: an instance that was not ready may have stored something, and somebody else may have come and gone.
+    pub(super) fn start_again(&mut self) {
+        let attempts = self.attempts;
+        self.begin_take_over(false);
+        self.attempts = attempts;
+    }
+
     pub(super) fn ready(&mut self, epoch: u64) {
         match self.phase {
             Phase::Starting { .. } => self.lead(epoch),

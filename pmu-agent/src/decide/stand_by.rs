@@ -119,7 +119,9 @@ impl Machine {
             _ => silence,
         };
         let silent = self.now - self.peer_at >= patience;
-        if said.is_none() && silent && stopped && self.units_reachable {
+        // Who never beats is not looked for at the units.
+        let units_seen = self.units_reachable || !self.settings.beats;
+        if said.is_none() && silent && stopped && units_seen {
             return Some("its agent is silent, and its beat has stopped");
         }
         // Its own agent comes first: that can kill it, and knows more.
@@ -131,6 +133,7 @@ impl Machine {
 
     /// Takes over, with the lease first where one is needed.
     pub(super) fn begin_take_over(&mut self, unless_held: bool) {
+        self.attempts = 0;
         if self.settings.needs_lease {
             self.phase = Phase::Acquiring { unless_held };
             self.act(Action::Acquire);
@@ -170,7 +173,6 @@ impl Machine {
         }
         self.epoch = self.epoch.max(epoch);
         self.left = None;
-        self.attempts = 0;
         self.start();
     }
 
@@ -187,6 +189,10 @@ impl Machine {
         // Who failed before has still failed; only the waiting begins anew.
         self.primary_seen = true;
         self.not_before = self.now + self.settings.silence_ms;
+        if reason == Refusal::Units {
+            // A fence may stand already: whoever led doesn't any more, and the others are told that nobody does.
+            (self.left, self.left_at) = (Some(Standing::Dead), self.now);
+        }
         if reason == Refusal::Held {
             self.left = None;
         }

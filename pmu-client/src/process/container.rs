@@ -9,6 +9,7 @@ use pmu_format::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ClientError, Result};
+use crate::process::PRE_DUMPS_MAX;
 use crate::sets::Put;
 use crate::spread::SpreadPut;
 
@@ -248,6 +249,12 @@ impl Images {
     pub(super) fn parse(bytes: Vec<u8>) -> std::result::Result<Self, ImageError> {
         let mut parser = Parser::new(&bytes)?;
         let about = parser.about()?;
+        if about.pre_dumps > PRE_DUMPS_MAX {
+            return Err(ImageError::Damaged {
+                at: 0,
+                what: "more rounds of memory than are ever made",
+            });
+        }
         while parser.step()? {}
         let files = parser.files;
         Ok(Self {

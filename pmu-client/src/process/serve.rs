@@ -105,10 +105,16 @@ pub(super) fn restore(
     };
     let status = loop {
         server.step()?;
-        if interrupted() {
-            return Err(ProcessError::Interrupted);
-        }
         if let Some(status) = running.ended()? {
+            break status;
+        }
+        if interrupted() {
+            // It may have all that it needs: then the process runs, and that is what is told.
+            drop(server);
+            let status = running.wait()?;
+            if !status.success() {
+                return Err(ProcessError::Interrupted);
+            }
             break status;
         }
     };

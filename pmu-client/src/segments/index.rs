@@ -53,7 +53,8 @@ impl Catalog {
                     place: None,
                     names: 0,
                 });
-                body.place = Some(place);
+                // An empty one only makes the contents known: what says that no unit has them may be in the next batch, which never came.
+                body.place = Some(place).filter(|place| !place.region.is_empty());
             }
             Operation::Name(named) => {
                 self.forget(&named.name.clone());
