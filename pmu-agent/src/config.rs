@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use pmu_client::{OpenOptions, ProviderChoice};
+use pmu_client::{OpenOptions, ProviderChoice, Timeouts};
 use pmu_format::{PrincipalName, RegionName};
 use serde::Deserialize;
 
@@ -228,6 +229,11 @@ impl Default for Log {
 fn automatic() -> String {
     "auto".into()
 }
+/// A unit that says nothing for so long is lost: nobody is to wait long behind it while the agent follows.
+const STALL: Duration = Duration::from_secs(5);
+/// Beats are looked at with half a silence of patience, and no less than this.
+const WATCH_STALL_MIN: Duration = Duration::from_millis(500);
+
 const fn yes() -> bool {
     true
 }
@@ -373,7 +379,21 @@ impl Config {
     /// How regions are opened.
     #[must_use]
     pub fn open_options(&self) -> OpenOptions {
-        OpenOptions::new().provider(self.transport.parse().unwrap_or_default())
+        self.options(STALL)
+    }
+
+    /// How the region of the beat is opened: a unit that says nothing must not look like a program that does nothing.
+    #[must_use]
+    pub fn watch_options(&self) -> OpenOptions {
+        let silence_ms = self.watch.interval_ms * u64::from(self.watch.intervals);
+        self.options(Duration::from_millis(silence_ms / 2).max(WATCH_STALL_MIN))
+    }
+
+    fn options(&self, stall: Duration) -> OpenOptions {
+        let mut timeouts = Timeouts::default();
+        timeouts.stall = stall;
+        let options = OpenOptions::new().timeouts(timeouts);
+        options.provider(self.transport.parse().unwrap_or_default())
     }
 
     /// The region whose beat counts, and whether that is the log.

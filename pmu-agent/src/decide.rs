@@ -465,6 +465,11 @@ impl Machine {
     fn beat_seen(&mut self) {
         self.beat_at = self.now;
         self.beat_seen = true;
+        // Our own program's beats have ended with it: somebody else leads.
+        let own = self.has_program || self.now - self.left_at < self.settings.silence_ms;
+        if self.left.is_some() && !own {
+            self.left = None;
+        }
         if self.phase == Phase::Standby && self.left.is_none() {
             self.primary_seen = true;
         }

@@ -2,6 +2,9 @@
 
 use super::{Action, Ending, Level, Machine, Millis, Phase, Standing};
 
+/// A snapshot of which nothing is heard for so long is given up, or for ten intervals where these are longer.
+const SNAPSHOT_PATIENCE_MS: Millis = 60_000;
+
 impl Machine {
     pub(super) fn start(&mut self) {
         self.attempts += 1;
@@ -20,7 +23,11 @@ impl Machine {
     pub(super) fn ready(&mut self, epoch: u64) {
         match self.phase {
             Phase::Starting { .. } => self.lead(epoch),
-            Phase::Primary => self.epoch = self.epoch.max(epoch),
+            Phase::Primary => {
+                self.epoch = self.epoch.max(epoch);
+                // It has a new connection: what it said over the old one may be lost.
+                self.snapshot_asked = None;
+            }
             _ => {}
         }
     }
@@ -184,6 +191,16 @@ impl Machine {
         let Some(every) = self.settings.snapshot_every_ms else {
             return;
         };
+        let patience = SNAPSHOT_PATIENCE_MS.max(10 * every);
+        if let Some(asked) = self.snapshot_asked
+            && self.now - asked >= patience
+        {
+            self.say(
+                Level::Warning,
+                format!("nothing was heard of a snapshot for {patience} ms: asking for another"),
+            );
+            self.snapshot_asked = None;
+        }
         if self.snapshot_asked.is_some() || self.now - self.snapshot_at < every || self.hung {
             return;
         }
