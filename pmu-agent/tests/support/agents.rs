@@ -123,7 +123,7 @@ impl Agents {
             ways: ports,
             cut: Arc::default(),
             running: [None, None],
-            watch: "interval_ms = 20\nintervals = 10\ngrace_ms = 2000".into(),
+            watch: "interval_ms = 20\nintervals = 25\ngrace_ms = 2000".into(),
             program: String::new(),
             top: String::new(),
             more: "[snapshot]\nevery_ms = 100\n".into(),
