@@ -10,12 +10,13 @@
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use pmu_server::cli::InitArguments;
 use pmu_server::config::{ByteSize, Config};
 use pmu_server::distributor::process::Process;
 use pmu_server::scrub::clock::{Clock, SystemClock};
-use pmu_server::unit::UnitHandle;
+use pmu_server::unit::{Unit as Server, UnitHandle};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -107,10 +108,25 @@ impl Site {
             None => (Arc::new(SystemClock::default()) as _, String::new()),
         };
         let config = Config::parse(&(config + &scrub)).unwrap();
-        let start = pmu_server::unit::Unit::start_with_clock(config, None, clock);
-        let server = self.runtime.block_on(start).unwrap();
+        let server = self.serve(&config, &clock);
         self.addresses[number - 1] = server.control_address().to_string();
         self.servers[number - 1] = Some(server);
+    }
+
+    /// A unit's port may have been taken by somebody else's connection while it was down: that is over soon.
+    fn serve(&self, config: &Config, clock: &Arc<dyn Clock>) -> UnitHandle {
+        for _ in 0..300 {
+            let clock = Arc::clone(clock);
+            let start = Server::start_with_clock(config.clone(), None, clock);
+            match self.runtime.block_on(start) {
+                Ok(server) => return server,
+                Err(error) if error.to_string().contains("address is in use") => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("its address is in use for too long")
     }
 
     /// A distributor with the certificate of a unit of this name; in the list of units.
