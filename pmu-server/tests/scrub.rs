@@ -7,7 +7,7 @@ mod support;
 use std::io::{IoSlice, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
@@ -343,6 +343,15 @@ fn b07_the_rate_is_held_and_restarts_forget_nothing() {
     );
 }
 
+/// Ends the program's threads when the test ends, however it does.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn b07_programs_write_on_while_they_are_scrubbed() {
     let mut unit = Scrubbed::new();
@@ -354,35 +363,37 @@ fn b07_programs_write_on_while_they_are_scrubbed() {
         .open_log_backup("log", true, &OpenOptions::new())
         .unwrap();
     let over = AtomicBool::new(false);
+    let (written, appended) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
-            let mut count = 0;
+        scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
+                let count = written.fetch_add(1, Ordering::Relaxed);
                 commit(&mut sets, &bytes(1 << 20, count as u8));
-                count += 1;
             }
-            count
         });
-        let appender = scope.spawn(|| {
-            let mut count = 0_u64;
+        scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 for seed in 0..50 {
                     log.append(&bytes(4000, seed)).unwrap();
-                    count += 1;
+                    appended.fetch_add(1, Ordering::Relaxed);
                 }
                 while backup.read_unread(1 << 20).unwrap().len() > 0 {}
                 backup.clear_handed_out().unwrap();
             }
-            count
         });
-        for _ in 0..12 {
+        let _ending = Ending(&over);
+        // However slow the disk is: a dozen scrubs, and as many sets meanwhile.
+        let few = |count: &AtomicU64| count.load(Ordering::Relaxed) <= 12;
+        let begun = Instant::now();
+        let mut scrubs = 0;
+        while scrubs < 12 || few(&written) || few(&appended) {
+            assert!(begun.elapsed() < PATIENCE, "the programs don't write");
+            scrubs += 1;
             let found = unit.scrub("sets");
             assert_eq!(found.damaged, 0, "{found:?}");
             let found = unit.scrub_of("log");
             assert_eq!(found.damaged, 0, "{found:?}");
         }
-        over.store(true, Ordering::Relaxed);
-        assert!(writer.join().unwrap() > 12 && appender.join().unwrap() > 12);
     });
 }
 
