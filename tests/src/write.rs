@@ -284,8 +284,8 @@ fn clear(
             Some(mark) if mark.position().get() - cleared > half => {
                 let to = mark.position().get();
                 speaker.say(Line::Clearing { to });
-                // The intention must be on record before the deed.
-                std::thread::sleep(Duration::from_millis(30));
+                // The intention must be on record before the deed, also where the way there is slow.
+                std::thread::sleep(Duration::from_millis(250));
                 backup.clear(mark).map_err(Failure::client("clear"))?;
                 speaker.say(Line::Cleared { to });
                 cleared = to;
