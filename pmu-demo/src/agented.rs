@@ -47,7 +47,16 @@ pub fn run(arguments: &ProgramArguments) -> Result<()> {
         Some(handover) => take(handover, index)?,
         None => Handed::default(),
     };
-    if handover.is_some_and(|handover| handover.is_rehearsal) {
+    let is_rehearsal = match handover {
+        Some(handover) => {
+            let is = handover.is_rehearsal;
+            let given = handover.release();
+            given.map_err(DemoError::client("give back what was handed over"))?;
+            is
+        }
+        None => false,
+    };
+    if is_rehearsal {
         eprintln!(
             "rehearsal: {} documents, {} words",
             index.documents(),

@@ -229,6 +229,9 @@ pub struct WorkArguments {
     /// Where the index goes when it is complete.
     #[arg(long)]
     pub result: PathBuf,
+    /// Keep the last document back until there is a file of this name: nobody is done before it was made to fail.
+    #[arg(long)]
+    pub last_after: Option<PathBuf>,
 }
 
 /// Arguments of `program`.

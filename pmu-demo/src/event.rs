@@ -62,6 +62,8 @@ pub enum Event {
         /// The sums by now.
         totals: Totals,
     },
+    /// All documents but the last are acknowledged, and the word for that one is awaited.
+    Waiting,
     /// A set was committed: its receipt was seen.
     Committed {
         /// How many documents it holds.

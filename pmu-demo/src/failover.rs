@@ -17,7 +17,7 @@ use crate::error::{DemoError, Result};
 use crate::event::{Event, Proof, Totals};
 use crate::failure::Failure;
 use crate::report::{Backup, RunReport, TakeoverParts};
-use crate::run::{Choice, Plan, same_bytes};
+use crate::run::{Choice, Plan, give_word, same_bytes};
 use crate::site::{LOG_REGION, STATE_REGION, Site, free_port};
 use crate::tools::arguments;
 
@@ -44,6 +44,7 @@ struct Seen {
     proof: Option<Proof>,
     pauses_us: Vec<u64>,
     stopped_by: Option<String>,
+    waiting: bool,
     finished: bool,
     ended: bool,
 }
@@ -52,6 +53,8 @@ struct Failover<'a> {
     plan: &'a Plan,
     site: &'a mut Site,
     choice: &'a Choice,
+    /// The word to do the last document: a file.
+    last_after: PathBuf,
     agents: [Option<Child>; 2],
     sockets: [PathBuf; 2],
     seen: [Seen; 2],
@@ -60,7 +63,7 @@ struct Failover<'a> {
     deadline: Instant,
 }
 
-/// Carries out one run. `None`: the program had done all the work before it failed, so that nothing was shown.
+/// Carries out one run. `None`: the program was starved and taken for a hung one before it was made to fail, so that nothing was shown.
 ///
 /// # Errors
 /// [`DemoError::Process`] for whoever failed, with its last words.
@@ -74,6 +77,7 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: &Choice) -> Result<Option
         plan,
         site,
         choice,
+        last_after: plan.word_for_the_last(choice.run)?,
         agents: [None, None],
         sockets: ["a.socket", "b.socket"].map(|name| folder.join(name)),
         seen: [Seen::default(), Seen::default()],
@@ -91,13 +95,9 @@ impl Failover<'_> {
         let Some(failed_ns) = self.until_failure()? else {
             return Ok(None);
         };
-        self.until(|run| run.seen[1].resumed_ns > failed_ns || run.seen[1].finished)?;
-        if !self.seen[1].finished || self.seen[1].resumed_ns > failed_ns {
-            return self.see_through(begun_ns, failed_ns, result).map(Some);
-        }
-        // Nothing was left to do.
-        self.until(|run| run.seen[1].ended)?;
-        Ok(None)
+        give_word(&self.last_after)?;
+        self.until(|run| run.seen[1].resumed_ns > failed_ns)?;
+        self.see_through(begun_ns, failed_ns, result).map(Some)
     }
 
     /// Sees the second instance to the end of the work, and a zombie to its own.
@@ -154,6 +154,7 @@ impl Failover<'_> {
             ("--result", result.display().to_string()),
             ("--set-every-bytes", bytes),
             ("--arena-bytes", plan.arena_bytes.to_string()),
+            ("--last-after", self.last_after.display().to_string()),
         ] {
             command.extend([flag.to_owned(), value]);
         }
@@ -225,7 +226,7 @@ impl Failover<'_> {
                     && status["caught_up"] == true
                     && !status["since_beat_ms"].is_null()
             });
-            if follows || self.seen[0].finished {
+            if follows || self.taken_over() {
                 return Ok(());
             }
         }
@@ -238,11 +239,14 @@ impl Failover<'_> {
             let now = Instant::now();
             let done = self.plan.corpus.bytes_before(self.seen[0].acknowledged);
             failure.progress(done as f64 / bytes, now);
+            if self.seen[0].waiting {
+                failure.nothing_more(now);
+            }
             match failure.due_in(now) {
                 Some(Duration::ZERO) => break,
                 due => self.hear(due)?,
             }
-            if self.seen[0].finished {
+            if self.taken_over() {
                 return Ok(None);
             }
         }
@@ -256,6 +260,11 @@ impl Failover<'_> {
             },
         )?;
         Ok(Some(failed_ns))
+    }
+
+    /// Whether the second agent has started its program.
+    fn taken_over(&self) -> bool {
+        self.seen[1].begun_ns > 0
     }
 
     fn signal(&self, which: usize, signal: Signal) -> Result<()> {
@@ -323,6 +332,7 @@ impl Failover<'_> {
             Some(Event::Snapshot { pause_us, .. }) => seen.pauses_us.push(pause_us),
             Some(Event::StoppedByFence { message }) => seen.stopped_by = Some(message),
             Some(Event::Finished { totals, .. }) => (seen.finished, seen.totals) = (true, totals),
+            Some(Event::Waiting) => seen.waiting = true,
             Some(Event::Following | Event::Detected { .. } | Event::Fenced { .. }) => {}
             None => {
                 seen.ended = true;

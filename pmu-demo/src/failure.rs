@@ -46,6 +46,11 @@ impl Failure {
         }
     }
 
+    /// Takes that nothing more is done before the failure.
+    pub fn nothing_more(&mut self, now: Instant) {
+        self.due = Some(now);
+    }
+
     /// How long until the moment; `None` while it is not known.
     #[must_use]
     pub fn due_in(&self, now: Instant) -> Option<Duration> {
@@ -69,7 +74,11 @@ mod tests {
         // Slower than expected: the moment stays.
         failure.progress(0.2, after(450));
         assert_eq!(failure.due_in(after(450)), Some(Duration::from_millis(50)));
+        // Nothing more comes: nothing is waited for.
+        failure.nothing_more(after(455));
+        assert_eq!(failure.due_in(after(455)), Some(Duration::ZERO));
         // Faster than expected: it comes before the end.
+        let mut failure = Failure::at(0.5, begun);
         failure.progress(0.95, after(460));
         assert_eq!(failure.due_in(after(460)), Some(Duration::ZERO));
     }

@@ -105,6 +105,11 @@ fn prepare(arguments: &RunArguments, tools: Tools, folder: &Path) -> Result<(Pla
         DOCUMENTS_DEFAULT
     });
     let corpus = Corpus::scan(&sources, documents as usize)?;
+    if corpus.len() < 2 {
+        return Err(DemoError::Unusable(
+            "one document is too few: name another folder of sources with --sources".into(),
+        ));
+    }
     let list = folder.join("documents.json");
     corpus.save(&list)?;
     let mib = corpus.bytes() as f64 / f64::from(1 << 20);
@@ -234,15 +239,15 @@ fn one_run(
         };
         let report = match plan.failover {
             true => failover::carry_out(plan, site, &choice)?,
-            false => carry_out(plan, site, choice)?,
+            false => Some(carry_out(plan, site, choice)?),
         };
         if let Some(report) = report {
             return Ok(report);
         }
-        eprintln!("run {run}: the primary was done before it could fail; once more");
+        eprintln!("run {run}: the program was taken for a hung one before it failed; once more");
     }
     Err(DemoError::Unusable(format!(
-        "the primary was done before it could fail, {TRIES} times: give it more to do with --documents"
+        "the program was taken for a hung one before it failed, {TRIES} times: this machine has too much else to do"
     )))
 }
 

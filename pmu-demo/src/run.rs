@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -78,6 +79,7 @@ struct PrimarySeen {
     totals: Totals,
     proof: Option<Proof>,
     stopped_by: Option<String>,
+    waiting: bool,
     finished: bool,
     ended: bool,
 }
@@ -106,6 +108,8 @@ struct Run<'a> {
     site: &'a mut Site,
     choice: Choice,
     result: PathBuf,
+    /// The word to do the last document: a file.
+    last_after: PathBuf,
     sender: Sender<Said>,
     said: Receiver<Said>,
     primary: Child,
@@ -118,16 +122,17 @@ struct Run<'a> {
     deadline: Instant,
 }
 
-/// Carries out one run. `None`: the primary had done all the work before it failed, so that nothing was shown.
+/// Carries out one run.
 ///
 /// # Errors
 /// [`DemoError::Process`] for whoever failed, with its last words.
-pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<Option<RunReport>> {
+pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<RunReport> {
     let begun_ns = now_ns();
     site.create_regions()?;
     let result = plan.folder.join(format!("run-{}.index", choice.run));
     let (sender, said) = channel();
-    let arguments = primary_arguments(plan, site, &choice, &result);
+    let last_after = plan.word_for_the_last(choice.run)?;
+    let arguments = primary_arguments(plan, site, &choice, (&result, &last_after));
     let log = format!("run-{}-primary", choice.run);
     let mut primary = plan
         .tools
@@ -138,6 +143,7 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<Option<
         site,
         choice,
         result,
+        last_after,
         sender,
         said,
         primary,
@@ -151,28 +157,44 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<Option<
         run.start_backup()?;
         run.until(|run| run.backup_seen.following)?;
     }
-    let Some(failed_ns) = run.until_failure()? else {
-        run.end()?;
-        return Ok(None);
-    };
+    let failed_ns = run.until_failure()?;
     run.take_over(failed_ns)?;
     let identical = same_bytes(&plan.answer, &run.result)?;
     if identical {
         fs::remove_file(&run.result).map_err(DemoError::file("remove", &run.result))?;
     }
-    if identical && run.backup_seen.documents >= plan.corpus.len() {
-        // Nothing was left for the backup to do.
-        run.end()?;
-        return Ok(None);
-    }
     let report = run.report(begun_ns, failed_ns, identical)?;
     run.end()?;
-    Ok(Some(report))
+    Ok(report)
+}
+
+impl Plan {
+    /// Where the word to do the last document of a run is awaited: not there yet, nor is it left from another try.
+    ///
+    /// # Errors
+    /// [`DemoError::File`] where one can't be removed.
+    pub fn word_for_the_last(&self, run: u32) -> Result<PathBuf> {
+        let path = self.folder.join(format!("run-{run}.last"));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(DemoError::file("remove", &path)(error))
+            }
+            _ => Ok(path),
+        }
+    }
+}
+
+/// Gives the word to do the last document.
+///
+/// # Errors
+/// [`DemoError::File`].
+pub fn give_word(path: &Path) -> Result<()> {
+    fs::write(path, b"").map_err(DemoError::file("create", path))
 }
 
 impl Run<'_> {
     /// Lets the primary work until its moment has come, and makes it fail. Returns when that was.
-    fn until_failure(&mut self) -> Result<Option<u64>> {
+    fn until_failure(&mut self) -> Result<u64> {
         self.primary.tell("go")?;
         let bytes = self.plan.corpus.bytes().max(1) as f64;
         let mut failure = Failure::at(self.choice.share, Instant::now());
@@ -183,12 +205,15 @@ impl Run<'_> {
                 .corpus
                 .bytes_before(self.primary_seen.acknowledged);
             failure.progress(done as f64 / bytes, now);
+            if self.primary_seen.waiting {
+                failure.nothing_more(now);
+            }
             match failure.due_in(now) {
                 Some(Duration::ZERO) => break,
                 due => self.hear(due)?,
             }
             if self.primary_seen.finished {
-                return Ok(None);
+                return Err(self.primary.failed("did the last document unbidden"));
             }
         }
         let failed_ns = now_ns();
@@ -198,12 +223,13 @@ impl Run<'_> {
             Signal::KILL
         });
         self.site.kill_units(&self.choice.units);
-        Ok(Some(failed_ns))
+        Ok(failed_ns)
     }
 
     /// Sees the backup through the takeover and to the end of the work, and the primary to its end.
     fn take_over(&mut self, failed_ns: u64) -> Result<()> {
         self.failing = true;
+        give_word(&self.last_after)?;
         match &mut self.backup {
             Some(backup) if self.plan.zombie => backup.tell("take over")?,
             Some(_) => {}
@@ -269,6 +295,7 @@ impl Run<'_> {
             Some(Event::Committed { totals, .. }) => seen.totals = totals,
             Some(Event::Proved { proof }) => seen.proof = Some(proof),
             Some(Event::StoppedByFence { message }) => seen.stopped_by = Some(message),
+            Some(Event::Waiting) => seen.waiting = true,
             Some(Event::Finished { .. }) => seen.finished = true,
             Some(_) => {}
             None => {
@@ -405,7 +432,12 @@ fn listen(child: &mut Child, source: Source, to: &Sender<Said>) {
     });
 }
 
-fn work_arguments(plan: &Plan, site: &Site, identity: PathBuf, result: &Path) -> Vec<OsString> {
+fn work_arguments(
+    plan: &Plan,
+    site: &Site,
+    identity: PathBuf,
+    (result, last_after): (&Path, &Path),
+) -> Vec<OsString> {
     arguments![
         "--units",
         site.addresses.join(","),
@@ -419,12 +451,19 @@ fn work_arguments(plan: &Plan, site: &Site, identity: PathBuf, result: &Path) ->
         result,
         "--set-every-bytes",
         plan.set_every_bytes.to_string(),
+        "--last-after",
+        last_after,
     ]
 }
 
-fn primary_arguments(plan: &Plan, site: &Site, choice: &Choice, result: &Path) -> Vec<OsString> {
+fn primary_arguments(
+    plan: &Plan,
+    site: &Site,
+    choice: &Choice,
+    files: (&Path, &Path),
+) -> Vec<OsString> {
     let mut arguments = arguments!["primary"];
-    arguments.extend(work_arguments(plan, site, site.primary_identity(), result));
+    arguments.extend(work_arguments(plan, site, site.primary_identity(), files));
     if choice.backup == Backup::Cold {
         arguments.push("--clear-behind-sets".into());
     }
@@ -434,7 +473,8 @@ fn primary_arguments(plan: &Plan, site: &Site, choice: &Choice, result: &Path) -
 fn backup_arguments(run: &Run<'_>) -> Vec<OsString> {
     let mut arguments = arguments!["backup"];
     let identity = run.site.backup_identity();
-    arguments.extend(work_arguments(run.plan, run.site, identity, &run.result));
+    let files = (run.result.as_path(), run.last_after.as_path());
+    arguments.extend(work_arguments(run.plan, run.site, identity, files));
     if run.choice.backup == Backup::Warm {
         arguments.push("--warm".into());
         if !run.plan.zombie {

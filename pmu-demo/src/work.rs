@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use allocator_api2::alloc::Allocator;
@@ -23,6 +24,8 @@ use crate::{record, reference, words};
 const DISTANCE_MAX: u64 = 3;
 /// How much of the log is read at a time where it is only read to be cleared.
 const READ_BYTES: usize = 256 << 10;
+/// How often it is looked for the word to do the last document.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// The way to the regions.
 ///
@@ -188,6 +191,12 @@ pub fn finish_under<A: Allocator + Clone>(
     let (mut text, mut encoded) = (Vec::new(), Vec::new());
     let first = worker.at.index.documents();
     for document in first..corpus.len() {
+        if document + 1 == corpus.len()
+            && let Some(word) = &arguments.last_after
+            && worker.wait_for(word, agent.as_deref_mut())?
+        {
+            return Ok(());
+        }
         corpus.read(document, &mut text)?;
         let words = words::count(&mut text);
         record::encode(document, &words, &mut encoded);
@@ -233,6 +242,26 @@ impl<A: Allocator + Clone> Worker<'_, A> {
             .measure("append a record", || log.submit(encoded))?;
         self.pending.push_back(ticket);
         Ok(())
+    }
+
+    /// Waits until there is a file, and serves the agent meanwhile. True if the program is to end.
+    fn wait_for(&mut self, word: &Path, mut agent: Option<&mut Program>) -> Result<bool> {
+        if word.exists() {
+            return Ok(false);
+        }
+        let log = &mut self.at.log;
+        self.meter.measure("wait for receipts", || log.flush())?;
+        self.acknowledge()?;
+        Event::Waiting.send()?;
+        while !word.exists() {
+            if let Some(agent) = &mut agent
+                && self.serve(agent)?
+            {
+                return Ok(true);
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(false)
     }
 
     /// Waits for the receipt of the first record, and reports what it proves.
