@@ -3,13 +3,12 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use pmu_client::agent::TailWriter;
+use pmu_client::agent::{TailWriter, memory_file};
 use pmu_client::snapshot::{ArenaShape, SnapshotImage};
 use pmu_client::{FileSink, LogPosition, LogRecord, RecordMark};
-use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::error::{AgentError, Result};
 use crate::place::{Found, Sets};
@@ -17,11 +16,8 @@ use crate::place::{Found, Sets};
 /// The journal is written anew when so much of it is superfluous, and more than is not.
 const REWRITE_BYTES_MIN: u64 = 1 << 20;
 
-/// A file in memory that ends with its last descriptor.
-pub fn memory_file(name: &str) -> Result<File> {
-    let descriptor: OwnedFd = memfd_create(name, MemfdFlags::CLOEXEC)
-        .map_err(AgentError::system("make a file in memory"))?;
-    Ok(File::from(descriptor))
+fn file_for(name: &str) -> Result<File> {
+    memory_file(name).map_err(AgentError::client("make a file in memory"))
 }
 
 /// A set that was read.
@@ -41,7 +37,7 @@ impl HeldSet {
     /// # Errors
     /// As [`Sets::read`].
     pub fn read(sets: &mut Sets<'_>, recovering: bool) -> Result<Option<Self>> {
-        let mut sink = FileSink::new(memory_file("pmu-agent-state")?);
+        let mut sink = FileSink::new(file_for("agent-state")?);
         let read = sets.read(recovering, &mut sink);
         let found = read.map_err(AgentError::client("read the newest set"))?;
         let file = sink.into_inner();
@@ -115,7 +111,7 @@ impl Journal {
     /// No memory.
     pub fn new(keeps: bool) -> Result<Self> {
         Ok(Self {
-            writer: TailWriter::new(memory_file("pmu-agent-tail")?),
+            writer: TailWriter::new(file_for("agent-tail")?),
             entries: VecDeque::new(),
             keeps,
         })
@@ -182,7 +178,7 @@ impl Journal {
         let begin = self.begin();
         let mut old = self.writer.file_mut().try_clone().map_err(action())?;
         old.seek(SeekFrom::Start(begin)).map_err(action())?;
-        let mut file = memory_file("pmu-agent-tail")?;
+        let mut file = file_for("agent-tail")?;
         let copied = std::io::copy(&mut old, &mut file).map_err(action())?;
         self.writer = TailWriter::resume(file, copied);
         for entry in &mut self.entries {

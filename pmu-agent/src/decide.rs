@@ -78,6 +78,8 @@ pub enum Standing {
     Finished,
     /// It couldn't start its program.
     GivenUp,
+    /// Its program was stopped on purpose, and nobody is to lead before somebody is told to.
+    Demoted,
 }
 
 impl fmt::Display for Standing {
@@ -90,6 +92,7 @@ impl fmt::Display for Standing {
             Self::Yielded => "yielded",
             Self::Finished => "finished",
             Self::GivenUp => "given up",
+            Self::Demoted => "demoted",
         })
     }
 }
@@ -207,7 +210,10 @@ pub enum Action {
     /// Ask the peer that leads to stop its program.
     AskYield,
     /// Ask the units who holds the region.
-    LookForLeader,
+    LookForLeader {
+        /// A higher epoch is somebody else's; 0 where that can't be said.
+        own_up_to: u64,
+    },
     /// Get the lease, or find out that it is not to be had.
     Acquire,
     /// Give the lease back.
@@ -270,6 +276,8 @@ pub enum Phase {
     },
     /// The program works.
     Primary,
+    /// The program has ended well: the units are asked whether it was done, or fenced.
+    Closing,
     /// The program was told to end, for a move.
     Yielding {
         /// Since when.
@@ -299,6 +307,8 @@ pub struct Machine {
     /// A program of ours may run.
     has_program: bool,
     epoch: u64,
+    /// The program itself has told its epoch.
+    epoch_told: bool,
     attempts: u32,
     /// When a beat was seen last, and whether ever.
     beat_at: Millis,
@@ -307,6 +317,8 @@ pub struct Machine {
     /// When a peer was heard last, and what it said.
     peer_at: Millis,
     peer: Option<(Standing, u64)>,
+    /// Since when it says that.
+    peer_since: Millis,
     /// A primary was seen at work since this agent stands by.
     primary_seen: bool,
     /// What to tell of a program of ours that is gone, while nobody else leads.
@@ -362,12 +374,14 @@ impl Machine {
             called: now,
             has_program: false,
             epoch: 0,
+            epoch_told: false,
             attempts: 0,
             beat_at: now,
             beat_seen: false,
             units_reachable: false,
             peer_at: now,
             peer: None,
+            peer_since: now,
             primary_seen: false,
             left: None,
             left_at: now,
@@ -405,7 +419,8 @@ impl Machine {
                 Standing::Starting
             }
             Phase::Primary if self.hung => Standing::Dead,
-            Phase::Primary | Phase::Yielding { .. } | Phase::Stopping { .. } => Standing::Primary,
+            Phase::Primary | Phase::Closing => Standing::Primary,
+            Phase::Yielding { .. } | Phase::Stopping { .. } => Standing::Primary,
             Phase::GivenUp => Standing::GivenUp,
             Phase::Ended => Standing::Finished,
         }

@@ -16,18 +16,22 @@ use serde::Deserialize;
 
 use crate::error::{AgentError, Result};
 use crate::input::{Command, Input, Reply};
-use crate::program::{Running, thread};
+use crate::program::{Running, thread, vital_thread};
 
 /// Connections at one time.
 const CONNECTIONS_MAX: usize = 16;
 /// How long an order may take to be written.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The way to the programs that are connected, by the process ids that the kernel gives: an old one that woke up may be among them.
+/// The way to the programs that are connected, with the process ids that the kernel gives: an old one that woke up may be among them, and one
+/// that has connected again.
 #[derive(Debug, Clone, Default)]
 pub struct Door {
-    programs: Arc<Mutex<HashMap<u32, UnixStream>>>,
+    programs: Arc<Mutex<HashMap<Visit, (u32, UnixStream)>>>,
 }
+
+/// Which connection, in the order in which they came.
+type Visit = u64;
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
@@ -54,14 +58,14 @@ impl Door {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
             .map_err(AgentError::system(format!("protect {shown}")))?;
         let door = Self::default();
-        let (serving, inputs) = (door.clone(), inputs.clone());
-        thread("door", move || serving.accept(&listener, &inputs))?;
+        let (serving, told) = (door.clone(), inputs.clone());
+        vital_thread("door", inputs, move || serving.accept(&listener, &told))?;
         Ok(door)
     }
 
     fn accept(&self, listener: &UnixListener, inputs: &Sender<Input>) {
         let open = Arc::new(AtomicUsize::new(0));
-        for stream in listener.incoming() {
+        for (visit, stream) in (0..).zip(listener.incoming()) {
             let Ok(stream) = stream else {
                 // No descriptors left, most likely: they come back.
                 std::thread::sleep(Duration::from_millis(50));
@@ -74,7 +78,7 @@ impl Door {
             let (door, inputs, open) = (self.clone(), inputs.clone(), Arc::clone(&open));
             let left = Arc::clone(&open);
             let served = thread("visitor", move || {
-                door.serve(&stream, &inputs);
+                door.serve(visit, &stream, &inputs);
                 open.fetch_sub(1, Ordering::AcqRel);
             });
             if served.is_err() {
@@ -83,16 +87,16 @@ impl Door {
         }
     }
 
-    fn serve(&self, stream: &UnixStream, inputs: &Sender<Input>) {
+    fn serve(&self, visit: Visit, stream: &UnixStream, inputs: &Sender<Input>) {
         let Ok(peer) = rustix::net::sockopt::socket_peercred(stream) else {
             return;
         };
         let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
-        self.hear(stream, pid, inputs);
-        self.programs.lock().remove(&pid);
+        self.hear(stream, (visit, pid), inputs);
+        self.programs.lock().remove(&visit);
     }
 
-    fn hear(&self, stream: &UnixStream, pid: u32, inputs: &Sender<Input>) {
+    fn hear(&self, stream: &UnixStream, (visit, pid): (Visit, u32), inputs: &Sender<Input>) {
         let mut lines = BufReader::new(stream);
         let mut line = Vec::new();
         loop {
@@ -101,13 +105,20 @@ impl Door {
                 .by_ref()
                 .take(LINE_BYTES_MAX as u64)
                 .read_until(b'\n', &mut line);
-            if !matches!(read, Ok(count) if count > 0) || line.last() != Some(&b'\n') {
+            if !matches!(read, Ok(count) if count > 0) {
+                return;
+            }
+            if line.last() != Some(&b'\n') {
+                if line.len() >= LINE_BYTES_MAX {
+                    let what = format!("a line has at most {LINE_BYTES_MAX} bytes");
+                    write_line(stream, &Reply::new(false, what));
+                }
                 return;
             }
             match serde_json::from_slice(&line) {
                 Ok(Said::Program(said)) => {
                     if matches!(said, FromProgram::Ready { .. }) {
-                        self.remember(pid, stream);
+                        self.remember(visit, pid, stream);
                     }
                     let _ = inputs.send(Input::Program { pid, said });
                 }
@@ -130,14 +141,14 @@ impl Door {
         }
     }
 
-    fn remember(&self, pid: u32, stream: &UnixStream) {
+    fn remember(&self, visit: Visit, pid: u32, stream: &UnixStream) {
         let stream = stream.try_clone();
         let stream = stream.and_then(|stream| {
             stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
             Ok(stream)
         });
         if let Ok(stream) = stream {
-            self.programs.lock().insert(pid, stream);
+            self.programs.lock().insert(visit, (pid, stream));
         }
     }
 
@@ -145,8 +156,12 @@ impl Door {
     #[must_use]
     pub fn order(&self, program: &Running, order: Order) -> bool {
         let programs = self.programs.lock();
-        let mut ours = programs.iter().filter(|(pid, _)| program.owns(**pid));
-        ours.any(|(_, stream)| write_line(stream, &order))
+        let ours = programs.iter().filter(|(_, (pid, _))| program.owns(*pid));
+        // The newest first: who has connected again listens there.
+        let mut ours: Vec<_> = ours.collect();
+        ours.sort_unstable_by_key(|(visit, _)| std::cmp::Reverse(**visit));
+        ours.iter()
+            .any(|(_, (_, stream))| write_line(stream, &order))
     }
 }
 

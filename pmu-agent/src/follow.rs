@@ -36,8 +36,8 @@ pub enum Order {
     },
     /// Who holds the regions?
     LookForLeader {
-        /// Our own last epoch.
-        known_epoch: u64,
+        /// As in [`crate::decide::Action::LookForLeader`].
+        own_up_to: u64,
     },
     /// Copy what there is, and leave everybody alone.
     Copy(Sender<Result<Handed>>),
@@ -186,15 +186,7 @@ impl Worker {
             self.hold_nothing();
             self.regions = regions;
         }
-        let mut open = Open {
-            ways: &ways,
-            log: None,
-            sets: None,
-            journal: Journal::new(true)?,
-            may_clear: false,
-            clear_tried: None,
-            sets_looked: None,
-        };
+        let mut open = Open::new(&ways)?;
         self.status.lock().follow_error = None;
         loop {
             if self.pending.is_some() {
@@ -236,8 +228,8 @@ impl Worker {
                 self.image = SnapshotImage::new();
                 return open.close(true);
             }
-            Some(Order::LookForLeader { known_epoch }) => {
-                let (other, epoch) = self.another_leads(*known_epoch, open)?;
+            Some(Order::LookForLeader { own_up_to }) => {
+                let (other, epoch) = self.another_leads(*own_up_to, open)?;
                 self.send(Event::Leader { other, epoch });
             }
             Some(Order::Copy(reply)) => {
@@ -266,6 +258,7 @@ impl Worker {
         let clears = self.config.follow.clear == Clear::BehindSets;
         open.open_log(&self.place, clears)?;
         let busy = open.read_log()?;
+        open.forget_cleared()?;
         let every = Duration::from_millis(self.config.follow.sets_every_ms);
         // While the log never pauses, sets are looked at less often.
         if open.sets_are_due(if busy { 10 * every } else { every }) {
@@ -284,8 +277,10 @@ impl Worker {
         let Some(sets) = &mut open.sets else {
             return Ok(());
         };
-        let newest = sets.newest(open.ways.sets_name(), false);
-        let newest = newest.map_err(AgentError::client("list the sets"))?;
+        let newest = sets.newest(open.ways.sets_name());
+        let newest = newest
+            .map_err(AgentError::client("list the sets"))?
+            .published;
         let number = newest.as_ref().map_or(0, |newest| newest.number);
         self.status.lock().newest_set = number;
         if let Some(newest) = newest
@@ -327,8 +322,10 @@ impl Worker {
         if open.sets_are_due(every) {
             open.open_sets(&self.place)?;
             if let Some(sets) = &mut open.sets {
-                let newest = sets.newest(open.ways.sets_name(), false);
-                let newest = newest.map_err(AgentError::client("list the sets"))?;
+                let newest = sets.newest(open.ways.sets_name());
+                let newest = newest
+                    .map_err(AgentError::client("list the sets"))?
+                    .published;
                 if let Some(position) = newest.and_then(|newest| covered(&newest.label)) {
                     open.forget_and_clear(position)?;
                 }
@@ -337,8 +334,8 @@ impl Worker {
         Ok(busy)
     }
 
-    /// Whether somebody else does, and the first region's epoch: our program may have raised it by one.
-    fn another_leads(&self, known_epoch: u64, open: &Open<'_>) -> Result<(bool, u64)> {
+    /// Whether somebody else does, and the first region's epoch.
+    fn another_leads(&self, own_up_to: u64, open: &Open<'_>) -> Result<(bool, u64)> {
         let own = self.place.principal();
         let (mut other, mut epoch) = (false, None);
         for way in open.ways.each() {
@@ -348,7 +345,7 @@ impl Worker {
             epoch.get_or_insert(holder.epoch);
         }
         let epoch = epoch.unwrap_or(0);
-        other |= known_epoch > 0 && epoch > known_epoch + 1;
+        other |= own_up_to > 0 && epoch > own_up_to;
         Ok((other, epoch))
     }
 
@@ -404,13 +401,9 @@ impl Worker {
         let cleared = self.recover_log(open)?;
         open.open_sets(&self.place)?;
         if let Some(sets) = &mut open.sets {
-            let list = AgentError::client("list the sets");
-            let mut newest = sets.newest(open.ways.sets_name(), false).map_err(list)?;
-            // Of snapshots what was published counts. Of other sets one that is whole is worth more, acknowledged or not.
-            if newest.as_ref().is_none_or(|newest| !newest.is_snapshot()) {
-                let list = AgentError::client("list the sets");
-                newest = sets.newest(open.ways.sets_name(), true).map_err(list)?;
-            }
+            let newest = sets.newest(open.ways.sets_name());
+            let newest = newest.map_err(AgentError::client("list the sets"))?;
+            let newest = newest.to_recover();
             if let Some(newest) = newest.filter(|newest| newest.number > self.held_number()) {
                 let read = hold(&mut self.image, sets, open.ways, &newest, true)?;
                 let number = read.as_ref().map_or(0, |read| read.set.number);
@@ -420,7 +413,11 @@ impl Worker {
                 }
             }
         }
-        self.check_covered(cleared)?;
+        if let Some(cleared) = cleared {
+            self.check_covered(cleared)?;
+            // Another may have cleared what was read before.
+            open.journal.forget_before(cleared)?;
+        }
         Ok(self.held.clone())
     }
 
@@ -442,44 +439,31 @@ impl Worker {
         }
     }
 
-    /// Refuses a set behind which records were cleared that it doesn't hold: a newer one held them, and is gone or damaged.
-    fn check_covered(&self, cleared: Option<LogPosition>) -> Result<()> {
-        let region = || self.config.regions.sets.clone().unwrap_or_default();
-        let Some(held) = &self.held else {
-            let by_us = self.config.follow.clear == Clear::BehindSets;
-            return match cleared {
-                Some(cleared) if by_us && cleared.get() > 0 && !region().is_empty() => {
-                    Err(AgentError::Incomplete {
-                        region: region(),
-                        what: format!("no set can be read, and the log is cleared up to {cleared}"),
-                    })
-                }
-                _ => Ok(()),
-            };
+    /// Refuses where records were cleared that nothing holds: a newer set held them, and is gone or damaged.
+    fn check_covered(&self, cleared: LogPosition) -> Result<()> {
+        let Some(region) = &self.config.regions.sets else {
+            return Ok(());
         };
-        match (held.covers(), cleared) {
-            (Some(covered), Some(cleared)) if covered < cleared => Err(AgentError::Incomplete {
-                region: region(),
-                what: format!(
-                    "the newest set that can be read, {}, holds the log up to {covered}, which is cleared up to {cleared}",
-                    held.set.number
-                ),
-            }),
-            _ => Ok(()),
-        }
+        let what = match &self.held {
+            Some(held) => uncovered(held, cleared),
+            None => self.lost(cleared),
+        };
+        what.map_or(Ok(()), |what| {
+            let region = region.clone();
+            Err(AgentError::Incomplete { region, what })
+        })
+    }
+
+    /// What is lost where no set is held. Who clears for reasons of his own needs none.
+    fn lost(&self, cleared: LogPosition) -> Option<String> {
+        let behind_sets = self.config.follow.clear == Clear::BehindSets;
+        (behind_sets && cleared.get() > 0)
+            .then(|| format!("no set can be read, and the log is cleared up to {cleared}"))
     }
 
     /// What a takeover would hand over now, without a fence: from handles of its own.
     fn copy(&self, open: &Open<'_>) -> Result<Handed> {
-        let mut apart = Open {
-            ways: open.ways,
-            log: None,
-            sets: None,
-            journal: Journal::new(true)?,
-            may_clear: false,
-            clear_tried: None,
-            sets_looked: None,
-        };
+        let mut apart = Open::new(open.ways)?;
         // The log first: what is cleared meanwhile is in a set that is newer still. The other way round records between the two could be missing.
         apart.open_log(&self.place, false)?;
         // To the end as it is found once: a busy primary is always ahead.
@@ -491,13 +475,23 @@ impl Worker {
         apart.open_sets(&self.place)?;
         let mut state = None;
         if let Some(sets) = &mut apart.sets {
-            let newest = sets.newest(open.ways.sets_name(), false);
-            if let Some(newest) = newest.map_err(AgentError::client("list the sets"))? {
+            let newest = sets.newest(open.ways.sets_name());
+            let newest = newest.map_err(AgentError::client("list the sets"))?;
+            if let Some(newest) = newest.published {
                 state = hold(&mut SnapshotImage::new(), sets, open.ways, &newest, false)?;
             }
         }
         apart.hand_over(state, 0)
     }
+}
+
+/// What is lost between a set and what is left of the log.
+fn uncovered(held: &HeldSet, cleared: LogPosition) -> Option<String> {
+    let covered = held.covers().filter(|covered| *covered < cleared)?;
+    let number = held.set.number;
+    Some(format!(
+        "the newest set that can be read, {number}, holds the log up to {covered}, which is cleared up to {cleared}"
+    ))
 }
 
 /// Reads the newest set; snapshots of an arena are put together in `image`.
@@ -564,7 +558,20 @@ impl Ways {
     }
 }
 
-impl Open<'_> {
+impl<'a> Open<'a> {
+    /// Nothing is open yet.
+    fn new(ways: &'a Ways) -> Result<Self> {
+        Ok(Self {
+            ways,
+            log: None,
+            sets: None,
+            journal: Journal::new(true)?,
+            may_clear: false,
+            clear_tried: None,
+            sets_looked: None,
+        })
+    }
+
     fn close(&mut self, keeps: bool) -> Result<()> {
         (self.log, self.sets) = (None, None);
         self.may_clear = false;
@@ -628,6 +635,14 @@ impl Open<'_> {
             added.map_err(AgentError::client("keep a record"))?;
         }
         Ok(some)
+    }
+
+    /// Where others clear, for reasons of their own, memory is bounded by the log's room. What sets are to hold stays until they do.
+    fn forget_cleared(&mut self) -> Result<()> {
+        if let (Some(log), None) = (&self.log, &self.ways.sets) {
+            self.journal.forget_before(log.cleared_at_least())?;
+        }
+        Ok(())
     }
 
     fn sets_are_due(&mut self, every: Duration) -> bool {

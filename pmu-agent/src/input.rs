@@ -40,6 +40,11 @@ pub enum Input {
         /// In words.
         how: String,
     },
+    /// A thread of the agent's own has panicked.
+    Lost {
+        /// Its name.
+        thread: &'static str,
+    },
     /// A person asks, and waits for an answer.
     Command(Command, Sender<Reply>),
 }

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use pmu_auth::{Identity, PeerTls, peer_tls};
 use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, ServerConnection, StreamOwned};
+use rustls::{ClientConnection, ConnectionCommon, ServerConnection, StreamOwned};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::decide::{Event, Standing};
 use crate::error::{AgentError, Result};
 use crate::input::Input;
-use crate::program::thread;
+use crate::program::{thread, vital_thread};
 use crate::status::Shared;
 
 /// The protocol's name in TLS.
@@ -28,7 +28,7 @@ const PROTOCOL: &[u8] = b"pmu-agent/1";
 const LINE_BYTES_MAX: u64 = 4096;
 /// Connections at one time: a peer has one, and another for a request.
 const CONNECTIONS_MAX: usize = 8;
-/// The longest wait for a connection, TLS included.
+/// The longest wait for a connection; then for all of TLS, and then for the first line.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,10 +119,14 @@ impl Link {
         let listener =
             TcpListener::bind(listen).map_err(AgentError::system(format!("listen at {listen}")))?;
         let (serving, told, sending) = (link.clone(), Arc::clone(board), inputs.clone());
-        thread("link", move || serving.accept(&listener, &told, &sending))?;
-        let (watching, inputs) = (link.clone(), inputs.clone());
+        vital_thread("link", inputs, move || {
+            serving.accept(&listener, &told, &sending);
+        })?;
+        let (watching, heard) = (link.clone(), inputs.clone());
         let (status, stop) = (Arc::clone(status), Arc::clone(stop));
-        thread("peer", move || watching.watch(&inputs, &status, &stop))?;
+        vital_thread("peer", inputs, move || {
+            watching.watch(&heard, &status, &stop);
+        })?;
         Ok(Some(link))
     }
 
@@ -155,7 +159,8 @@ impl Link {
         let action = || AgentError::system("serve a peer");
         self.prepare(&stream).map_err(action())?;
         let connection = ServerConnection::new(Arc::clone(&self.tls.server));
-        let connection = connection.map_err(|e| AgentError::Refused(e.to_string()))?;
+        let mut connection = connection.map_err(|e| AgentError::Refused(e.to_string()))?;
+        shake_hands(&mut connection, &stream, self.patience()).map_err(action())?;
         let mut lines = BufReader::new(StreamOwned::new(connection, stream));
         let ask = read_line(&mut lines).map_err(action())?;
         let ask = serde_json::from_str(&ask);
@@ -178,7 +183,11 @@ impl Link {
     fn prepare(&self, stream: &TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(self.silence))?;
-        stream.set_read_timeout(Some(self.silence.max(CONNECT_TIMEOUT)))
+        stream.set_read_timeout(Some(self.patience()))
+    }
+
+    fn patience(&self) -> Duration {
+        self.silence.max(CONNECT_TIMEOUT)
     }
 
     /// Listens to the peer, again and again.
@@ -232,7 +241,8 @@ impl Link {
         // Certificates name principals; what host they are on is all the same.
         let name = ServerName::from(address.ip());
         let connection = ClientConnection::new(Arc::clone(&self.tls.client), name);
-        let connection = connection.map_err(|e| AgentError::Refused(e.to_string()))?;
+        let mut connection = connection.map_err(|e| AgentError::Refused(e.to_string()))?;
+        shake_hands(&mut connection, &stream, self.patience()).map_err(action())?;
         let mut stream = StreamOwned::new(connection, stream);
         write_line(&mut stream, &ask).map_err(action())?;
         Ok(BufReader::new(stream))
@@ -249,6 +259,42 @@ impl Link {
             .map(drop)
             .map_err(AgentError::system("hear the peer's answer"))
     }
+}
+
+/// TLS from its first byte to its last: who sends one byte at a time has no longer than others. Restores the stream's timeout.
+fn shake_hands<D>(
+    connection: &mut ConnectionCommon<D>,
+    mut stream: &TcpStream,
+    patience: Duration,
+) -> std::io::Result<()> {
+    let begun = Instant::now();
+    let before = stream.read_timeout()?;
+    while connection.is_handshaking() {
+        while connection.wants_write() {
+            connection.write_tls(&mut stream)?;
+        }
+        if !connection.is_handshaking() {
+            break;
+        }
+        let left = patience.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        if connection.read_tls(&mut stream)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let processed = connection.process_new_packets();
+        if let Err(error) = processed {
+            // The peer hears why, if it listens.
+            let _ = connection.write_tls(&mut stream);
+            return Err(std::io::Error::other(error));
+        }
+    }
+    while connection.wants_write() {
+        connection.write_tls(&mut stream)?;
+    }
+    stream.set_read_timeout(before)
 }
 
 fn read_line(lines: &mut impl BufRead) -> std::io::Result<String> {

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use pmu_client::{
     BeatWatch, ClientError, ConnectOptions, Identity, LogBackup, LogPosition, LogRecord, Mode,
-    OpenOptions, RecordMark, Records, RecoveredLog, RegionInfo, SetChoice, SetReader, SetSink,
-    Spread, SpreadLogBackup, SpreadReader, Unit,
+    OpenOptions, RecordMark, Records, RecoveredLog, RegionInfo, SetChoice, SetInfo, SetReader,
+    SetSink, Spread, SpreadLogBackup, SpreadReader, Unit,
 };
 
 use pmu_client::snapshot::{SnapshotImage, SnapshotKind, SnapshotResult};
@@ -306,6 +306,16 @@ impl Follower {
         }
     }
 
+    /// Everything before this was cleared, whoever did it: the log has no room for more.
+    #[must_use]
+    pub fn cleared_at_least(&self) -> LogPosition {
+        let ring_bytes = match self {
+            Self::One(log) => log.ring_bytes(),
+            Self::Spread(log) => log.ring_bytes(),
+        };
+        LogPosition(self.position().get().saturating_sub(ring_bytes))
+    }
+
     /// The position of the next record.
     #[must_use]
     pub fn position(&self) -> LogPosition {
@@ -335,6 +345,32 @@ impl Found {
     }
 }
 
+/// The newest sets of a region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Newest {
+    /// That was published; none where none was.
+    pub published: Option<Found>,
+    /// That is whole, published or not; of several units only what its list says, before it is read.
+    pub whole: Option<Found>,
+}
+
+impl Newest {
+    /// Which one to recover. Of snapshots what was published counts; of other sets one that is whole is worth more, acknowledged or not.
+    #[must_use]
+    pub fn to_recover(self) -> Option<Found> {
+        self.published.filter(Found::is_snapshot).or(self.whole)
+    }
+}
+
+fn newest_of<'a>(sets: impl Iterator<Item = &'a SetInfo>) -> Option<Found> {
+    let newest = sets.max_by_key(|set| set.number)?;
+    Some(Found {
+        number: newest.number.get(),
+        bytes: newest.bytes,
+        label: newest.label.to_string(),
+    })
+}
+
 /// Sets, open for reading.
 pub enum Sets<'a> {
     /// Of one unit.
@@ -344,40 +380,43 @@ pub enum Sets<'a> {
 }
 
 impl Sets<'_> {
-    /// The newest set, as listed; none where there is none. With `recovering`, whole sets that nobody has published count.
+    /// The newest sets, from one list.
     ///
     /// # Errors
-    /// As [`SetReader::sets`] and [`SpreadReader::sets`]; [`ClientError::Damaged`] where there should be sets, and none is sound.
-    pub fn newest(&mut self, region: &str, recovering: bool) -> Client<Option<Found>> {
+    /// As [`SetReader::sets`] and [`SpreadReader::sets`]; [`ClientError::Damaged`] where there should be sets, and none that counts is sound.
+    pub fn newest(&mut self, region: &str) -> Client<Newest> {
         match self {
             Self::One(sets) => {
                 let catalog = sets.sets()?;
-                let published = catalog.published;
-                let counting = |number| recovering || number <= published;
-                let found = catalog.sets.iter().filter(|set| counting(set.number));
-                let newest = found.max_by_key(|set| set.number);
+                let published = |set: &&SetInfo| set.number <= catalog.published;
+                let found = Newest {
+                    published: newest_of(catalog.sets.iter().filter(published)),
+                    whole: newest_of(catalog.sets.iter()),
+                };
                 // None that is sound is not the same as none.
-                if let (None, Some(finding)) = (newest, catalog.findings.first()) {
-                    return Err(ClientError::Damaged {
+                match (&found.published, catalog.findings.first()) {
+                    (None, Some(finding)) => Err(ClientError::Damaged {
                         region: region.to_owned(),
                         what: format!("no set is sound: {finding}"),
-                    });
+                    }),
+                    _ => Ok(found),
                 }
-                Ok(newest.map(|set| Found {
-                    number: set.number.get(),
-                    bytes: set.bytes,
-                    label: set.label.to_string(),
-                }))
             }
             Self::Spread(sets) => {
                 let found = sets.sets()?;
-                let committed = found.into_iter().filter(|set| recovering || set.committed);
-                let newest = committed.max_by_key(|set| set.number);
-                Ok(newest.map(|set| Found {
-                    number: set.number.get(),
-                    bytes: 0,
-                    label: set.label,
-                }))
+                let newest_of = |recovering: bool| {
+                    let counting = found.iter().filter(|set| recovering || set.committed);
+                    let newest = counting.max_by_key(|set| set.number);
+                    newest.map(|set| Found {
+                        number: set.number.get(),
+                        bytes: 0,
+                        label: set.label.clone(),
+                    })
+                };
+                Ok(Newest {
+                    published: newest_of(false),
+                    whole: newest_of(true),
+                })
             }
         }
     }

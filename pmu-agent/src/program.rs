@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
@@ -49,8 +49,8 @@ impl Running {
         inputs: &Sender<Input>,
     ) -> Result<Self> {
         let notice = notice();
-        let mut child = spawn(config, handed, Role::Primary, notice.as_deref())?;
-        let pid = Pid::from_child(&child);
+        let child = spawn(config, handed, Role::Primary, notice.as_deref())?;
+        let pid = child.pid();
         let descriptor = descriptor_of(pid)?;
         let watched = descriptor_of(pid)?;
         if let Some(notice) = notice.clone() {
@@ -68,7 +68,7 @@ impl Running {
             if let Some(notice) = notice {
                 notice.close();
             }
-            let (clean, how) = match child.wait() {
+            let (clean, how) = match child.end() {
                 Ok(status) => (status.success(), status.to_string()),
                 Err(error) => (false, error.to_string()),
             };
@@ -139,6 +139,42 @@ impl Running {
     }
 }
 
+/// A child that leads a process group. Unless somebody has waited for its end it is killed, with what it has started.
+struct Started {
+    child: Child,
+    ended: bool,
+}
+
+impl Started {
+    fn of(mut command: Command) -> std::io::Result<Self> {
+        let child = command.process_group(0).spawn()?;
+        Ok(Self {
+            child,
+            ended: false,
+        })
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// How it has ended. Blocks until then.
+    fn end(mut self) -> std::io::Result<ExitStatus> {
+        self.ended = true;
+        self.child.wait()
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Not waited for: its id is its own.
+            let _ = kill_process_group(self.pid(), Signal::KILL);
+            let _ = self.child.wait();
+        }
+    }
+}
+
 /// Where there is none, the process descriptor alone tells.
 fn notice() -> Option<Arc<Notice>> {
     match Notice::new() {
@@ -200,15 +236,45 @@ pub fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
         .map_err(AgentError::system("start a thread"))
 }
 
-fn spawn(config: &Config, handed: &Handed, role: Role, notice: Option<&Notice>) -> Result<Child> {
+/// A thread without which the agent is none: should it panic, the agent ends, and the program runs on. The peer then hears silence, as after
+/// any other death of an agent.
+///
+/// # Errors
+/// The system has none.
+pub fn vital_thread(
+    name: &'static str,
+    inputs: &Sender<Input>,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<()> {
+    let alarm = Alarm {
+        name,
+        inputs: inputs.clone(),
+    };
+    thread(name, move || {
+        let _alarm = alarm;
+        work();
+    })
+}
+
+struct Alarm {
+    name: &'static str,
+    inputs: Sender<Input>,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.inputs.send(Input::Lost { thread: self.name });
+        }
+    }
+}
+
+fn spawn(config: &Config, handed: &Handed, role: Role, notice: Option<&Notice>) -> Result<Started> {
     let Some((name, arguments)) = config.program.command.split_first() else {
         return Err(AgentError::Refused("program.command is empty".into()));
     };
     let mut command = Command::new(name);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .process_group(0);
+    command.args(arguments).stdin(Stdio::null());
     if let Some(directory) = &config.program.directory {
         command.current_dir(directory);
     }
@@ -218,9 +284,9 @@ fn spawn(config: &Config, handed: &Handed, role: Role, notice: Option<&Notice>) 
         command.env(names::NOTICE, path_for_child(notice.file()));
     }
     inheritable(handed, notice, true)?;
-    let child = command.spawn();
+    let started = Started::of(command);
     inheritable(handed, notice, false)?;
-    child.map_err(AgentError::system(format!("start {name}")))
+    started.map_err(AgentError::system(format!("start {name}")))
 }
 
 fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role: Role) {
@@ -288,8 +354,8 @@ pub fn rehearse(config: &Config, handed: &Handed, timeout: Duration) -> Result<S
         ));
     }
     let begun = Instant::now();
-    let mut child = spawn(config, handed, Role::Rehearsal, None)?;
-    let status = wait_within(&mut child, timeout)?;
+    let child = spawn(config, handed, Role::Rehearsal, None)?;
+    let status = wait_within(child, timeout)?;
     let took = begun.elapsed().as_millis();
     let set = handed.state.as_ref().map_or(0, |state| state.set.number);
     let records = handed.tail.as_ref().map_or(0, |(_, records)| *records);
@@ -311,14 +377,13 @@ pub fn succeeds(command: &[String], timeout: Duration) -> bool {
     let Some((name, arguments)) = command.split_first() else {
         return false;
     };
-    let spawned = Command::new(name)
+    let mut prepared = Command::new(name);
+    prepared
         .args(arguments)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .process_group(0)
-        .spawn();
-    match spawned {
-        Ok(mut child) => wait_within(&mut child, timeout)
+        .stdout(Stdio::null());
+    match Started::of(prepared) {
+        Ok(child) => wait_within(child, timeout)
             .is_ok_and(|status| status.is_some_and(|status| status.success())),
         Err(error) => {
             tracing::error!(%error, command = name, "the command can't be run");
@@ -328,8 +393,8 @@ pub fn succeeds(command: &[String], timeout: Duration) -> bool {
 }
 
 /// The exit status; none after the timeout: then it is killed.
-fn wait_within(child: &mut Child, timeout: Duration) -> Result<Option<std::process::ExitStatus>> {
-    let descriptor = descriptor_of(Pid::from_child(child))?;
+fn wait_within(child: Started, timeout: Duration) -> Result<Option<ExitStatus>> {
+    let descriptor = descriptor_of(child.pid())?;
     let limit = rustix::event::Timespec {
         tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: timeout.subsec_nanos().into(),
@@ -337,12 +402,10 @@ fn wait_within(child: &mut Child, timeout: Duration) -> Result<Option<std::proce
     let mut watched = [PollFd::new(&descriptor, PollFlags::IN)];
     let ready = poll(&mut watched, Some(&limit)).unwrap_or(0);
     if ready == 0 {
-        let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
-        let _ = child.wait();
         return Ok(None);
     }
     let status = child
-        .wait()
+        .end()
         .map_err(AgentError::system("wait for a command"))?;
     Ok(Some(status))
 }

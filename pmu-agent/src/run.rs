@@ -18,7 +18,7 @@ use crate::follow::{Order, Worker};
 use crate::input::{Command, Input, Reply};
 use crate::link::{Board, Link};
 use crate::place::Place;
-use crate::program::{Running, rehearse, succeeds, thread};
+use crate::program::{Running, rehearse, succeeds, thread, vital_thread};
 use crate::status::{Shared, Status};
 
 /// Events kept for `status`.
@@ -112,14 +112,14 @@ pub fn run(config: Config, beginning: Beginning) -> Result<u8> {
         inputs.clone(),
         Arc::clone(&status),
     );
-    thread("regions", move || worker.run())?;
+    vital_thread("regions", &inputs, move || worker.run())?;
     let (watched, sent, shared, ended) = (
         Arc::clone(&config),
         inputs.clone(),
         Arc::clone(&status),
         Arc::clone(&stop),
     );
-    thread("beats", move || {
+    vital_thread("beats", &inputs, move || {
         beats::run(&place, &watched, &sent, &shared, &ended);
     })?;
     let ways = Ways {
@@ -173,8 +173,8 @@ fn lease_thread(
     };
     let cluster = crate::etcd::Cluster::new(election, name);
     let (sender, orders) = channel();
-    let inputs = inputs.clone();
-    thread("lease", move || cluster.run(&orders, &inputs))?;
+    let told = inputs.clone();
+    vital_thread("lease", inputs, move || cluster.run(&orders, &told))?;
     Ok(Some(sender))
 }
 
@@ -189,8 +189,8 @@ fn listen_to_signals(inputs: &Sender<Input>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).map_err(action())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(action())?;
     drop(inside);
-    let inputs = inputs.clone();
-    thread("signals", move || {
+    let told = inputs.clone();
+    vital_thread("signals", inputs, move || {
         loop {
             runtime.block_on(async {
                 tokio::select! {
@@ -198,7 +198,7 @@ fn listen_to_signals(inputs: &Sender<Input>) -> Result<()> {
                     _ = interrupt.recv() => {}
                 }
             });
-            if inputs.send(Input::Event(Event::Stop)).is_err() {
+            if told.send(Input::Event(Event::Stop)).is_err() {
                 return;
             }
         }
@@ -254,6 +254,13 @@ impl Agent {
                 self.program = None;
                 self.status.lock().pid = None;
                 self.step(Event::Exited { clean });
+            }
+            Input::Lost { thread } => {
+                let what = format!(
+                    "the agent's thread {thread} has failed: the agent ends, and leaves its program alone"
+                );
+                self.say(Level::Error, what);
+                self.exit = Some(1);
             }
             Input::Command(command, reply) => self.command(command, reply),
         }
@@ -326,10 +333,7 @@ impl Agent {
         match action {
             Action::TakeOver { unless_held } => self.order(Order::TakeOver { unless_held }),
             Action::Follow => self.order(Order::Follow),
-            Action::LookForLeader => {
-                let known_epoch = self.machine.epoch();
-                self.order(Order::LookForLeader { known_epoch });
-            }
+            Action::LookForLeader { own_up_to } => self.order(Order::LookForLeader { own_up_to }),
             Action::Start => self.start(),
             Action::Kill => {
                 if let Some(program) = &self.program {
@@ -467,7 +471,7 @@ impl Agent {
         let speaks = self.config.program.speaks;
         let (inputs, working) = (self.ways.inputs.clone(), Arc::clone(&self.working));
         let status = Arc::clone(&self.status);
-        thread("health", move || {
+        vital_thread("health", &self.ways.inputs, move || {
             loop {
                 std::thread::sleep(every);
                 let works = working.load(Ordering::Acquire);

@@ -174,9 +174,9 @@ impl World {
                     program.told = true;
                 }
             }
-            Action::LookForLeader => {
+            Action::LookForLeader { own_up_to } => {
                 let other = self.writer.is_some_and(|writer| writer != which)
-                    || self.epoch > self.agents[which].machine.epoch() + 1;
+                    || (own_up_to > 0 && self.epoch > own_up_to);
                 let epoch = self.epoch;
                 self.later(which, Event::Leader { other, epoch }, 20);
             }
@@ -318,6 +318,16 @@ impl World {
         }
     }
 
+    /// The computer fails and comes back: its agent stands by, and knows of nothing.
+    fn fail_and_come_back(&mut self, which: usize) {
+        if self.agents[which].program.is_some() && self.writer == Some(which) {
+            self.writer = None;
+        }
+        self.agents[which] = Agent::new(Machine::standby(settings(), self.now));
+        self.agents[which].paused_until = self.now + self.random.below(3 * SILENCE_MS);
+        self.beats_seen[which] = self.beats;
+    }
+
     fn step(&mut self) {
         self.now += STEP_MS;
         for which in 0..2 {
@@ -389,6 +399,29 @@ fn s05_somebody_leads_again_after_whatever_failed_and_never_two() {
 }
 
 #[test]
+fn s05_a_computer_that_fails_and_is_back_at_once_has_failed() {
+    for seed in seeds(300) {
+        let mut world = World::new(seed, false);
+        let fails_at = 2000 + seed % 1000;
+        while world.now < 8000 {
+            world.step();
+            if world.now / STEP_MS == fails_at / STEP_MS {
+                world.fail_and_come_back(0);
+            }
+        }
+        let working = world
+            .committed
+            .is_some_and(|(who, _, at)| who == 1 && at + 100 > 8000);
+        assert!(working, "nobody works: {}", world.describe());
+        assert_eq!(
+            world.agents[0].machine.phase(),
+            Phase::Standby,
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
 fn s05_without_a_failure_nobody_takes_over() {
     for seed in seeds(200) {
         let mut world = World::new(seed, false);
@@ -431,6 +464,12 @@ fn takes_over(actions: &[Action]) -> bool {
     actions
         .iter()
         .any(|action| matches!(action, Action::TakeOver { .. }))
+}
+
+fn looks_for_leader(actions: &[Action]) -> bool {
+    actions
+        .iter()
+        .any(|action| matches!(action, Action::LookForLeader { .. }))
 }
 
 fn standby() -> Machine {
@@ -590,6 +629,82 @@ fn s05_work_that_is_done_is_not_taken_over() {
 }
 
 #[test]
+fn s05_an_agent_that_is_back_with_nothing_counts_as_failed_when_no_beat_is_seen() {
+    let mut machine = standby();
+    say(&mut machine, 20, Standing::Standby);
+    // Its program runs on without it.
+    for now in (40..10_000).step_by(40) {
+        machine.step(now, Event::Beat);
+        assert!(!takes_over(&say(&mut machine, now, Standing::Standby)));
+    }
+    let mut now = 10_000;
+    while !takes_over(&say(&mut machine, now, Standing::Standby)) {
+        assert!(now < 10_000 + 2 * SILENCE_MS, "never");
+        now += 20;
+    }
+    assert!(now >= 10_000 - 40 + SILENCE_MS, "too soon: {now}");
+}
+
+#[test]
+fn s10_after_a_demotion_nobody_leads_before_somebody_is_told_to() {
+    let mut machine = leader();
+    machine.step(30, Event::Demote);
+    machine.step(40, Event::Exited { clean: true });
+    assert_eq!(machine.phase(), Phase::Standby);
+    assert_eq!(machine.standing(), Standing::Demoted);
+    let mut other = standby();
+    for now in (50..20_000).step_by(20) {
+        assert!(!takes_over(&say(&mut machine, now, Standing::Standby)));
+        assert!(!takes_over(&say(&mut other, now, Standing::Demoted)));
+    }
+    // Nor when the demoted one begins anew.
+    for now in (20_000..40_000).step_by(20) {
+        assert!(!takes_over(&say(&mut other, now, Standing::Standby)));
+    }
+    assert!(takes_over(
+        &machine.step(40_000, Event::Promote { force: false })
+    ));
+    assert!(takes_over(
+        &other.step(40_000, Event::Promote { force: false })
+    ));
+}
+
+#[test]
+fn s05_a_program_that_ends_well_was_fenced_if_somebody_else_leads() {
+    for other in [true, false] {
+        let mut machine = leader();
+        let actions = machine.step(30, Event::Exited { clean: true });
+        assert!(
+            actions.contains(&Action::LookForLeader { own_up_to: 2 }),
+            "{actions:?}"
+        );
+        assert_eq!(machine.standing(), Standing::Primary);
+        let actions = machine.step(40, Event::Leader { other, epoch: 3 });
+        assert_eq!(
+            actions.contains(&Action::Exit { code: 0 }),
+            !other,
+            "{actions:?}"
+        );
+        let phase = if other { Phase::Standby } else { Phase::Ended };
+        assert_eq!(machine.phase(), phase);
+    }
+}
+
+#[test]
+fn s05_a_start_that_takes_long_is_told_once_and_left_alone() {
+    let mut machine = standby();
+    let mut told = 0;
+    for now in (20..60_000).step_by(20) {
+        let actions = say(&mut machine, now, Standing::Starting);
+        assert!(!takes_over(&actions), "{now}");
+        told += format!("{actions:?}")
+            .matches("takes over or starts")
+            .count();
+    }
+    assert_eq!(told, 1);
+}
+
+#[test]
 fn s10_a_move_asks_first_and_takes_over_when_the_peer_has_stopped() {
     let mut machine = standby();
     let actions = machine.step(20, Event::Promote { force: false });
@@ -614,7 +729,7 @@ fn s05_a_program_that_does_not_start_is_tried_again_and_then_given_up_loudly() {
             // Each attempt begins with what the regions hold then: the one before may have stored something.
             recoveries += 1;
             actions = machine.step(now, Event::TakenOver { epoch: 5 });
-        } else if actions.contains(&Action::LookForLeader) {
+        } else if looks_for_leader(&actions) {
             actions = machine.step(
                 now,
                 Event::Leader {

@@ -358,6 +358,6 @@ fn s04_a_program_is_ended_with_its_agent_and_nobody_takes_over() {
     // Demoted, it leaves the lead to whoever is told.
     assert!(agents.ask(B, &["promote"]).status.success());
     assert!(agents.ask(B, &["demote"]).status.success());
-    agents.wait_for(B, "standby");
+    agents.wait_for(B, "demoted");
     agents.check();
 }

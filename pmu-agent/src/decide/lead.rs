@@ -8,7 +8,7 @@ const SNAPSHOT_PATIENCE_MS: Millis = 60_000;
 impl Machine {
     pub(super) fn start(&mut self) {
         self.attempts += 1;
-        self.has_program = true;
+        (self.has_program, self.epoch_told) = (true, false);
         self.phase = Phase::Starting { since: self.now };
         self.act(Action::Start);
     }
@@ -21,6 +21,7 @@ impl Machine {
     }
 
     pub(super) fn ready(&mut self, epoch: u64) {
+        self.epoch_told = epoch > 0;
         match self.phase {
             Phase::Starting { .. } => self.lead(epoch),
             Phase::Primary => {
@@ -59,11 +60,11 @@ impl Machine {
         match self.phase {
             Phase::Starting { .. } => {
                 self.phase = Phase::Asking;
-                self.act(Action::LookForLeader);
+                self.look_for_leader();
             }
             Phase::Primary if clean => {
-                self.say(Level::Info, "the program has done its work");
-                self.end(0);
+                self.phase = Phase::Closing;
+                self.look_for_leader();
             }
             Phase::Primary => {
                 self.say(Level::Error, "the program has ended");
@@ -72,7 +73,7 @@ impl Machine {
             Phase::Yielding { to_peer: true, .. } => self.leave(Standing::Yielded),
             Phase::Yielding { .. } => {
                 self.say(Level::Info, "demoted: standing by");
-                self.stand_by();
+                self.leave(Standing::Demoted);
             }
             Phase::Stopping { .. } => self.end(0),
             _ => {}
@@ -108,11 +109,35 @@ impl Machine {
         self.primary_seen = true;
     }
 
-    /// A program that ended before it was ready may have met a faster one.
+    /// Our program may have opened the region without having said so: that raises the epoch by one.
+    fn look_for_leader(&mut self) {
+        let own_up_to = match self.epoch {
+            0 => 0,
+            epoch if self.epoch_told => epoch,
+            epoch => epoch + 1,
+        };
+        self.act(Action::LookForLeader { own_up_to });
+    }
+
+    /// A program that ended before it was ready may have met a faster one, and one that ended well may have been fenced.
     pub(super) fn leader(&mut self, other: bool, epoch: u64) {
-        if self.phase != Phase::Asking {
-            return;
+        match self.phase {
+            Phase::Asking => self.not_ready(other, epoch),
+            Phase::Closing if other => {
+                let what = "our program has ended: it was fenced, and somebody else leads";
+                self.say(Level::Warning, what);
+                self.stand_by();
+                self.primary_seen = true;
+            }
+            Phase::Closing => {
+                self.say(Level::Info, "the program has done its work");
+                self.end(0);
+            }
+            _ => {}
         }
+    }
+
+    fn not_ready(&mut self, other: bool, epoch: u64) {
         // Our own program may have opened the region before it ended.
         self.epoch = self.epoch.max(epoch);
         if other {

@@ -24,6 +24,7 @@ impl Machine {
             // Beats of an earlier instance say nothing of this one.
             self.beat_at = self.now;
             self.beat_seen = false;
+            (self.peer_since, self.said_unseen) = (self.now, false);
             self.say(
                 Level::Info,
                 format!("the peer is {standing} (epoch {epoch})"),
@@ -31,6 +32,8 @@ impl Machine {
         }
         match standing {
             Standing::Primary => self.peer_leads(epoch),
+            // Nobody is to lead: none can fail.
+            Standing::Demoted => self.primary_seen = false,
             Standing::Starting if self.left.is_some() && epoch > self.epoch => {
                 self.left = None;
                 self.primary_seen = true;
@@ -89,6 +92,20 @@ impl Machine {
                 "no primary was seen since the start, so none has failed; promote starts one";
             self.say(Level::Warning, what);
         }
+        self.judge_the_peers_start();
+    }
+
+    /// A recovery takes as long as it takes: what is behind it is left to people.
+    fn judge_the_peers_start(&mut self) {
+        let starts = matches!(self.peer, Some((Standing::Starting, _))) && !self.peer_is_silent();
+        let since = self.now - self.peer_since;
+        if starts && since >= self.settings.start_timeout_ms && !self.said_unseen {
+            self.said_unseen = true;
+            let what = format!(
+                "the peer takes over or starts since {since} ms; promote --force takes over from it"
+            );
+            self.say(Level::Warning, what);
+        }
     }
 
     fn death(&self) -> Option<&'static str> {
@@ -98,6 +115,9 @@ impl Machine {
         let silence = self.settings.silence_ms;
         let said = self.peer.filter(|_| !self.peer_is_silent());
         let said = said.map(|(standing, _)| standing);
+        if self.left == Some(Standing::Demoted) {
+            return None;
+        }
         if self.left.is_some() {
             // It was our own program. The others come first, and it must be gone: what it holds on this computer is needed again.
             let over = self.now - self.left_at >= self.settings.grace_ms && !self.has_program;
@@ -112,6 +132,13 @@ impl Machine {
             return Some("its agent says so");
         }
         let stopped = !self.settings.beats || self.beat_is_silent_for(silence);
+        // Who never beats is not looked for at the units.
+        let units_seen = self.units_reachable || !self.settings.beats;
+        // Agent and program were lost, and the agent is back: it knows of nothing. Beats count from its first word.
+        if said == Some(Standing::Standby) && units_seen {
+            let silent = stopped && self.now - self.peer_since >= silence;
+            return silent.then_some("its agent stands by, and no beat is seen");
+        }
         // One that was starting may still be at it; one whose work was done is no failure.
         let patience = match self.peer {
             Some((Standing::Finished, _)) => Millis::MAX,
@@ -119,8 +146,6 @@ impl Machine {
             _ => silence,
         };
         let silent = self.now - self.peer_at >= patience;
-        // Who never beats is not looked for at the units.
-        let units_seen = self.units_reachable || !self.settings.beats;
         if said.is_none() && silent && stopped && units_seen {
             return Some("its agent is silent, and its beat has stopped");
         }

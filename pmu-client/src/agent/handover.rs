@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use pmu_format::LogPosition;
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::error::{ClientError, Result};
 use crate::snapshot::{ArenaOptions, ArenaShape, Restoring, SnapshotResult};
@@ -88,6 +90,18 @@ impl Handover {
         }))
     }
 
+    /// Gives the files back: they lie in memory, and take up room there as long as this process has them open. For a program that has read
+    /// them and runs on; their paths open nothing afterwards. Files that a person has put in their places stay as they are.
+    ///
+    /// # Errors
+    /// [`ClientError::Io`].
+    pub fn release(self) -> Result<()> {
+        for path in [self.state, self.tail].into_iter().flatten() {
+            release(&path).map_err(|source| io("give a file back", source))?;
+        }
+        Ok(())
+    }
+
     /// Reads the whole set into memory; none where there is no set. Blocks for a copy in memory.
     ///
     /// # Errors
@@ -129,6 +143,29 @@ impl Handover {
             Some(path) => visit_file(path, visit),
             None => Ok(0),
         }
+    }
+}
+
+/// A file in memory that ends with its last descriptor. Its name shows in `/proc`, with `pmu-` before it.
+///
+/// # Errors
+/// [`ClientError::Io`]: no memory, or no descriptors.
+pub fn memory_file(name: &str) -> Result<File> {
+    let file = memfd_create(format!("pmu-{name}"), MemfdFlags::CLOEXEC);
+    let file = file.map_err(|error| io("make a file in memory", error.into()))?;
+    Ok(File::from(file))
+}
+
+/// Closes an inherited file in memory of the agent's. One that was closed already, or whose number is another file's by now, is left alone.
+fn release(path: &Path) -> std::io::Result<()> {
+    let number = path.strip_prefix("/proc/self/fd").ok();
+    let number = number.and_then(|number| number.to_str()?.parse::<i32>().ok());
+    let target = std::fs::read_link(path).unwrap_or_default();
+    match number {
+        Some(number) if target.as_os_str().as_bytes().starts_with(b"/memfd:pmu-") => {
+            nix::unistd::close(number).map_err(Into::into)
+        }
+        _ => Ok(()),
     }
 }
 
@@ -253,6 +290,8 @@ impl<W: Write> TailWriter<W> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::{AsRawFd, IntoRawFd};
+
     use super::*;
 
     #[test]
@@ -280,6 +319,39 @@ mod tests {
         ] {
             assert_eq!(decode_arena(text), None, "{text:?}");
         }
+    }
+
+    fn handed(state: PathBuf) -> Handover {
+        Handover {
+            state: Some(state),
+            arena: None,
+            set: 1,
+            label: String::new(),
+            tail: None,
+            is_rehearsal: false,
+        }
+    }
+
+    #[test]
+    fn s10_a_file_that_is_given_back_is_closed_and_no_other_one() {
+        let number = memory_file("test").unwrap().into_raw_fd();
+        let path = PathBuf::from(format!("/proc/self/fd/{number}"));
+        let handover = handed(path.clone());
+        handover.clone().release().unwrap();
+        let found = std::fs::read_link(&path).unwrap_or_default();
+        assert!(!found.starts_with("/memfd:pmu-test"), "{found:?}");
+        // Whatever has the number by now stays.
+        let mut file = tempfile::tempfile().unwrap();
+        let theirs = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        handed(theirs).release().unwrap();
+        handover.release().unwrap();
+        file.write_all(b"still open").unwrap();
+        // Nor is a file of a person's closed or removed.
+        let directory = tempfile::tempdir().unwrap();
+        let kept = directory.path().join("state");
+        std::fs::write(&kept, b"state").unwrap();
+        handed(kept.clone()).release().unwrap();
+        assert!(kept.exists());
     }
 
     #[test]

@@ -4,13 +4,15 @@
 //!
 //! ```no_run
 //! use pmu_client::agent::{Handover, Order, Program, SnapshotReport};
+//! use pmu_client::{OpenOptions, Unit};
 //! # fn main() -> pmu_client::Result<()> {
-//! # let mut log: pmu_client::LogPrimary = todo!();
 //! if let Some(handover) = Handover::from_environment()? {
 //!     let state = handover.read_state()?; // the newest set, if there is one
 //!     handover.visit_records(|_position, record| { /* those behind the set */ Ok(()) })?;
+//!     handover.release()?; // it lies in memory
 //! }
-//! // Now the program opens its regions as primary. Then:
+//! let unit = Unit::from_environment(&Default::default())?;
+//! let mut log = unit.open_log_primary("work", &OpenOptions::new())?;
 //! let mut agent = Program::from_environment();
 //! if let Some(agent) = &mut agent { agent.ready(log.epoch()); }
 //! loop {
@@ -33,6 +35,6 @@ mod handover;
 mod program;
 mod wire;
 
-pub use handover::{Handover, TailWriter, encode_arena, names};
+pub use handover::{Handover, TailWriter, encode_arena, memory_file, names};
 pub use program::Program;
 pub use wire::{FromProgram, LINE_BYTES_MAX, Order, SnapshotReport};

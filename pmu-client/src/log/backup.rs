@@ -185,6 +185,12 @@ impl LogBackup {
         self.reader.position()
     }
 
+    /// The most that can be uncleared: a record so far before the end was cleared, whoever did it.
+    #[must_use]
+    pub const fn ring_bytes(&self) -> u64 {
+        self.geometry.ring_bytes()
+    }
+
     /// The end of the log when it was last looked at.
     #[must_use]
     pub fn tail(&self) -> LogPosition {

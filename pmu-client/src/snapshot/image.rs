@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use pmu_arena::{Arena, ArenaOptions, Restoring};
 use pmu_format::{LogPosition, SetNumber, SnapshotHeader};
-use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
+use crate::agent::memory_file;
 use crate::error::ClientError;
 use crate::sets::FileSink;
 use crate::snapshot::chain::SnapshotInfo;
@@ -195,7 +196,7 @@ impl SnapshotImage {
             Ok(Err(Stuck::Bad(SkippedSet { set, reason })))
         };
         let mut payload = SetFile {
-            file: FileSink::new(memory_file()?),
+            file: FileSink::new(memory_file("snapshot")?),
             bytes: 0,
         };
         match sets.read_set(info.set, &mut payload) {
@@ -212,7 +213,7 @@ impl SnapshotImage {
         };
         let file = match &base {
             Some(held) => Arc::clone(&held.file),
-            None => Arc::new(memory_file()?),
+            None => Arc::new(memory_file("snapshot")?),
         };
         let mut target = FileTarget {
             file: &file,
@@ -242,11 +243,4 @@ impl SnapshotImage {
             }
         }
     }
-}
-
-/// A file that ends with its last descriptor.
-fn memory_file() -> Result<File, ClientError> {
-    let file = memfd_create("pmu-snapshot", MemfdFlags::CLOEXEC);
-    let file = file.map_err(|error| ClientError::io("make a file in memory")(error.into()))?;
-    Ok(File::from(file))
 }

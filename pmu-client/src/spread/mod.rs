@@ -437,6 +437,15 @@ impl Spread {
             .unwrap_or(0)
     }
 
+    /// Append mode: the ring of each member's log. 0 in overwrite mode.
+    fn member_ring_bytes(&self) -> u64 {
+        match self.mode {
+            Mode::Overwrite => 0,
+            Mode::Append => LogGeometry::new(self.share_capacity_bytes)
+                .map_or(0, |geometry| geometry.ring_bytes()),
+        }
+    }
+
     /// The units that did not answer when the region was found.
     pub fn missing(&self) -> impl Iterator<Item = &MissingUnit> {
         self.units.iter().filter_map(|unit| unit.as_ref().err())

@@ -137,6 +137,12 @@ impl SpreadLogBackup {
         self.position
     }
 
+    /// As [`crate::LogBackup::ring_bytes`]: positions are those of the members' logs.
+    #[must_use]
+    pub fn ring_bytes(&self) -> u64 {
+        self.spread.member_ring_bytes()
+    }
+
     /// Up to where records could be handed out when the log was last looked at.
     #[must_use]
     pub const fn tail(&self) -> LogPosition {
