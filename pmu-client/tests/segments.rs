@@ -481,3 +481,31 @@ fn r03_room_of_dropped_segments_is_used_again_and_the_index_is_kept_short() {
     assert!(said.contains("no room"), "{said}");
     assert_eq!(cluster.names(), ["keep"]);
 }
+
+#[test]
+fn r03_an_index_that_is_full_says_so_and_can_be_emptied() {
+    let cluster = Cluster::new(2, 64 << 10, 4 * MIB);
+    let data = cluster.directory("data");
+    let name = |number: usize| format!("{number:04}-{}", "x".repeat(150));
+    for number in 0..400 {
+        fs::write(data.join(name(number)), format!("{number}")).unwrap();
+    }
+    let once = format!("segments watch {} --once --settle 5ms", data.display());
+    let (code, said) = cluster.code(&once);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("has no room for more than its"), "{said}");
+    let names = cluster.names();
+    assert!(!names.is_empty() && names.len() < 400, "{}", names.len());
+    // Those that there are can be read, and dropped: then there is room for the others.
+    let copy = cluster.directory("copy");
+    cluster.ok(&format!("segments get --all --into {}", copy.display()));
+    assert_eq!(fs::read_dir(&copy).unwrap().count(), names.len());
+    cluster.ok(&format!("segments drop {} --yes", names.join(" ")));
+    for name in &names {
+        fs::remove_file(data.join(name)).unwrap();
+    }
+    let (_, said) = cluster.code(&once);
+    let more = cluster.names();
+    assert!(!more.is_empty(), "{said}");
+    assert!(more.iter().all(|name| !names.contains(name)), "{more:?}");
+}

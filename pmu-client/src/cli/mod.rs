@@ -205,7 +205,9 @@ fn segment_exit_code(error: &crate::segments::SegmentError) -> u8 {
         SegmentError::Damaged { .. } | SegmentError::Index { .. } => exit::DAMAGED,
         SegmentError::NowhereHeld { .. } | SegmentError::TooFewReplicas { .. } => exit::UNAVAILABLE,
         SegmentError::Interrupted => exit::INTERRUPTED,
-        SegmentError::NoRoom { .. } | SegmentError::File { .. } => exit::FAILED,
+        SegmentError::NoRoom { .. }
+        | SegmentError::IndexFull { .. }
+        | SegmentError::File { .. } => exit::FAILED,
     }
 }
 

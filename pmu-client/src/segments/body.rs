@@ -38,6 +38,8 @@ pub(super) struct BodyWriter {
     way: Way,
     region: String,
     writer: Writer,
+    /// So many units hold contents at least: else they are not stored.
+    replicas: usize,
     record: Vec<u8>,
     data: Vec<u8>,
 }
@@ -68,6 +70,7 @@ impl BodyWriter {
             way: way.clone(),
             region: region.to_owned(),
             writer,
+            replicas,
             record: Vec::with_capacity(record_bytes(data_bytes)),
             data: vec![0; data_bytes],
         })
@@ -81,7 +84,7 @@ impl BodyWriter {
         self.writer.missing()
     }
 
-    /// Stores contents. What is returned is durable as its receipt says, and found by nobody before the index says where it is.
+    /// Stores contents, on as many units as was asked for. What is returned is durable as its receipt says, and found by nobody before the index says where it is.
     pub(super) fn store(
         &mut self,
         name: &str,
@@ -103,6 +106,14 @@ impl BodyWriter {
         };
         let last = self.submit(&id, end)?;
         let receipt = self.writer.flush()?;
+        let units = receipt.units.len();
+        if units < self.replicas {
+            return Err(SegmentError::TooFewReplicas {
+                region: self.region.clone(),
+                units,
+                replicas: self.replicas,
+            });
+        }
         let held = receipt.units.iter().map(|unit| HeldBy {
             unit: unit.name.to_string(),
             method: unit.persistence.name().to_owned(),

@@ -86,6 +86,14 @@ pub enum SegmentError {
         /// What is free on each unit, or can be cleared.
         free_bytes: u64,
     },
+    /// The index has no room for one more name: as much as it holds must stay free, so that it can be written anew.
+    #[error("the index in region {region} has no room for more than its {segments} segments")]
+    IndexFull {
+        /// The region.
+        region: String,
+        /// How many there are.
+        segments: usize,
+    },
     /// A file or directory of this machine.
     #[error("{action} {}", path.display())]
     File {
@@ -142,6 +150,9 @@ impl SegmentError {
             }
             Self::NoRoom { .. } => {
                 "drop segments, load some into the global storage (pmu store move), or have a larger region made"
+            }
+            Self::IndexFull { .. } => {
+                "drop segments, or use another prefix with a larger region for its index"
             }
             Self::Exists { .. } => "remove the file, or say --replace",
             Self::Name(_) | Self::File { .. } | Self::Invalid(_) | Self::Interrupted => {

@@ -20,6 +20,10 @@ const READ_BYTES: usize = 1 << 20;
 const BATCH_OPERATIONS: usize = 256;
 /// So many operations more than are needed are left lying before the index is written anew.
 const SLACK_OPERATIONS: usize = 256;
+/// What an operation takes beside its bytes, at most.
+const OPERATION_OVERHEAD_BYTES: u64 = 64;
+/// Part of the ring that only drops may use: without it a full index could not be emptied.
+const RESERVE_SHARE: u64 = 16;
 /// The pause before the index is tried again while somebody else changes it.
 const HELD_PAUSE: Duration = Duration::from_millis(20);
 
@@ -57,13 +61,16 @@ impl Catalog {
                 body.place = Some(place).filter(|place| !place.region.is_empty());
             }
             Operation::Name(named) => {
-                self.forget(&named.name.clone());
+                let store = self.forget(&named.name, named.hash);
+                if let Some(store) = store {
+                    self.stores.insert(named.name.clone(), store);
+                }
                 if let Some(body) = self.bodies.get_mut(&named.hash) {
                     body.names += 1;
                 }
                 self.names.insert(named.name.clone(), named);
             }
-            Operation::Drop { name } => self.forget(&name),
+            Operation::Drop { name } => drop(self.forget(&name, None)),
             Operation::Stored { name, store } => {
                 if self.names.contains_key(&name) {
                     self.stores.insert(name, store);
@@ -77,14 +84,18 @@ impl Catalog {
         }
     }
 
-    fn forget(&mut self, name: &SegmentName) {
-        self.stores.remove(name);
-        let Some(old) = self.names.remove(name) else {
-            return;
-        };
+    /// Takes a name away; gives which global storage has its contents if the name is to stand for the same ones again.
+    fn forget(
+        &mut self,
+        name: &SegmentName,
+        again: impl Into<Option<ContentHash>>,
+    ) -> Option<String> {
+        let store = self.stores.remove(name);
+        let old = self.names.remove(name)?;
         if let Some(body) = self.bodies.get_mut(&old.hash) {
             body.names = body.names.saturating_sub(1);
         }
+        store.filter(|_| again.into() == Some(old.hash))
     }
 
     /// The shortest sequence of operations that says the same.
@@ -253,17 +264,11 @@ impl IndexWriter {
     /// Appends operations. True if all receipts said durable; else the region's medium only has them.
     ///
     /// # Errors
-    /// [`ClientError::Full`]: there are more segments than the index has room for. Some of the operations may stand, in their order.
+    /// [`SegmentError::IndexFull`]: there are as many segments as the index may have. Some of the operations may stand, in their order.
     pub(super) fn commit(&mut self, operations: &[Operation]) -> Result<bool> {
         let mut durable = true;
         for batch in operations.chunks(BATCH_OPERATIONS) {
-            durable &= match self.append(batch) {
-                Err(SegmentError::Client(ClientError::Full { .. })) => {
-                    self.write_anew()?;
-                    self.append(batch)?
-                }
-                other => other?,
-            };
+            durable &= self.commit_batch(batch)?;
         }
         self.index.refresh()?;
         let needed = self.catalog().names.len() * 3;
@@ -271,6 +276,61 @@ impl IndexWriter {
             self.write_anew()?;
         }
         Ok(durable)
+    }
+
+    /// As much of it as there is room for.
+    fn commit_batch(&mut self, batch: &[Operation]) -> Result<bool> {
+        match self.see_to_room(batch) {
+            Err(SegmentError::IndexFull { .. }) if batch.len() > 1 => {
+                let (first, rest) = batch.split_at(batch.len() / 2);
+                Ok(self.commit_batch(first)? & self.commit_batch(rest)?)
+            }
+            refused => refused.and_then(|()| self.append(batch)),
+        }
+    }
+
+    /// Keeps as much room free as all that is still needed takes: else it could not be written anew, and nothing be cleared.
+    fn see_to_room(&mut self, batch: &[Operation]) -> Result<()> {
+        let ring_bytes = self.index.reader.ring_bytes();
+        let wanted = self.bytes_of(batch)? + ring_bytes / RESERVE_SHARE;
+        let mut free_bytes = self.writer.refresh_free()?;
+        // What is needed is no longer than all that is there.
+        let used = ring_bytes.saturating_sub(free_bytes);
+        if free_bytes >= used + wanted {
+            return Ok(());
+        }
+        self.index.refresh()?;
+        let mut needed = self.needed_bytes()?;
+        if free_bytes < needed + wanted && free_bytes >= needed {
+            self.write_anew()?;
+            needed = self.needed_bytes()?;
+            free_bytes = self.writer.refresh_free()?;
+        }
+        let only_drops = batch
+            .iter()
+            .all(|operation| matches!(operation, Operation::Drop { .. }));
+        if free_bytes >= needed + wanted || only_drops {
+            return Ok(());
+        }
+        Err(SegmentError::IndexFull {
+            region: self.index.region.clone(),
+            segments: self.catalog().names.len(),
+        })
+    }
+
+    fn needed_bytes(&self) -> Result<u64> {
+        self.bytes_of(&self.catalog().operations())
+    }
+
+    /// What operations take of each unit's ring, at most.
+    fn bytes_of(&self, operations: &[Operation]) -> Result<u64> {
+        let shards = self.writer.data_shards();
+        let mut bytes = 0;
+        for operation in operations {
+            let encoded = encode_operation(operation).map_err(SegmentError::Invalid)?;
+            bytes += (encoded.len() as u64).div_ceil(shards) + OPERATION_OVERHEAD_BYTES;
+        }
+        Ok(bytes)
     }
 
     fn append(&mut self, operations: &[Operation]) -> Result<bool> {

@@ -186,6 +186,14 @@ impl Reader {
         }
     }
 
+    /// The ring of each unit.
+    pub(super) fn ring_bytes(&self) -> u64 {
+        match self {
+            Self::One(log) => log.ring_bytes(),
+            Self::Spread(log) => log.ring_bytes(),
+        }
+    }
+
     /// How many units hold each record.
     pub(super) fn units(&self) -> usize {
         match self {

@@ -414,7 +414,8 @@ impl Watcher<'_> {
                 | ClientError::Ended { .. }
                 | ClientError::Full { .. },
             )
-            | SegmentError::NoRoom { .. } => true,
+            | SegmentError::NoRoom { .. }
+            | SegmentError::IndexFull { .. } => true,
             // While a unit is away; a layout that is too narrow was refused at the beginning.
             SegmentError::TooFewReplicas { .. } => true,
             _ => false,

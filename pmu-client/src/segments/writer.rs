@@ -59,7 +59,6 @@ struct Waiting {
 pub struct SegmentWriter {
     segments: Segments,
     node: String,
-    replicas: usize,
     body: BodyWriter,
     index: IndexReader,
     waiting: Vec<Waiting>,
@@ -79,7 +78,6 @@ impl SegmentWriter {
         Ok(Self {
             segments: segments.clone(),
             node: node.to_owned(),
-            replicas,
             body: BodyWriter::open(&segments.way, &segments.body, replicas)?,
             index,
             waiting: Vec::new(),
@@ -200,14 +198,6 @@ impl SegmentWriter {
         let stored = self.body.store(name.as_str(), &mut contents, stop)?;
         if !file.held_still()? {
             return Ok(None);
-        }
-        let replicas = stored.receipt.units.len();
-        if replicas < self.replicas {
-            return Err(SegmentError::TooFewReplicas {
-                region: self.segments.body.clone(),
-                units: replicas,
-                replicas: self.replicas,
-            });
         }
         let durable = stored.receipt.is_durable();
         Ok(Some((stored.hash, stored.bytes, durable, Some(stored))))

@@ -198,7 +198,7 @@ impl Mover<'_> {
             self.note(&format!("set {number} of region {region}"), moved)?;
         }
         match policy.keep_stored {
-            Some(kept) => self.remove_old(region, kept),
+            Some(kept) => self.remove_old(region, &id, kept),
             None => Ok(()),
         }
     }
@@ -251,15 +251,17 @@ impl Mover<'_> {
         Ok(())
     }
 
-    /// Removes the oldest sets from the storage but for the newest `kept`.
-    fn remove_old(&mut self, region: &str, kept: usize) -> Result<()> {
+    /// Removes the oldest sets from the storage but for the newest `kept`, by their numbers: writers' clocks go wrong. Those of other regions
+    /// that had the name stay.
+    fn remove_old(&mut self, region: &str, id: &str, kept: usize) -> Result<()> {
         let mut objects: Vec<_> = self
             .store
             .list(Kind::Set, Some(region))?
             .into_iter()
             .filter_map(Result::ok)
+            .filter(|object| is_of(object, id))
             .collect();
-        objects.sort_by_key(|object| object.manifest.set.as_ref().map(|set| set.committed_ns));
+        objects.sort_by_key(|object| object.manifest.set.as_ref().map(|set| set.number));
         let surplus = objects.len().saturating_sub(kept);
         for object in &objects[..surplus] {
             self.check_stop()?;
