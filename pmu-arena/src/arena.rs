@@ -13,8 +13,9 @@ use crate::fork::Keeper;
 use crate::frozen::{Frozen, Report, Source};
 use crate::heap::{HEAP_BYTES_MIN, Heap};
 use crate::memory::{ALIGN_BYTES, Memory, page_bytes};
-use crate::options::{ArenaOptions, Method};
+use crate::options::{ArenaOptions, Method, ServedBy};
 use crate::server::Server;
+use crate::signal::Listed;
 use crate::watch::Watch;
 
 /// Which pages an image holds.
@@ -38,7 +39,7 @@ pub enum Scope {
 ///
 /// **What isn't seen.** Writes that bypass the page tables: of devices into memory that was
 /// registered with them (local RDMA reads and receives, O_DIRECT, fixed buffers of io_uring).
-/// The program may read(2) and recv(2) into an arena. It doesn't unmap, remap or MADV_DONTNEED
+/// The program may read(2) and recv(2) into an arena, but for one that is [`ServedBy::Signal`]. It doesn't unmap, remap or MADV_DONTNEED
 /// parts of it.
 ///
 /// All methods may be called from any thread. Nothing here makes anything durable.
@@ -68,12 +69,19 @@ pub(crate) struct Inner {
 enum Body {
     Watched {
         // Ends before the watch.
-        _server: Server,
+        _service: Service,
         watch: Arc<Watch>,
     },
     Forked {
         memory: Memory,
     },
+}
+
+/// Who serves the writes.
+#[derive(Debug)]
+enum Service {
+    Thread { _server: Server },
+    Signal { _listed: Listed },
 }
 
 /// While it lives, no image is frozen. Not to be taken twice by one thread: a freeze that waits in
@@ -497,12 +505,24 @@ fn body(memory: Memory, options: &ArenaOptions) -> Result<(Body, Option<String>)
     if options.method == Method::Fork {
         return Ok((Body::Forked { memory }, None));
     }
-    match Watch::new(memory, options.aside_bytes_max, options.grain_pages) {
+    let (aside, grain, by) = (
+        options.aside_bytes_max,
+        options.grain_pages,
+        options.served_by,
+    );
+    match Watch::new(memory, aside, grain, by) {
         Ok(watch) => {
             let watch = Arc::new(watch);
-            let server = Server::start(Arc::clone(&watch), options.cpus.clone())?;
+            let service = match options.served_by {
+                ServedBy::Thread => Service::Thread {
+                    _server: Server::start(Arc::clone(&watch), options.cpus.clone())?,
+                },
+                ServedBy::Signal => Service::Signal {
+                    _listed: Listed::new(Arc::clone(&watch))?,
+                },
+            };
             let body = Body::Watched {
-                _server: server,
+                _service: service,
                 watch,
             };
             Ok((body, None))

@@ -28,7 +28,8 @@
 //!
 //! An arena is mapped ([`Arena::create`]), registered ([`Arena::register`]) or restored
 //! ([`Arena::restore`]). Its pages are write-protected when it is frozen; the first write to each
-//! is noticed by a thread of the arena, which copies the page aside where the image still needs it
+//! is noticed by a thread of the arena (or, where the program can do with that, by a signal to the
+//! writer: [`ServedBy`]), which copies the page aside where the image still needs it
 //! and lets the writer go on. A page stays protected until it is written, so that the next image
 //! holds just what changed.
 
@@ -43,6 +44,7 @@ mod memory;
 mod options;
 mod scan;
 mod server;
+mod signal;
 mod uffd;
 mod watch;
 
@@ -50,4 +52,4 @@ pub use arena::{Arena, Restoring, Scope, Writing};
 pub use error::{ArenaError, Result};
 pub use frozen::{Frozen, Report, Run};
 pub use heap::Heap;
-pub use options::{ArenaOptions, Cpus, Method};
+pub use options::{ArenaOptions, Cpus, Method, ServedBy};

@@ -47,6 +47,21 @@ impl FromStr for Method {
     }
 }
 
+/// Who deals with the first write to a protected page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum ServedBy {
+    /// A thread of the arena's, for which the writer waits: two switches between threads, and where they are on different processors of a
+    /// virtual machine two wake-ups of a processor. [`ArenaOptions::cpus`] keeps it on the writer's.
+    #[default]
+    Thread,
+    /// The writer itself, in a handler of SIGBUS: nobody is woken. In turn
+    /// - system calls can't write to protected pages: read(2) or recv(2) into the arena fails with EFAULT, now or after a freeze;
+    /// - no thread that writes to the arena blocks SIGBUS, and the program installs no handler of its own for it later (one that was there
+    ///   before still gets what isn't ours).
+    Signal,
+}
+
 /// Which processors a thread may use.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -121,7 +136,10 @@ pub struct ArenaOptions {
     pub rounds_max: u32,
     /// So few written pages may be left for the pause.
     pub pages_left_max: usize,
-    /// Processors of the thread that serves the arena.
+    /// Who serves writes to protected pages.
+    pub served_by: ServedBy,
+    /// Processors of the thread that serves the arena, where one does. The one that the program writes from is the best: the writer has to
+    /// wait for that thread in any case.
     pub cpus: Cpus,
 }
 
@@ -140,6 +158,7 @@ impl ArenaOptions {
             grain_pages: 1,
             rounds_max: 4,
             pages_left_max: 64,
+            served_by: ServedBy::Thread,
             cpus: Cpus::Inherited,
         }
     }

@@ -8,9 +8,12 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use nix::sys::eventfd::EventFd;
 
 use crate::error::{ArenaError, Result};
+use crate::options::ServedBy;
 
 const API: u64 = 0xaa;
 const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+/// A write to a protected page is a SIGBUS for its thread, and no message.
+const FEATURE_SIGBUS: u64 = 1 << 7;
 /// Pages that were never touched are protected as others are (kernel 6.4).
 const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 const MODE_WRITE_PROTECT: u64 = 1 << 1;
@@ -72,18 +75,22 @@ pub(crate) struct Userfaultfd {
 }
 
 impl Userfaultfd {
-    /// Opens one that sees writes of the kernel too, such as those of read(2).
+    /// Opens one. Served by a thread it sees writes of the kernel too, such as those of read(2); by a signal it fails them.
     ///
     /// # Errors
     /// [`ArenaError::NotPossible`].
-    pub(crate) fn open() -> Result<Self> {
+    pub(crate) fn open(served_by: ServedBy) -> Result<Self> {
         let refuse = |action| move |source| ArenaError::NotPossible { action, source };
         let file = by_call()
             .or_else(|error| by_device().map_err(|_| error))
             .map_err(refuse("open"))?;
+        let by_signal = match served_by {
+            ServedBy::Thread => 0,
+            ServedBy::Signal => FEATURE_SIGBUS,
+        };
         let mut call = ApiCall {
             api: API,
-            features: FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_UNPOPULATED,
+            features: FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_UNPOPULATED | by_signal,
             ioctls: 0,
         };
         // SAFETY: the structure is the one of this request, and the kernel keeps no pointer to it.

@@ -10,14 +10,16 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::sys::mman::MmapAdvise;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::aside::{Aside, AsideCopy};
 use crate::bits::Pages;
 use crate::error::{ArenaError, Result};
 use crate::memory::Memory;
+use crate::options::ServedBy;
 use crate::scan;
 use crate::uffd::Userfaultfd;
 
@@ -26,6 +28,9 @@ use crate::uffd::Userfaultfd;
 const GAP_PAGES_MAX: usize = 32;
 /// Pages that the reader takes at a time: a writer that meets it waits for as many.
 pub(crate) const PIECE_PAGES: usize = 32;
+
+/// How long a writer that serves itself waits at most before it looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// What is known of the pages.
 #[derive(Debug)]
@@ -83,6 +88,8 @@ pub(crate) struct Watch {
     /// Pages that are served together.
     grain_pages: usize,
     state: Mutex<State>,
+    /// Writers that serve themselves and wait for the reader look again.
+    look_again: Condvar,
     lost: AtomicBool,
 }
 
@@ -101,10 +108,11 @@ impl Watch {
         memory: Memory,
         aside_bytes_max: usize,
         grain_pages: usize,
+        served_by: ServedBy,
     ) -> std::result::Result<Self, (Memory, ArenaError)> {
         let pages = memory.pages();
         let begin = || {
-            let uffd = Userfaultfd::open()?;
+            let uffd = Userfaultfd::open(served_by)?;
             can_scan(&memory)?;
             uffd.register(&memory.addresses(&(0..pages)))
                 .map_err(|source| ArenaError::NotWatchable { source })?;
@@ -126,6 +134,7 @@ impl Watch {
                     aside,
                     waiting: Vec::new(),
                 }),
+                look_again: Condvar::new(),
                 lost: AtomicBool::new(false),
             }),
         }
@@ -169,8 +178,27 @@ impl Watch {
         }
     }
 
-    /// Lets a page be written, and its grain with it, once the image doesn't need them any more.
+    /// Serves a write to a protected page in the thread that makes it: returns when it may be made again.
+    pub(crate) fn serve_here(&self, address: u64) {
+        let page = self.memory.page_of(address);
+        let mut state = self.state.lock();
+        let mut first = true;
+        while !self.lost.load(Ordering::Acquire) && !self.let_write(&mut state, page, first) {
+            first = false;
+            // The watch may be lost in between, which nobody tells.
+            self.look_again.wait_for(&mut state, LOOK_AGAIN);
+        }
+    }
+
+    /// Lets a page be written, or remembers that somebody waits for it.
     fn serve_page(&self, state: &mut State, page: usize, first: bool) {
+        if !self.let_write(state, page, first) {
+            state.waiting.push(page);
+        }
+    }
+
+    /// Lets a page be written, and its grain with it; false while the image needs them.
+    fn let_write(&self, state: &mut State, page: usize, first: bool) -> bool {
         let mut pages = self.grain(page);
         let mut kept = self.keep(state, &pages);
         if kept.is_err() && pages.len() > 1 {
@@ -185,8 +213,7 @@ impl Watch {
                     Obstacle::Room => image.counts.waits += usize::from(first),
                 }
             }
-            state.waiting.push(page);
-            return;
+            return false;
         }
         state.unprotected.add_range(pages.clone());
         state.changed.add_range(pages.clone());
@@ -194,6 +221,7 @@ impl Watch {
         if let Err(error) = self.uffd.release(&self.memory.addresses(&pages)) {
             self.lose(&error);
         }
+        true
     }
 
     /// The pages that are served together with this one.
@@ -434,6 +462,7 @@ impl Watch {
         for page in std::mem::take(&mut state.waiting) {
             self.serve_page(state, page, false);
         }
+        self.look_again.notify_all();
     }
 }
 

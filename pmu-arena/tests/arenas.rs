@@ -12,7 +12,7 @@ mod common;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, Stdio};
 use std::ptr::NonNull;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use allocator_api2::boxed::Box as ArenaBox;
 use common::{PAGE, Random, seed, take_all, take_into, wait_until, word};
 use hashbrown::{DefaultHashBuilder, HashMap};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use pmu_arena::{Arena, ArenaError, ArenaOptions, Cpus, Heap, Method, Scope};
+use pmu_arena::{Arena, ArenaError, ArenaOptions, Cpus, Heap, Method, Scope, ServedBy};
 
 const LEN: usize = 8 << 20;
 /// Where the kernel puts nothing by itself.
@@ -183,6 +183,72 @@ fn s06_the_kernel_may_write_to_frozen_pages() {
     let (bytes, report) = take_all(image, LEN);
     assert!((0..64).all(|page| word(&bytes, page * PAGE) == 1));
     assert_eq!((report.copied_aside, report.waits), (64, 0));
+}
+
+#[test]
+fn s06_where_signals_serve_system_calls_fail_on_frozen_pages_and_harm_nothing() {
+    let mut options = plain(Method::Protect);
+    options.served_by = ServedBy::Signal;
+    let arena = Arena::create(&options).unwrap();
+    arena.store_u64(0, 1).unwrap();
+    let image = arena.freeze(Scope::Full).unwrap();
+    let zeroes = std::fs::File::open("/dev/zero").unwrap();
+    // SAFETY: nobody else uses these bytes while the slice lives.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(arena.as_ptr(), PAGE) };
+    assert_eq!(
+        nix::unistd::read(&zeroes, bytes),
+        Err(nix::errno::Errno::EFAULT)
+    );
+    arena.store_u64(8, 2).unwrap();
+    // Now it may be written, by everybody.
+    assert_eq!(nix::unistd::read(&zeroes, bytes), Ok(PAGE));
+    let (bytes, report) = take_all(image, LEN);
+    assert_eq!((word(&bytes, 0), word(&bytes, 8)), (1, 0));
+    assert_eq!(report.copied_aside, 1);
+}
+
+extern "C" fn say_and_end(_: libc::c_int) {
+    println!("the earlier handler");
+    std::process::exit(0);
+}
+
+#[test]
+fn s06_a_bus_error_of_somebody_elses_memory_goes_its_way() {
+    const NAME: &str = "s06_a_bus_error_of_somebody_elses_memory_goes_its_way";
+    let Some(role) = role() else {
+        let output = again(NAME, "default").output().unwrap();
+        assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{output:?}");
+        let output = again(NAME, "handler").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains("the earlier handler"),
+            "{said}"
+        );
+        return;
+    };
+    if role == "handler" {
+        // SAFETY: a handler of the right type; what it does is not interrupted elsewhere.
+        let handler: extern "C" fn(libc::c_int) = say_and_end;
+        unsafe { libc::signal(libc::SIGBUS, handler as usize) };
+    }
+    let mut options = plain(Method::Protect);
+    options.served_by = ServedBy::Signal;
+    let arena = Arena::create(&options).unwrap();
+    arena.freeze(Scope::Full).unwrap();
+    arena.store_u64(0, 1).unwrap();
+    // A file with nothing in it: its first page is not there.
+    let file = tempfile::tempfile().unwrap();
+    // SAFETY: a new mapping, of which nobody knows.
+    let mapped = unsafe {
+        let (rights, flags) = (
+            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+            MapFlags::MAP_SHARED,
+        );
+        nix::sys::mman::mmap(None, PAGE.try_into().unwrap(), rights, flags, &file, 0).unwrap()
+    };
+    // SAFETY: the bus error is what is asked for.
+    unsafe { mapped.cast::<u8>().write_volatile(1) };
+    panic!("no bus error");
 }
 
 type Table<'a> = HashMap<u64, ArenaBox<[u64; 8], Heap<'a>>, DefaultHashBuilder, Heap<'a>>;

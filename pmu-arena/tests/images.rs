@@ -16,7 +16,7 @@ use common::{
     Ending, Model, Orders, PAGE, Random, assert_same, seed, take_into, wait_until, word,
     write_until,
 };
-use pmu_arena::{Arena, ArenaOptions, Method, Scope};
+use pmu_arena::{Arena, ArenaOptions, Method, Scope, ServedBy};
 
 const THREADS: usize = 2;
 
@@ -114,6 +114,17 @@ fn s06_images_with_a_grain_are_exact() {
 }
 
 #[test]
+fn s06_images_served_by_signals_are_exact() {
+    for (grain_pages, huge_pages, aside) in [(1, false, 512), (1, true, 5), (16, false, 40)] {
+        let mut options = options(Method::Protect, huge_pages);
+        options.served_by = ServedBy::Signal;
+        options.grain_pages = grain_pages;
+        options.aside_bytes_max = aside * PAGE;
+        images_are_exact(&options, 15, 5);
+    }
+}
+
+#[test]
 #[allow(clippy::single_range_in_vec_init, reason = "a list of ranges is meant")]
 fn s06_a_grain_is_changed_together_and_none_other() {
     let mut options = options(Method::Protect, false);
@@ -145,12 +156,23 @@ fn s06_images_by_fork_hold_everything_when_changes_are_asked_for() {
     images_are_exact(&options(Method::Fork, false), 8, 4);
 }
 
-/// Without a guard each thread is cut between two of its writes, and no effect is without its
-/// cause: the second thread notes what it saw of the first one.
 #[test]
 fn s06_without_a_guard_images_are_consistent_cuts() {
+    cuts_are_consistent(ServedBy::Thread);
+}
+
+#[test]
+fn s06_without_a_guard_images_served_by_signals_are_consistent_cuts() {
+    cuts_are_consistent(ServedBy::Signal);
+}
+
+/// Without a guard each thread is cut between two of its writes, and no effect is without its
+/// cause: the second thread notes what it saw of the first one.
+fn cuts_are_consistent(served_by: ServedBy) {
     let seed = seed();
-    let arena = Arena::create(&options(Method::Protect, false)).unwrap();
+    let mut options = options(Method::Protect, false);
+    options.served_by = served_by;
+    let arena = Arena::create(&options).unwrap();
     let pages = arena.len() / PAGE;
     let (orders, count) = (Orders::default(), AtomicU64::new(0));
     // The first thread writes 1, 2, 3 ... to random pages; each page's word 0.

@@ -56,7 +56,7 @@ pub use chain::SnapshotInfo;
 pub use error::{SnapshotError, SnapshotResult};
 pub use image::{ArenaShape, SnapshotImage};
 pub use place::{SnapshotRegion, SnapshotSource, SpreadWay};
-pub use pmu_arena::{Arena, ArenaError, ArenaOptions, Cpus, Heap, Method, Restoring};
+pub use pmu_arena::{Arena, ArenaError, ArenaOptions, Cpus, Heap, Method, Restoring, ServedBy};
 pub use pmu_format::{SnapshotBase, SnapshotKind};
 pub use recover::{Exported, Recovered, RestoreOptions, SkippedSet, SnapshotTakeover};
 pub use report::SnapshotReport;
