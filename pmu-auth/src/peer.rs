@@ -16,8 +16,7 @@ use rustls::{
 use crate::error::AuthError;
 use crate::identity::{Identity, provider};
 use crate::principal::{Principal, Role};
-use crate::problem::CertificateProblem;
-use crate::tls::{accepting, client_verifier, settings};
+use crate::tls::{accepting, check_role, client_verifier, settings, signatures_by_inner};
 
 /// Both directions of a link between peers.
 #[derive(Debug, Clone)]
@@ -37,17 +36,7 @@ pub fn peer_tls(
     peers: &[PrincipalName],
     protocol: &[u8],
 ) -> Result<PeerTls, AuthError> {
-    let found = identity.principal().role;
-    if found != Role::Client {
-        let problem = CertificateProblem::WrongRole {
-            expected: "client",
-            found: Some(found),
-        };
-        return Err(AuthError::Certificate {
-            origin: identity.origin().to_owned(),
-            problem,
-        });
-    }
+    check_role(identity, &[Role::Client], "client")?;
     let verifier = Arc::new(PeerVerifier {
         inner: client_verifier(identity)?,
         peers: peers.to_vec(),
@@ -109,29 +98,7 @@ impl ServerCertVerifier for PeerVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner
-            .verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner
-            .verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
+    signatures_by_inner!();
 }
 
 impl ClientCertVerifier for PeerVerifier {
@@ -148,27 +115,5 @@ impl ClientCertVerifier for PeerVerifier {
         self.check(end_entity, intermediates, now)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner
-            .verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner
-            .verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
+    signatures_by_inner!();
 }

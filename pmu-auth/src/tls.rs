@@ -27,19 +27,28 @@ const ALPN_HTTP2: &[u8] = b"h2";
 /// # Errors
 /// [`AuthError::Certificate`] if the identity is no unit's; [`AuthError::Settings`].
 pub fn server_tls(identity: &Identity) -> Result<Arc<ServerConfig>, AuthError> {
-    let found = identity.principal().role;
-    if found != Role::Unit {
-        let problem = CertificateProblem::WrongRole {
-            expected: "unit",
-            found: Some(found),
-        };
-        return Err(AuthError::Certificate {
-            origin: identity.origin().to_owned(),
-            problem,
-        });
-    }
+    check_role(identity, &[Role::Unit], "unit")?;
     let inner = client_verifier(identity)?;
     accepting(identity, Arc::new(PeerVerifier { inner }), ALPN_HTTP2)
+}
+
+/// Refuses an identity whose role is none of these.
+pub(crate) fn check_role(
+    identity: &Identity,
+    roles: &[Role],
+    expected: &'static str,
+) -> Result<(), AuthError> {
+    let found = identity.principal().role;
+    if roles.contains(&found) {
+        return Ok(());
+    }
+    Err(AuthError::Certificate {
+        origin: identity.origin().to_owned(),
+        problem: CertificateProblem::WrongRole {
+            expected,
+            found: Some(found),
+        },
+    })
 }
 
 /// What webpki checks of a client's certificate: signature, time, revocation.
@@ -88,29 +97,19 @@ pub fn client_tls(
     identity: &Identity,
     unit: Option<&PrincipalName>,
 ) -> Result<Arc<ClientConfig>, AuthError> {
-    let found = identity.principal().role;
-    if found == Role::Unit {
-        let problem = CertificateProblem::WrongRole {
-            expected: "manager or client",
-            found: Some(found),
-        };
-        return Err(AuthError::Certificate {
-            origin: identity.origin().to_owned(),
-            problem,
-        });
-    }
-    let settings = |source| AuthError::Settings {
-        origin: identity.origin().to_owned(),
-        source,
-    };
+    check_role(
+        identity,
+        &[Role::Manager, Role::Client],
+        "manager or client",
+    )?;
     let verifier = WebPkiServerVerifier::builder_with_provider(identity.roots(), provider())
         .with_crls(identity.revoked())
         .allow_unknown_revocation_status()
         .build()
-        .map_err(|error| settings(Error::General(error.to_string())))?;
+        .map_err(|error| settings(identity, Error::General(error.to_string())))?;
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(settings)?
+        .map_err(|error| settings(identity, error))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(UnitVerifier {
             inner: verifier,
@@ -121,6 +120,36 @@ pub fn client_tls(
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
 }
+
+/// Of a verifier that checks more than webpki does: signatures are for the one inside.
+macro_rules! signatures_by_inner {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            self.inner
+                .verify_tls12_signature(message, certificate, signature)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            self.inner
+                .verify_tls13_signature(message, certificate, signature)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.inner.supported_verify_schemes()
+        }
+    };
+}
+pub(crate) use signatures_by_inner;
 
 /// What webpki checks, and then that the server is a unit, of the right name.
 #[derive(Debug)]
@@ -162,29 +191,7 @@ impl ServerCertVerifier for UnitVerifier {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner
-            .verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner
-            .verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
+    signatures_by_inner!();
 }
 
 /// What webpki checks, and then that the certificate names a manager or client.
@@ -218,29 +225,7 @@ impl ClientCertVerifier for PeerVerifier {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner
-            .verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner
-            .verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
+    signatures_by_inner!();
 }
 
 /// webpki speaks of purposes; what an administrator has given is a role.
