@@ -2,6 +2,7 @@
 
 mod content;
 mod log;
+mod managing;
 mod medium;
 mod rebuild;
 mod sets;

@@ -206,12 +206,13 @@ impl Site {
     pub(super) fn votes(&self, context: &Context, lost: u64) -> usize {
         let members = self.members(context);
         let latest = context.with(|state| state.units.iter().filter_map(Unit::generation).max());
-        let (all, know) = context.with(|state| {
+        let votes = context.with(|state| {
             let known = members.into_iter();
-            let known = known.filter(|unit| state.units[*unit].generation() == latest);
-            voters(state, known)
+            votes(
+                state,
+                known.filter(|unit| state.units[*unit].generation() == latest),
+            )
         });
-        let votes = if know == 0 { all } else { know };
         (votes & !lost).count_ones() as usize
     }
 
@@ -296,6 +297,14 @@ fn read_without(context: &Context, site: &Site, lost: u64) {
         context.violate(format!(
             "set {number} was acknowledged, {holding} units with it are there, and it can't be read: {error}"
         ));
+    }
+}
+
+/// Of some units those that have a vote, one bit each: before the first term all of them.
+pub(super) fn votes(state: &State, units: impl Iterator<Item = usize>) -> u64 {
+    match voters(state, units) {
+        (all, 0) => all,
+        (_, know) => know,
     }
 }
 

@@ -1,16 +1,13 @@
 //! What managers do: replace units, bring members up to date, scrub.
 
-use std::ops::ControlFlow;
-
 use pmu_client::rebuild::{RebuildOptions, Rebuilt, Replacement, rebuild, replace};
-use pmu_client::scrub::scrub;
-use pmu_client::{ClientError, RebuildProgress, RegionInfo};
-use pmu_format::{Member, PrincipalName};
+use pmu_client::{ClientError, RegionInfo};
 
 use super::Yard;
 use crate::context::Context;
 use crate::reach::SimReach;
-use crate::scenario::spread::{options, programs, voters};
+use crate::scenario::managing::{self, member};
+use crate::scenario::spread::{programs, voters, votes};
 use crate::scenario::turns::{nap, wait_for_failure};
 
 /// How many things a manager does.
@@ -46,7 +43,7 @@ pub(super) fn manager(context: &Context, yard: &Yard) {
                 None => Ok(()),
             },
             5 | 6 => bring_up_to_date(context, yard, true),
-            _ => scrub_all(context, yard),
+            _ => scrub_all(context),
         };
         if let Err(error) = done
             && !may_happen(&error)
@@ -90,38 +87,9 @@ fn draw(context: &Context, yard: &Yard) -> Option<Step> {
 
 /// What the unit says that knows of the latest members, or any unit.
 fn describe(context: &Context) -> Result<RegionInfo, ClientError> {
-    let units = context.with(|state| state.units.len());
-    let (first, any) = context.draw(|random| (random.below(units as u64), random.chance(1, 4)));
-    let mut last = ClientError::Invalid("no unit has the region".into());
-    let mut found: Option<RegionInfo> = None;
-    let generation =
-        |info: &RegionInfo| info.membership.as_ref().map_or(0, |found| found.generation);
-    for index in 0..units {
-        match context.describe((first as usize + index) % units) {
-            Ok(info) => {
-                if found
-                    .as_ref()
-                    .is_none_or(|known| generation(known) < generation(&info))
-                {
-                    found = Some(info);
-                }
-                if any {
-                    break;
-                }
-            }
-            Err(error) => last = error,
-        }
-    }
-    found.ok_or(last)
-}
-
-fn member(unit: usize) -> Result<Member, ClientError> {
-    let name = Yard::unit_name(unit);
-    let unit = PrincipalName::new(name).map_err(|error| ClientError::Invalid(error.to_string()))?;
-    Ok(Member {
-        unit,
-        address: format!("{name}:7710"),
-    })
+    let units = context.with(|state| state.units.len()) as u64;
+    let (first, any) = context.draw(|random| (random.below(units), random.chance(1, 4)));
+    managing::describe(context, first as usize, any)
 }
 
 /// Does something that reports its progress; it may be ended there.
@@ -131,23 +99,7 @@ fn with_options<T>(
     work: impl FnOnce(RebuildOptions<'_>) -> Result<T, ClientError>,
 ) -> Result<T, ClientError> {
     let rate = context.draw(|random| random.pick(&[None, None, Some(50_000_000)]));
-    let mut on_progress = |_: &RebuildProgress| {
-        if may_end && context.draw(|random| random.chance(1, 60)) {
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    };
-    let options = RebuildOptions {
-        open: options(context),
-        rate_bytes_per_s: rate,
-        on_progress: &mut on_progress,
-    };
-    let done = work(options);
-    context.count(|totals| match done {
-        Ok(_) => totals.rebuilds += 1,
-        Err(_) => totals.rebuilds_cut += 1,
-    });
-    done
+    managing::with_options(context, rate, may_end.then_some(60), work)
 }
 
 /// Puts one unit in the place of another; one that was replaced may get the next place that becomes free.
@@ -160,7 +112,10 @@ fn replace_one(
     context.doing("replace");
     let floor = yard.site.model.lock().since().floor;
     let info = describe(context)?;
-    let (old, new) = (member(step.old)?, member(step.new)?);
+    let (old, new) = (
+        member(Yard::unit_name(step.old))?,
+        member(Yard::unit_name(step.new))?,
+    );
     context.note(|| format!("replaces {} by {}", old.unit, new.unit));
     let is_lost = context.with(|state| state.units[step.old].is_destroyed);
     let replacement = Replacement {
@@ -231,18 +186,12 @@ fn rebuild_in_place(
     Ok(done)
 }
 
-/// Nothing is damaged here, whatever goes on beside.
-fn scrub_all(context: &Context, _yard: &Yard) -> Result<(), ClientError> {
+fn scrub_all(context: &Context) -> Result<(), ClientError> {
     context.doing("scrub");
     let info = describe(context)?;
-    let reach = SimReach::of(context);
-    let found = with_options(context, true, |options| {
-        scrub(&info, reach.clone(), reach.as_ref(), true, options)
-    })?;
-    if found.is_damaged() && !context.is_killed() {
-        context.violate(format!("a scrub found damage where none is: {found:?}"));
-    }
-    Ok(())
+    with_options(context, true, |options| {
+        managing::scrub_all(context, &info, options)
+    })
 }
 
 /// What managers have begun and not ended is ended, and all members are brought up to date, perhaps.
@@ -297,9 +246,7 @@ fn can_replace(context: &Context, yard: &Yard, step: Step, members: &[usize]) ->
         let answers = old.generation() > Some(0) && !old.is_destroyed;
         let (alive, _) = voters(state, staying.iter().copied());
         let asked = staying.into_iter().chain(answers.then_some(step.old));
-        let (all, know) = voters(state, asked);
-        let votes = if know == 0 { all } else { know };
-        (alive, votes, answers || old.is_destroyed)
+        (alive, votes(state, asked), answers || old.is_destroyed)
     });
     let (alive, votes) = (alive.count_ones() as usize, votes.count_ones() as usize);
     let enough = site.units_min.max(site.to_decide);

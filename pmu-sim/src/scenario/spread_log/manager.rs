@@ -1,19 +1,17 @@
 //! What managers of a log do: replace one unit by another, bring members up to date, scrub.
 
 use std::cell::Cell;
-use std::ops::ControlFlow;
 
 use pmu_client::rebuild::{RebuildOptions, Replacement, rebuild, replace};
-use pmu_client::scrub::scrub;
-use pmu_client::{ClientError, RebuildProgress, RegionInfo};
-use pmu_format::{Member, PrincipalName};
+use pmu_client::{ClientError, RegionInfo};
 
 use super::Site;
 use crate::context::Context;
 use crate::reach::SimReach;
+use crate::scenario::managing::{self, member};
 use crate::scenario::sets::persist;
+use crate::scenario::spread::UNIT_NAMES;
 use crate::scenario::spread::programs::may_happen;
-use crate::scenario::spread::{UNIT_NAMES, options};
 use crate::scenario::turns::{nap, wait_for_failure};
 
 /// How many things a manager does.
@@ -95,7 +93,7 @@ fn replace_one(context: &Context, site: &Site, may_end: bool) -> Result<(), Clie
     };
     context.doing("replace");
     let info = describe(context)?;
-    let (old, new) = (member(step.old)?, member(step.new)?);
+    let (old, new) = (member(UNIT_NAMES[step.old])?, member(UNIT_NAMES[step.new])?);
     context.note(|| format!("replaces {} by {}", old.unit, new.unit));
     let replacement = Replacement {
         old: old.unit.to_string(),
@@ -122,48 +120,16 @@ fn bring_up_to_date(context: &Context) -> Result<(), ClientError> {
     done.map(drop)
 }
 
-/// Nothing is damaged here, whatever goes on beside.
 fn scrub_all(context: &Context) -> Result<(), ClientError> {
     context.doing("scrub");
     let info = describe(context)?;
-    let reach = SimReach::of(context);
-    let found = with_options(context, true, |options| {
-        scrub(&info, reach.clone(), reach.as_ref(), true, options)
-    })?;
-    if found.is_damaged() && !context.is_killed() {
-        context.violate(format!("a scrub found damage where none is: {found:?}"));
-    }
-    Ok(())
-}
-
-/// What the unit says that knows of the latest members.
-fn describe(context: &Context) -> Result<RegionInfo, ClientError> {
-    let units = context.with(|state| state.units.len());
-    let mut last = ClientError::Invalid("no unit has the region".into());
-    let mut found: Option<RegionInfo> = None;
-    let generation =
-        |info: &RegionInfo| info.membership.as_ref().map_or(0, |found| found.generation);
-    for index in 0..units {
-        match context.describe(index) {
-            Ok(info) => {
-                let known = found.as_ref().map(generation);
-                if known.is_none_or(|known| known < generation(&info)) {
-                    found = Some(info);
-                }
-            }
-            Err(error) => last = error,
-        }
-    }
-    found.ok_or(last)
-}
-
-fn member(unit: usize) -> Result<Member, ClientError> {
-    let name = UNIT_NAMES[unit];
-    let unit = PrincipalName::new(name).map_err(|error| ClientError::Invalid(error.to_string()))?;
-    Ok(Member {
-        unit,
-        address: format!("{name}:7710"),
+    with_options(context, true, |options| {
+        managing::scrub_all(context, &info, options)
     })
+}
+
+fn describe(context: &Context) -> Result<RegionInfo, ClientError> {
+    managing::describe(context, 0, false)
 }
 
 /// Does something that reports its progress; it may be ended there.
@@ -172,21 +138,5 @@ fn with_options<T>(
     may_end: bool,
     work: impl FnOnce(RebuildOptions<'_>) -> Result<T, ClientError>,
 ) -> Result<T, ClientError> {
-    let mut on_progress = |_: &RebuildProgress| {
-        if may_end && context.draw(|random| random.chance(1, 20)) {
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    };
-    let options = RebuildOptions {
-        open: options(context),
-        rate_bytes_per_s: None,
-        on_progress: &mut on_progress,
-    };
-    let done = work(options);
-    context.count(|totals| match done {
-        Ok(_) => totals.rebuilds += 1,
-        Err(_) => totals.rebuilds_cut += 1,
-    });
-    done
+    managing::with_options(context, None, may_end.then_some(20), work)
 }
