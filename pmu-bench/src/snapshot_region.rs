@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pmu_client::snapshot::{
-    Arena, ArenaOptions, RestoreOptions, SnapshotOptions, SnapshotRegion, SnapshotReport,
-    Snapshots, capacity_bytes_for,
+    Arena, ArenaOptions, Cpus, RestoreOptions, ServedBy, SnapshotOptions, SnapshotRegion,
+    SnapshotReport, Snapshots, capacity_bytes_for,
 };
 use pmu_client::{SetChoice, SetNumber};
 
@@ -23,11 +23,22 @@ const QUICK_BYTES: usize = 128 << 20;
 const BUSY: Duration = Duration::from_secs(4);
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(1);
 /// Work between two updates: as programs have that do something with what they store. The names say how many a second that comes to.
-const WORKS: [(&str, Duration); 3] = [
-    ("snapshot.busy.5000", Duration::from_micros(200)),
-    ("snapshot.busy.20000", Duration::from_micros(50)),
-    ("snapshot.busy.40000", Duration::from_micros(25)),
+const WORKS: [(Duration, [&str; 2]); 3] = [
+    (
+        Duration::from_micros(200),
+        ["snapshot.busy.5000.thread", "snapshot.busy.5000.signal"],
+    ),
+    (
+        Duration::from_micros(50),
+        ["snapshot.busy.20000.thread", "snapshot.busy.20000.signal"],
+    ),
+    (
+        Duration::from_micros(25),
+        ["snapshot.busy.40000.thread", "snapshot.busy.40000.signal"],
+    ),
 ];
+/// The program's processor, which the thread that serves its arena shares; all else uses others.
+const PROGRAM_CPU: usize = 0;
 /// One snapshot in as many is a full one.
 const BUSY_FULL_EVERY: u32 = 4;
 
@@ -43,14 +54,25 @@ struct Bed {
 
 impl Bed {
     fn new(dir: &std::path::Path, len: usize, full_every: u32) -> Result<Self, Failure> {
+        let mut options = ArenaOptions::plain(len);
+        options.prefault = true;
+        Self::of(dir, &options, full_every, Cpus::Inherited)
+    }
+
+    /// With an arena as it is wanted, and the snapshots' thread on these processors.
+    fn of(
+        dir: &std::path::Path,
+        options: &ArenaOptions,
+        full_every: u32,
+        cpus: Cpus,
+    ) -> Result<Self, Failure> {
+        let len = options.len_bytes;
         let folder = tempfile::tempdir_in(dir)?;
         let capacity = capacity_bytes_for(len as u64);
         let sets = u64::from(full_every) + 2;
         let site = Site::start(folder.path(), sets * capacity + (64 << 20))?;
         site.create_kept("series", capacity, full_every)?;
-        let mut options = ArenaOptions::plain(len);
-        options.prefault = true;
-        let arena = Arc::new(Arena::create(&options)?);
+        let arena = Arc::new(Arena::create(options)?);
         for page in 0..len / PAGE_BYTES {
             arena.store_u64(page * PAGE_BYTES, page as u64)?;
         }
@@ -61,6 +83,7 @@ impl Bed {
         let every = NonZeroU32::new(full_every).ok_or("no snapshot is ever full")?;
         let options = SnapshotOptions::new()
             .open(Site::options())
+            .cpus(cpus)
             .full_every(every);
         let snapshots = Snapshots::open(Arc::clone(&arena), region.clone(), &options)?;
         Ok(Self {
@@ -223,22 +246,42 @@ fn updates(bed: &Arena, work: Duration, random: &mut u64) -> Result<f64, Failure
 }
 
 /// Programs that work for a while between two updates of random pages, while a snapshot goes to a region each second, beside the same
-/// with none.
+/// with none; on a processor of their own, with first writes served by a thread on the same one, or by signals.
 ///
 /// # Errors
 /// As [`second`].
 pub(crate) fn busy(dir: &std::path::Path, runs: usize, quick: bool) -> Result<Vec<Row>, Failure> {
     let len = len_of(quick);
-    let bed = Bed::new(dir, len, BUSY_FULL_EVERY)?;
     let plain = Arena::create(&ArenaOptions::plain(len))?;
     for page in 0..len / PAGE_BYTES {
         plain.store_u64(page * PAGE_BYTES, 1)?;
     }
-    // The first one has everything; what follows is how it goes on.
-    bed.snapshots.snapshot()?;
-    let rows = WORKS.iter();
-    rows.map(|(name, work)| busy_row(&bed, &plain, name, *work, runs))
-        .collect()
+    let mut rows = Vec::new();
+    for (served_by, which) in [(ServedBy::Thread, 0), (ServedBy::Signal, 1)] {
+        let mut options = ArenaOptions::plain(len);
+        options.prefault = true;
+        options.served_by = served_by;
+        options.cpus = Cpus::Only(vec![PROGRAM_CPU]);
+        let others = Cpus::Except(vec![PROGRAM_CPU]);
+        let bed = Bed::of(dir, &options, BUSY_FULL_EVERY, others.clone())?;
+        // The first one has everything; what follows is how it goes on.
+        bed.snapshots.snapshot()?;
+        for (work, names) in WORKS {
+            rows.push(busy_row(&bed, &plain, names[which], work, runs)?);
+        }
+    }
+    Ok(rows)
+}
+
+/// Has `program` run on the processor that is its own.
+fn apart<T: Send>(program: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            Cpus::Only(vec![PROGRAM_CPU]).pin_this_thread()?;
+            program()
+        });
+        thread.join().map_err(|_| "the program panicked")?
+    })
 }
 
 fn busy_row(
@@ -273,13 +316,13 @@ fn busy_row(
                     }
                     Ok::<(), Failure>(())
                 });
-                let rate = updates(&bed.arena, work, &mut one);
+                let rate = apart(|| updates(&bed.arena, work, &mut one));
                 stop.store(true, Ordering::Relaxed);
                 taker.join().map_err(|_| "the snapshots panicked")??;
                 rate
             })
         },
-        || updates(plain, work, &mut other),
+        || apart(|| updates(plain, work, &mut other)),
     )?;
     row.note = last.map(|report| format!("last: {report}"));
     Ok(row)
