@@ -16,8 +16,8 @@ use crate::clock::{ms_between, now_ns};
 use crate::error::{DemoError, Result};
 use crate::event::{Event, Proof, Totals};
 use crate::failure::Failure;
-use crate::report::{Backup, RunReport, TakeoverParts};
-use crate::run::{Choice, Plan, give_word, same_bytes};
+use crate::report::{RunReport, TakeoverParts};
+use crate::run::{Choice, Observed, Plan, give_word, same_bytes};
 use crate::site::{LOG_REGION, STATE_REGION, Site, free_port};
 use crate::tools::arguments;
 
@@ -356,52 +356,37 @@ impl Failover<'_> {
         let proof = primary.proof.clone();
         let proof =
             proof.ok_or_else(|| DemoError::Unusable("killed before its first receipt".into()))?;
-        let (before, after) = (primary.totals, backup.totals);
-        let acknowledged = u64::from(primary.acknowledged);
-        let recovered = u64::from(backup.recovered);
         let fence_us = status["fence_us"].as_u64().unwrap_or(0);
         let recovery_us = status["recovery_us"].as_u64().unwrap_or(0);
         let taken_ms = (fence_us + recovery_us) as f64 / 1e3;
-        let mut pauses = primary.pauses_us.clone();
-        pauses.extend(&backup.pauses_us);
-        Ok(RunReport {
-            run: self.choice.run,
-            seed: self.plan.seed,
-            identical,
-            acknowledged,
-            lost_acknowledged: acknowledged.saturating_sub(recovered),
-            recovered_unacknowledged: recovered.saturating_sub(acknowledged),
-            checkpoint_share: before.client_ns as f64 / before.run_ns.max(1) as f64,
-            takeover_ms: ms_between(failed_ns, backup.resumed_ns),
-            takeover: TakeoverParts {
-                detected_ms: (ms_between(failed_ns, backup.begun_ns) - taken_ms).max(0.0),
-                fenced_ms: fence_us as f64 / 1e3,
-                recovered_ms: recovery_us as f64 / 1e3
-                    + ms_between(backup.begun_ns, backup.recovered_ns),
-                resumed_ms: ms_between(backup.recovered_ns, backup.resumed_ns),
+        let mut pauses_us = primary.pauses_us.clone();
+        pauses_us.extend(&backup.pauses_us);
+        Ok(self.plan.report(
+            self.choice,
+            Observed {
+                identical,
+                proof,
+                totals: [primary.totals, backup.totals],
+                acknowledged: primary.acknowledged,
+                recovered: backup.recovered,
+                set_documents: backup.set_documents,
+                tail: backup.tail,
+                stopped_by: primary.stopped_by.clone(),
+                begun_ns,
+                failed_ns,
+                resumed_ns: backup.resumed_ns,
+                takeover: TakeoverParts {
+                    detected_ms: (ms_between(failed_ns, backup.begun_ns) - taken_ms).max(0.0),
+                    fenced_ms: fence_us as f64 / 1e3,
+                    recovered_ms: recovery_us as f64 / 1e3
+                        + ms_between(backup.begun_ns, backup.recovered_ns),
+                    resumed_ms: ms_between(backup.recovered_ns, backup.resumed_ns),
+                },
+                fence_us,
+                units_killed: Vec::new(),
+                pauses_us,
             },
-            fence_us,
-            persistence: proof.persistence,
-            durable: proof.durable,
-            transport: proof.provider,
-            layout: self.plan.layout.to_string(),
-            units_killed: Vec::new(),
-            backup: Backup::Warm,
-            zombie: self.plan.zombie,
-            zombie_stopped_by: primary.stopped_by.clone(),
-            documents: self.plan.corpus.len(),
-            failed_after_documents: primary.acknowledged,
-            records: before.records + recovered.saturating_sub(acknowledged) + after.records,
-            sets: before.sets + after.sets,
-            bytes: before.record_bytes + before.set_bytes + after.record_bytes + after.set_bytes,
-            set_documents: backup.set_documents,
-            unread_tail_records: backup.tail.0,
-            unread_tail_bytes: backup.tail.1,
-            failover: true,
-            snapshot_pauses_us: pauses,
-            primary_ms: before.run_ns as f64 / 1e6,
-            run_ms: ms_between(begun_ns, now_ns()),
-        })
+        ))
     }
 
     /// Ends the agents, has the units' side checked, and its regions removed.

@@ -184,6 +184,84 @@ impl Plan {
     }
 }
 
+/// What was seen of both programs of a run. Both count documents from the first one, so that what is held is one range. Times are those of the
+/// monotonic clock.
+#[derive(Debug)]
+pub struct Observed {
+    /// The answer is that of the uninterrupted run.
+    pub identical: bool,
+    /// What the first receipt said.
+    pub proof: Proof,
+    /// The first program's sums, and the second's.
+    pub totals: [Totals; 2],
+    /// Documents that were acknowledged before the failure.
+    pub acknowledged: u32,
+    /// Documents that the second program began with.
+    pub recovered: u32,
+    /// How many of them came out of a set.
+    pub set_documents: u32,
+    /// Records fetched after the fence, and their bytes.
+    pub tail: (u64, u64),
+    /// What the first program said when it found itself fenced.
+    pub stopped_by: Option<String>,
+    /// When the run began.
+    pub begun_ns: u64,
+    /// When the first program was made to fail.
+    pub failed_ns: u64,
+    /// When the second one had its first receipt.
+    pub resumed_ns: u64,
+    /// What the time between them went into.
+    pub takeover: TakeoverParts,
+    /// The units' own time for the fence.
+    pub fence_us: u64,
+    /// Units that were killed too.
+    pub units_killed: Vec<String>,
+    /// Of a program that agents run: how long each snapshot stopped it.
+    pub pauses_us: Vec<u64>,
+}
+
+impl Plan {
+    /// What a run was, from what was seen of it. It ends now.
+    #[must_use]
+    pub fn report(&self, choice: &Choice, seen: Observed) -> RunReport {
+        let [before, after] = seen.totals;
+        let (acknowledged, recovered) = (u64::from(seen.acknowledged), u64::from(seen.recovered));
+        let unacknowledged = recovered.saturating_sub(acknowledged);
+        RunReport {
+            run: choice.run,
+            seed: self.seed,
+            identical: seen.identical,
+            acknowledged,
+            lost_acknowledged: acknowledged.saturating_sub(recovered),
+            recovered_unacknowledged: unacknowledged,
+            checkpoint_share: before.client_ns as f64 / before.run_ns.max(1) as f64,
+            takeover_ms: ms_between(seen.failed_ns, seen.resumed_ns),
+            takeover: seen.takeover,
+            fence_us: seen.fence_us,
+            persistence: seen.proof.persistence,
+            durable: seen.proof.durable,
+            transport: seen.proof.provider,
+            layout: self.layout.to_string(),
+            units_killed: seen.units_killed,
+            backup: choice.backup,
+            zombie: self.zombie,
+            zombie_stopped_by: seen.stopped_by,
+            documents: self.corpus.len(),
+            failed_after_documents: seen.acknowledged,
+            records: before.records + unacknowledged + after.records,
+            sets: before.sets + after.sets,
+            bytes: before.record_bytes + before.set_bytes + after.record_bytes + after.set_bytes,
+            set_documents: seen.set_documents,
+            unread_tail_records: seen.tail.0,
+            unread_tail_bytes: seen.tail.1,
+            failover: self.failover,
+            snapshot_pauses_us: seen.pauses_us,
+            primary_ms: before.run_ns as f64 / 1e6,
+            run_ms: ms_between(seen.begun_ns, now_ns()),
+        }
+    }
+}
+
 /// Gives the word to do the last document.
 ///
 /// # Errors
@@ -357,47 +435,31 @@ impl Run<'_> {
             self.primary
                 .failed("was made to fail before its first receipt")
         })?;
-        let (before, after) = (primary.totals, backup.totals);
-        // Both count documents from the first one, so that what is held is one range.
-        let acknowledged = u64::from(primary.acknowledged);
-        let recovered = u64::from(backup.documents);
-        Ok(RunReport {
-            run: self.choice.run,
-            seed: self.plan.seed,
-            identical,
-            acknowledged,
-            lost_acknowledged: acknowledged.saturating_sub(recovered),
-            recovered_unacknowledged: recovered.saturating_sub(acknowledged),
-            checkpoint_share: before.client_ns as f64 / before.run_ns.max(1) as f64,
-            takeover_ms: ms_between(failed_ns, backup.resumed_ns),
-            takeover: TakeoverParts {
-                detected_ms: ms_between(failed_ns, backup.detected_ns),
-                fenced_ms: ms_between(backup.detected_ns, backup.fenced_ns),
-                recovered_ms: ms_between(backup.fenced_ns, backup.recovered_ns),
-                resumed_ms: ms_between(backup.recovered_ns, backup.resumed_ns),
+        Ok(self.plan.report(
+            &self.choice,
+            Observed {
+                identical,
+                proof,
+                totals: [primary.totals, backup.totals],
+                acknowledged: primary.acknowledged,
+                recovered: backup.documents,
+                set_documents: backup.set_documents,
+                tail: (backup.tail_records, backup.tail_bytes),
+                stopped_by: primary.stopped_by.clone(),
+                begun_ns,
+                failed_ns,
+                resumed_ns: backup.resumed_ns,
+                takeover: TakeoverParts {
+                    detected_ms: ms_between(failed_ns, backup.detected_ns),
+                    fenced_ms: ms_between(backup.detected_ns, backup.fenced_ns),
+                    recovered_ms: ms_between(backup.fenced_ns, backup.recovered_ns),
+                    resumed_ms: ms_between(backup.recovered_ns, backup.resumed_ns),
+                },
+                fence_us: backup.fence_us,
+                units_killed: self.killed_names(),
+                pauses_us: Vec::new(),
             },
-            fence_us: backup.fence_us,
-            persistence: proof.persistence,
-            durable: proof.durable,
-            transport: proof.provider,
-            layout: self.plan.layout.to_string(),
-            units_killed: self.killed_names(),
-            backup: self.choice.backup,
-            zombie: self.plan.zombie,
-            zombie_stopped_by: primary.stopped_by.clone(),
-            documents: self.plan.corpus.len(),
-            failed_after_documents: primary.acknowledged,
-            records: before.records + recovered.saturating_sub(acknowledged) + after.records,
-            sets: before.sets + after.sets,
-            bytes: before.record_bytes + before.set_bytes + after.record_bytes + after.set_bytes,
-            set_documents: backup.set_documents,
-            unread_tail_records: backup.tail_records,
-            unread_tail_bytes: backup.tail_bytes,
-            failover: false,
-            snapshot_pauses_us: Vec::new(),
-            primary_ms: before.run_ns as f64 / 1e6,
-            run_ms: ms_between(begun_ns, now_ns()),
-        })
+        ))
     }
 
     fn killed_names(&self) -> Vec<String> {
