@@ -72,6 +72,8 @@ const fn range_call(addresses: &Range<u64>) -> RangeCall {
 #[derive(Debug)]
 pub(crate) struct Userfaultfd {
     file: OwnedFd,
+    /// It acts on the memory of this process, also where it is inherited.
+    process: u32,
 }
 
 impl Userfaultfd {
@@ -96,7 +98,13 @@ impl Userfaultfd {
         // SAFETY: the structure is the one of this request, and the kernel keeps no pointer to it.
         unsafe { uffdio_api(file.as_raw_fd(), &mut call) }
             .map_err(|error| refuse("agree on features")(error.into()))?;
-        Ok(Self { file })
+        let process = std::process::id();
+        Ok(Self { file, process })
+    }
+
+    /// Whether this process has opened it.
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        self.process == std::process::id()
     }
 
     /// Has writes to protected pages of the range reported here.

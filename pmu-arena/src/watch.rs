@@ -9,11 +9,13 @@
 
 use std::io;
 use std::ops::Range;
+// Not those of parking_lot: a lock of the program's may lie in the arena, and be one of these. Its
+// word is then written, and the write served, in the middle of parking_lot's own work.
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::sys::mman::MmapAdvise;
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::aside::{Aside, AsideCopy};
 use crate::bits::Pages;
@@ -29,7 +31,8 @@ const GAP_PAGES_MAX: usize = 32;
 /// Pages that the reader takes at a time: a writer that meets it waits for as many.
 pub(crate) const PIECE_PAGES: usize = 32;
 
-/// How long a writer that serves itself waits at most before it looks again.
+/// How long a writer that serves itself waits at most before it makes its write again. Signals that
+/// came meanwhile are handled then.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// What is known of the pages.
@@ -148,9 +151,17 @@ impl Watch {
         &self.uffd
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
     /// Refuses once the watch is lost.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.lost.load(Ordering::Acquire) {
+        if self.is_lost() {
             return Err(ArenaError::Lost);
         }
         Ok(())
@@ -167,9 +178,23 @@ impl Watch {
         }
     }
 
+    /// Ends the watch of an arena that is dropped: all pages may be written from now on, also while
+    /// a handler of a write still holds the watch, or a process that is just started the descriptor.
+    pub(crate) fn retire(&self) {
+        let _state = self.state();
+        // In a forked process the pages are its parent's, which goes on.
+        if self.uffd.is_of_this_process() {
+            self.lost.store(true, Ordering::Release);
+            let all = self.memory.addresses(&(0..self.memory.pages()));
+            if let Err(error) = self.uffd.unregister(&all) {
+                tracing::error!(%error, "release an arena");
+            }
+        }
+    }
+
     /// Serves writes to protected pages.
     pub(crate) fn serve(&self, addresses: &[u64]) {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         for &address in addresses {
             let page = self.memory.page_of(address);
             if page < self.memory.pages() {
@@ -178,16 +203,25 @@ impl Watch {
         }
     }
 
-    /// Serves a write to a protected page in the thread that makes it: returns when it may be made again.
-    pub(crate) fn serve_here(&self, address: u64) {
+    /// Serves a write to a protected page in the thread that makes it: it is to be made again then.
+    /// False if it will be noticed again, as it waits for the reader still. `first` says that
+    /// this isn't such a write.
+    pub(crate) fn serve_here(&self, address: u64, first: bool) -> bool {
         let page = self.memory.page_of(address);
-        let mut state = self.state.lock();
-        let mut first = true;
-        while !self.lost.load(Ordering::Acquire) && !self.let_write(&mut state, page, first) {
-            first = false;
-            // The watch may be lost in between, which nobody tells.
-            self.look_again.wait_for(&mut state, LOOK_AGAIN);
+        let mut state = self.state();
+        if self.is_lost() || self.let_write(&mut state, page, first) {
+            return true;
         }
+        let until = Instant::now() + LOOK_AGAIN;
+        while let Some(rest) = until.checked_duration_since(Instant::now()) {
+            let waited = self.look_again.wait_timeout(state, rest);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            // The watch may be lost in between, which nobody tells.
+            if self.is_lost() || self.let_write(&mut state, page, false) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Lets a page be written, or remembers that somebody waits for it.
@@ -259,7 +293,7 @@ impl Watch {
 
     /// Protects everything for the first time, and finds what was touched until then.
     pub(crate) fn begin(&self) -> Result<()> {
-        if self.state.lock().watched {
+        if self.state().watched {
             return Ok(());
         }
         // Untouched memory then shows the zero page, so that it can be protected and told from
@@ -274,7 +308,7 @@ impl Watch {
         let mut found = Pages::none(self.memory.pages());
         scan::touched(&all, |part| found.add_range(self.pages_of(&part)))
             .map_err(|error| ArenaError::io("find touched pages", error))?;
-        let mut state = self.state.lock();
+        let mut state = self.state();
         state.touched.add_all(&found);
         state.changed.add_all(&found);
         state.watched = true;
@@ -289,7 +323,7 @@ impl Watch {
     /// pages those were.
     pub(crate) fn round(&self) -> Result<usize> {
         let mut written = Pages::none(self.memory.pages());
-        std::mem::swap(&mut self.state.lock().unprotected, &mut written);
+        std::mem::swap(&mut self.state().unprotected, &mut written);
         // A page of these may be written, served and so in `unprotected` again before or after its
         // turn comes here; that it is then protected as well costs one more message.
         self.protect(&written)
@@ -313,14 +347,14 @@ impl Watch {
 
     /// How many pages are left to protect.
     pub(crate) fn left(&self) -> usize {
-        self.state.lock().unprotected.count()
+        self.state().unprotected.count()
     }
 
     /// Makes ready what [`Self::freeze`] needs, after the last round.
     pub(crate) fn prepare(&self, full: bool) -> Prepared {
         Prepared {
             none: Pages::none(self.memory.pages()),
-            all: full.then(|| self.state.lock().touched.clone()),
+            all: full.then(|| self.state().touched.clone()),
         }
     }
 
@@ -329,7 +363,7 @@ impl Watch {
     pub(crate) fn freeze(&self, prepared: Prepared) -> Result<usize> {
         self.check()?;
         let Prepared { none, all } = prepared;
-        let mut state = self.state.lock();
+        let mut state = self.state();
         let pages_in_pause = self.protect(&state.unprotected)?;
         let changed = std::mem::replace(&mut state.changed, none);
         let (pages, changed) = match all {
@@ -353,7 +387,7 @@ impl Watch {
 
     /// Pages of the image.
     pub(crate) fn image_pages(&self) -> usize {
-        let state = self.state.lock();
+        let state = self.state();
         state.image.as_ref().map_or(0, |image| image.pages.count())
     }
 
@@ -361,7 +395,7 @@ impl Watch {
     pub(crate) fn image_runs(&self, visit: impl FnMut(Range<usize>)) {
         // Nobody but its reader, who asks, moves the cursor or ends the image.
         let taken = {
-            let state = self.state.lock();
+            let state = self.state();
             let image = state.image.as_ref();
             image.map(|image| (image.pages.clone(), image.cursor))
         };
@@ -371,7 +405,7 @@ impl Watch {
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        let state = self.state.lock();
+        let state = self.state();
         state
             .image
             .as_ref()
@@ -414,7 +448,7 @@ impl Watch {
         at: Option<usize>,
         copies: &mut [Option<AsideCopy>; PIECE_PAGES],
     ) -> Option<Range<usize>> {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         let State { image, aside, .. } = &mut *state;
         let image = image.as_mut()?;
         let run = image.pages.next_run(image.cursor, len_max)?;
@@ -430,7 +464,7 @@ impl Watch {
     }
 
     fn end_taking(&self, run: &Range<usize>) {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         run.clone().for_each(|page| state.aside.forget(page));
         if let Some(image) = &mut state.image {
             image.cursor = run.end;
@@ -441,7 +475,7 @@ impl Watch {
 
     /// Ends the image. What it held counts as changed again unless it is stored.
     pub(crate) fn end(&self, stored: bool) -> Counts {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         let Some(image) = state.image.take() else {
             return Counts::default();
         };

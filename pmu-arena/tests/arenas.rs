@@ -13,13 +13,12 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::{Command, Stdio};
 use std::ptr::NonNull;
 use std::time::Duration;
 
 use allocator_api2::alloc::Allocator as _;
 use allocator_api2::boxed::Box as ArenaBox;
-use common::{PAGE, Random, seed, take_all, take_into, wait_until, word};
+use common::{PAGE, ROLE, Random, again, role, seed, take_all, take_into, wait_until, word};
 use hashbrown::{DefaultHashBuilder, HashMap};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use pmu_arena::{Arena, ArenaError, ArenaOptions, Cpus, Heap, Method, Scope, ServedBy};
@@ -27,7 +26,6 @@ use pmu_arena::{Arena, ArenaError, ArenaOptions, Cpus, Heap, Method, Scope, Serv
 const LEN: usize = 8 << 20;
 /// Where the kernel puts nothing by itself.
 const ADDRESS: usize = 0x1000_0000_0000;
-const ROLE: &str = "PMU_ARENA_TEST_ROLE";
 
 fn plain(method: Method) -> ArenaOptions {
     let mut options = ArenaOptions::plain(LEN);
@@ -383,18 +381,6 @@ fn s03_the_thread_uses_the_processors_it_may() {
         Arena::create(&options),
         Err(ArenaError::Io { .. })
     ));
-}
-
-/// Starts this test program again for one test, in a role.
-fn again(test: &str, role: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
-    command.env(ROLE, role).stdout(Stdio::piped());
-    command
-}
-
-fn role() -> Option<String> {
-    std::env::var(ROLE).ok()
 }
 
 #[test]

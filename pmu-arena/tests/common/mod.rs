@@ -9,6 +9,7 @@
 )]
 
 use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -206,4 +207,19 @@ pub(crate) fn assert_same(image: &[u8], model: &[u8], what: &str) {
             word(model, at)
         );
     }
+}
+
+/// What a test program that was started again is to do.
+pub(crate) const ROLE: &str = "PMU_ARENA_TEST_ROLE";
+
+/// Starts this test program again for one test, in a role.
+pub(crate) fn again(test: &str, role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    command.env(ROLE, role).stdout(Stdio::piped());
+    command
+}
+
+pub(crate) fn role() -> Option<String> {
+    std::env::var(ROLE).ok()
 }
