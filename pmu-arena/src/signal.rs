@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use crate::error::{ArenaError, Result};
-use crate::watch::Watch;
+use crate::watch::{Watch, released};
 
 /// The arenas that are served so.
 static LISTED: RwLock<Vec<(Range<u64>, Arc<Watch>)>> = RwLock::new(Vec::new());
@@ -26,8 +26,8 @@ enum Last {
     Done,
     /// The write waits for the reader.
     Waits(u64),
-    /// No arena is there, or none any more.
-    NotOurs(u64),
+    /// No arena was there, or none any more when so many had been released.
+    NotOurs(u64, u64),
 }
 
 thread_local! {
@@ -134,20 +134,22 @@ fn serve(address: u64) -> bool {
     let last = LAST.replace(Last::Done);
     let watch = {
         let listed = LISTED.read().unwrap_or_else(PoisonError::into_inner);
-        let found = listed.iter().find(|(at, _)| at.contains(&address));
-        found.map(|(_, watch)| Arc::clone(watch))
+        let here =
+            |(at, watch): &&(Range<u64>, Arc<Watch>)| at.contains(&address) && !watch.is_released();
+        listed.iter().find(here).map(|(_, watch)| Arc::clone(watch))
     };
-    if let Some(watch) = watch.filter(|watch| !watch.is_lost()) {
+    if let Some(watch) = watch {
         if !watch.serve_here(address, last != Last::Waits(address)) {
             LAST.set(Last::Waits(address));
         }
         return true;
     }
-    if last == Last::NotOurs(address) {
+    // An arena may have been here when the signal was raised. If not, it is raised again.
+    let not_ours = Last::NotOurs(address, released());
+    if last == not_ours {
         return false;
     }
-    // An arena may have been here when the signal was raised. If not, it is raised again.
-    LAST.set(Last::NotOurs(address));
+    LAST.set(not_ours);
     true
 }
 

@@ -11,7 +11,7 @@ use std::io;
 use std::ops::Range;
 // Not those of parking_lot: a lock of the program's may lie in the arena, and be one of these. Its
 // word is then written, and the write served, in the middle of parking_lot's own work.
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,15 @@ pub(crate) const PIECE_PAGES: usize = 32;
 /// How long a writer that serves itself waits at most before it makes its write again. Signals that
 /// came meanwhile are handled then.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// How many arenas this program has released.
+static RELEASED: AtomicU64 = AtomicU64::new(0);
+
+/// How many arenas were released until now: a write that met the protection of one may still come
+/// to the handler.
+pub(crate) fn released() -> u64 {
+    RELEASED.load(Ordering::Acquire)
+}
 
 /// What is known of the pages.
 #[derive(Debug)]
@@ -94,6 +103,8 @@ pub(crate) struct Watch {
     /// Writers that serve themselves and wait for the reader look again.
     look_again: Condvar,
     lost: AtomicBool,
+    /// Lost, and all protection taken away.
+    released: AtomicBool,
 }
 
 /// What a freeze needs and has made ready before the pause.
@@ -139,6 +150,7 @@ impl Watch {
                 }),
                 look_again: Condvar::new(),
                 lost: AtomicBool::new(false),
+                released: AtomicBool::new(false),
             }),
         }
     }
@@ -155,7 +167,7 @@ impl Watch {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn is_lost(&self) -> bool {
+    fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
     }
 
@@ -172,10 +184,17 @@ impl Watch {
         if !self.lost.swap(true, Ordering::AcqRel) {
             tracing::error!(%error, "arena is not watched any more: no image can be made");
         }
+        self.release_all();
+    }
+
+    fn release_all(&self) {
         let all = self.memory.addresses(&(0..self.memory.pages()));
         if let Err(error) = self.uffd.unregister(&all) {
             tracing::error!(%error, "release an arena");
         }
+        // In this order: who finds it released counts it as well.
+        RELEASED.fetch_add(1, Ordering::AcqRel);
+        self.released.store(true, Ordering::Release);
     }
 
     /// Ends the watch of an arena that is dropped: all pages may be written from now on, also while
@@ -185,11 +204,13 @@ impl Watch {
         // In a forked process the pages are its parent's, which goes on.
         if self.uffd.is_of_this_process() {
             self.lost.store(true, Ordering::Release);
-            let all = self.memory.addresses(&(0..self.memory.pages()));
-            if let Err(error) = self.uffd.unregister(&all) {
-                tracing::error!(%error, "release an arena");
-            }
+            self.release_all();
         }
+    }
+
+    /// Whether no page is protected any more.
+    pub(crate) fn is_released(&self) -> bool {
+        self.released.load(Ordering::Acquire)
     }
 
     /// Serves writes to protected pages.
