@@ -58,7 +58,10 @@ pub enum ServedBy {
     /// The writer itself, in a handler of SIGBUS: nobody is woken. In turn
     /// - system calls can't write to protected pages: read(2) or recv(2) into the arena fails with EFAULT, now or after a freeze;
     /// - no thread that writes to the arena blocks SIGBUS, and the program installs no handler of its own for it later (one that was there
-    ///   before still gets what isn't ours).
+    ///   before still gets what isn't ours, on the stack of the thread);
+    /// - no stack lies in the arena, and one from which it is written has some KiB left for the handler;
+    /// - handlers of other signals may write to the arena, but not where they interrupt a thread that makes, freezes or drops an arena or
+    ///   takes an image: such a thread blocks their signals.
     Signal,
 }
 

@@ -56,12 +56,15 @@ impl Drop for Server {
     }
 }
 
-/// Loses the watch if the thread ends otherwise than asked: nobody may wait for it for ever.
+/// Nobody may wait for the thread for ever: when it ends as asked the watch ends too, otherwise it
+/// is lost.
 struct LoseUnlessTold<'a>(&'a Watch, bool);
 
 impl Drop for LoseUnlessTold<'_> {
     fn drop(&mut self) {
-        if !self.1 {
+        if self.1 {
+            self.0.retire();
+        } else {
             let reason = "the thread that serves the arena has ended";
             self.0.lose(&std::io::Error::other(reason));
         }

@@ -200,9 +200,10 @@ impl Watch {
     /// Ends the watch of an arena that is dropped: all pages may be written from now on, also while
     /// a handler of a write still holds the watch, or a process that is just started the descriptor.
     pub(crate) fn retire(&self) {
-        let _state = self.state();
-        // In a forked process the pages are its parent's, which goes on.
+        // In a forked process the pages are its parent's, which goes on; and a lock may be held by
+        // a thread of the parent's.
         if self.uffd.is_of_this_process() {
+            let _state = self.state();
             self.lost.store(true, Ordering::Release);
             self.release_all();
         }

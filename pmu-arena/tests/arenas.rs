@@ -225,8 +225,8 @@ fn s06_a_bus_error_of_somebody_elses_memory_goes_its_way() {
         return;
     };
     if role == "handler" {
-        // SAFETY: a handler of the right type; what it does is not interrupted elsewhere.
         let handler: extern "C" fn(libc::c_int) = say_and_end;
+        // SAFETY: a handler of the right type; what it does is not interrupted elsewhere.
         unsafe { libc::signal(libc::SIGBUS, handler as usize) };
     }
     let mut options = plain(Method::Protect);

@@ -78,15 +78,19 @@ impl Drop for Stop<'_> {
     }
 }
 
+fn map() -> NonNull<u8> {
+    let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let len = LEN.try_into().unwrap();
+    // SAFETY: the kernel chooses the place.
+    let mapped = unsafe { mmap_anonymous(None, len, rights, MapFlags::MAP_PRIVATE) };
+    mapped.unwrap().cast()
+}
+
 #[test]
 fn s06_a_mapping_is_written_while_its_arena_comes_and_goes() {
     const NAME: &str = "s06_a_mapping_is_written_while_its_arena_comes_and_goes";
     alone(NAME, || {
-        let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: the kernel chooses the place.
-        let mapped =
-            unsafe { mmap_anonymous(None, LEN.try_into().unwrap(), rights, MapFlags::MAP_PRIVATE) };
-        let start: NonNull<u8> = mapped.unwrap().cast();
+        let start = map();
         let address = start.as_ptr().expose_provenance();
         let stop = AtomicBool::new(false);
         let written = AtomicU64::new(0);
@@ -121,6 +125,64 @@ fn s06_a_mapping_is_written_while_its_arena_comes_and_goes() {
         assert!(written.into_inner() > 10_000);
         // SAFETY: nobody uses it any more.
         unsafe { munmap(start.cast(), LEN) }.unwrap();
+    });
+}
+
+/// Forks; the new process does `work` and ends.
+fn forked(work: impl FnOnce()) -> nix::unistd::Pid {
+    // SAFETY: the threads of this program hold no lock that `work` takes.
+    match unsafe { nix::unistd::fork() }.unwrap() {
+        nix::unistd::ForkResult::Parent { child } => child,
+        nix::unistd::ForkResult::Child => {
+            work();
+            // SAFETY: it ends the process.
+            unsafe { libc::_exit(0) }
+        }
+    }
+}
+
+#[test]
+fn s06_a_forked_process_keeps_no_arena_protected() {
+    const NAME: &str = "s06_a_forked_process_keeps_no_arena_protected";
+    alone(NAME, || {
+        for served_by in [ServedBy::Thread, ServedBy::Signal] {
+            let start = map();
+            let mut options = options(8);
+            options.served_by = served_by;
+            // SAFETY: mapped, private and anonymous until the arena is dropped.
+            let arena = unsafe { Arena::register(start, LEN, &options) }.unwrap();
+            // SAFETY: mapped, and this thread's alone.
+            let write = |value| unsafe { start.cast::<u64>().write_volatile(value) };
+            write(1);
+            drop(arena.freeze(Scope::Full).unwrap());
+            // It has the descriptor as long as it lives.
+            let child = forked(|| std::thread::sleep(Duration::from_secs(20)));
+            drop(arena);
+            let begun = Instant::now();
+            write(2);
+            assert!(begun.elapsed() < Duration::from_secs(10), "{served_by:?}");
+            nix::sys::signal::kill(child, Signal::SIGKILL).unwrap();
+            nix::sys::wait::waitpid(child, None).unwrap();
+            // SAFETY: nobody uses it any more.
+            unsafe { munmap(start.cast(), LEN) }.unwrap();
+        }
+    });
+}
+
+#[test]
+fn s06_a_forked_process_that_drops_an_arena_leaves_its_parents() {
+    const NAME: &str = "s06_a_forked_process_that_drops_an_arena_leaves_its_parents";
+    alone(NAME, || {
+        let arena = Arena::create(&options(8)).unwrap();
+        arena.store_u64(0, 1).unwrap();
+        let image = arena.freeze(Scope::Full).unwrap();
+        let mut both = Some((arena, image));
+        let child = forked(|| drop(both.take()));
+        nix::sys::wait::waitpid(child, None).unwrap();
+        let (arena, image) = both.unwrap();
+        arena.store_u64(0, 2).unwrap();
+        let (bytes, report) = take_all(image, LEN);
+        assert_eq!((word(&bytes, 0), report.copied_aside), (1, 1));
     });
 }
 
