@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering}
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use allocator_api2::boxed::Box as ArenaBox;
+use allocator_api2::vec::Vec;
 use common::{PAGE, Random, again, role, seed, take_all, wait_until, word};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
@@ -496,5 +498,41 @@ fn s06_arenas_come_and_go_beside_others_that_are_written() {
                 scope.spawn(move || live(seed ^ (thread << 32), arenas));
             }
         });
+    });
+}
+
+#[test]
+fn s06_threads_that_allocate_serve_themselves_while_others_freeze() {
+    const NAME: &str = "s06_threads_that_allocate_serve_themselves_while_others_freeze";
+    alone(NAME, || {
+        for aside_pages in [0, 6, 512] {
+            let mut options = options(aside_pages);
+            options.heap = true;
+            let arena = Arena::create(&options).unwrap();
+            let heap = arena.heap().unwrap();
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let _stop = Stop(&stop);
+                for thread in 0..3 {
+                    let stop = &stop;
+                    scope.spawn(move || {
+                        let mut random = Random::new(13, thread);
+                        let mut held = Vec::new_in(heap);
+                        while !stop.load(Ordering::Relaxed) {
+                            // The faults of the allocator itself come while it holds its lock.
+                            held.push(ArenaBox::new_in([thread; 90], heap));
+                            if held.len() > 300 {
+                                held.swap_remove(random.below(300));
+                            }
+                            let found = &held[random.below(held.len())];
+                            assert!(found.iter().all(|&word| word == thread));
+                        }
+                    });
+                }
+                for _ in 0..150 {
+                    take_slowly(arena.freeze(Scope::Changed).unwrap());
+                }
+            });
+        }
     });
 }
