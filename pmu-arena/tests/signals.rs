@@ -23,7 +23,7 @@ use common::{PAGE, Random, again, role, seed, take_all, wait_until, word};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 use parking_lot::{Condvar, Mutex};
-use pmu_arena::{Arena, ArenaOptions, Frozen, Method, Scope, ServedBy};
+use pmu_arena::{Arena, ArenaError, ArenaOptions, Frozen, Method, Scope, ServedBy};
 
 const LEN: usize = 2 << 20;
 const PAGES: usize = LEN / PAGE;
@@ -533,6 +533,49 @@ fn s06_threads_that_allocate_serve_themselves_while_others_freeze() {
                     take_slowly(arena.freeze(Scope::Changed).unwrap());
                 }
             });
+        }
+    });
+}
+
+#[test]
+fn s06_an_arena_that_is_lost_may_be_written() {
+    const NAME: &str = "s06_an_arena_that_is_lost_may_be_written";
+    alone(NAME, || {
+        let seed = seed();
+        for _ in 0..100 {
+            let start = map();
+            let address = start.as_ptr().expose_provenance();
+            let write = move |page: usize| {
+                let word = std::ptr::with_exposed_provenance_mut(address + page * PAGE);
+                // SAFETY: mapped until the threads are joined, and atomic.
+                unsafe { AtomicU64::from_ptr(word) }.fetch_add(1, Ordering::Relaxed);
+            };
+            // SAFETY: what is promised is broken below, and found.
+            let arena = unsafe { Arena::register(start, LEN, &options(8)) }.unwrap();
+            drop(arena.freeze(Scope::Full).unwrap());
+            (PAGES / 2..PAGES).for_each(write);
+            // SAFETY: nobody writes to that half from now on, nor near it.
+            unsafe { munmap(start.add(LEN / 2).cast(), LEN / 2) }.unwrap();
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let _stop = Stop(&stop);
+                for thread in 0..2 {
+                    let stop = &stop;
+                    scope.spawn(move || {
+                        let mut random = Random::new(seed, thread);
+                        while !stop.load(Ordering::Relaxed) {
+                            write(random.below(PAGES / 4));
+                        }
+                    });
+                }
+                assert!(arena.freeze(Scope::Changed).is_err());
+                let lost = arena.freeze(Scope::Changed).unwrap_err();
+                assert!(matches!(lost, ArenaError::Lost), "{lost}");
+                (0..PAGES / 4).for_each(write);
+            });
+            drop(arena);
+            // SAFETY: nobody uses it any more.
+            unsafe { munmap(start.cast(), LEN / 2) }.unwrap();
         }
     });
 }
