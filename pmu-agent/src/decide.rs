@@ -332,6 +332,8 @@ pub struct Machine {
     snapshot_at: Millis,
     /// After a takeover that failed the next one is not before this.
     not_before: Millis,
+    /// The last takeover was to take only what nobody holds: so is one that follows because it failed.
+    unless_held: bool,
     /// Said already, not to be said again in this phase.
     said_unseen: bool,
     actions: Vec<Action>,
@@ -391,6 +393,7 @@ impl Machine {
             snapshot_asked: None,
             snapshot_at: now,
             not_before: 0,
+            unless_held: false,
             said_unseen: false,
             actions: Vec::new(),
         }
@@ -443,7 +446,7 @@ impl Machine {
             Event::SnapshotDone { id } => self.snapshot_done(id),
             Event::TakenOver { epoch } => self.taken_over(epoch),
             Event::NotTakenOver { reason } => self.not_taken_over(reason),
-            Event::Leader { other, epoch } => self.leader(other, epoch),
+            Event::Leader { other, .. } => self.leader(other),
             Event::Lease { held } => self.lease(held),
             Event::Promote { force } => self.promote(force),
             Event::Yield => self.yield_to_peer(),
@@ -462,6 +465,8 @@ impl Machine {
         if gap > self.settings.silence_ms / 2 {
             self.beat_at = (self.beat_at + gap).min(self.now);
             self.peer_at = (self.peer_at + gap).min(self.now);
+            self.peer_since = (self.peer_since + gap).min(self.now);
+            self.left_at = (self.left_at + gap).min(self.now);
         }
     }
 
@@ -485,7 +490,10 @@ impl Machine {
         if self.left.is_some() && !own {
             self.left = None;
         }
-        if self.phase == Phase::Standby && self.left.is_none() {
+        // So have those of a peer that was demoted.
+        let demoted = matches!(self.peer, Some((Standing::Demoted, _)))
+            && self.now - self.peer_since < self.settings.silence_ms;
+        if self.phase == Phase::Standby && self.left.is_none() && !demoted {
             self.primary_seen = true;
         }
     }
@@ -523,6 +531,14 @@ impl Machine {
 
     fn peer_is_silent(&self) -> bool {
         self.now - self.peer_at >= self.settings.silence_ms
+    }
+
+    /// It has fenced after us: it says so, with the epoch of its fence.
+    fn peer_is_ahead(&self) -> bool {
+        let said = self.peer.filter(|_| !self.peer_is_silent());
+        said.is_some_and(|(standing, epoch)| {
+            matches!(standing, Standing::Starting | Standing::Primary) && epoch > self.epoch
+        })
     }
 
     fn say(&mut self, level: Level, what: impl Into<String>) {

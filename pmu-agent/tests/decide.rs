@@ -72,6 +72,8 @@ struct Agent {
     was_cut: Option<bool>,
     takeovers: u32,
     fenced: bool,
+    /// A program that runs on, of an agent that is no more: in this epoch.
+    orphan: Option<u64>,
 }
 
 struct World {
@@ -99,6 +101,7 @@ impl Agent {
             was_cut: None,
             takeovers: 0,
             fenced: false,
+            orphan: None,
         }
     }
 }
@@ -248,26 +251,29 @@ impl World {
                 }
                 self.later(which, Event::Ready { epoch }, 5);
             }
-            Work::Open { epoch } if epoch == self.epoch => {
-                self.beats += 1;
-                if let Some((other, before, _)) = self.committed {
-                    assert!(
-                        before < epoch || other == which,
-                        "seed {}: two leaders",
-                        self.seed
-                    );
-                    assert!(
-                        before <= epoch,
-                        "seed {}: an older epoch commits",
-                        self.seed
-                    );
-                }
-                self.committed = Some((which, epoch, self.now));
-            }
+            Work::Open { epoch } if epoch == self.epoch => self.commit(which, epoch),
             Work::Open { .. } => {
                 self.later(which, Event::Fenced, 5);
                 self.end_program(which, false);
             }
+        }
+    }
+
+    fn commit(&mut self, which: usize, epoch: u64) {
+        self.beats += 1;
+        if let Some((other, before, _)) = self.committed {
+            let seed = self.seed;
+            assert!(before < epoch || other == which, "seed {seed}: two leaders");
+            assert!(before <= epoch, "seed {seed}: an older epoch commits");
+        }
+        self.committed = Some((which, epoch, self.now));
+    }
+
+    fn orphan_works(&mut self, which: usize) {
+        match self.agents[which].orphan {
+            Some(_) if self.is_cut(which) => {}
+            Some(epoch) if epoch == self.epoch => self.commit(which, epoch),
+            _ => self.agents[which].orphan = None,
         }
     }
 
@@ -320,18 +326,92 @@ impl World {
 
     /// The computer fails and comes back: its agent stands by, and knows of nothing.
     fn fail_and_come_back(&mut self, which: usize) {
-        if self.agents[which].program.is_some() && self.writer == Some(which) {
+        self.fail_and_begin(which, Machine::standby(settings(), self.now));
+    }
+
+    fn fail_and_begin(&mut self, which: usize, machine: Machine) {
+        if self.writer == Some(which) {
             self.writer = None;
         }
-        self.agents[which] = Agent::new(Machine::standby(settings(), self.now));
+        self.begin_anew(which, machine);
+    }
+
+    fn begin_anew(&mut self, which: usize, machine: Machine) {
+        let takeovers = self.agents[which].takeovers;
+        self.agents[which] = Agent::new(machine);
+        self.agents[which].takeovers = takeovers;
         self.agents[which].paused_until = self.now + self.random.below(3 * SILENCE_MS);
         self.beats_seen[which] = self.beats;
+    }
+
+    /// The agent alone fails and comes back. It adopts its program, or knows of nothing while that runs on.
+    fn agent_fails(&mut self, which: usize, adopts: bool) {
+        let program = self.agents[which].program;
+        let open = match program.map(|program| program.work) {
+            Some(Work::Open { epoch }) => Some(epoch),
+            _ => None,
+        };
+        match open {
+            Some(_) if adopts => {
+                self.begin_anew(which, Machine::adopting(settings(), 0, self.now));
+                self.agents[which].program = program;
+            }
+            _ => {
+                let orphan = open.or(self.agents[which].orphan);
+                self.begin_anew(which, Machine::standby(settings(), self.now));
+                self.agents[which].orphan = orphan;
+            }
+        }
+    }
+
+    fn some_agent_fails(&mut self, which: usize) {
+        match self.random.below(4) {
+            0 => self.fail_and_come_back(which),
+            1 => self.agent_fails(which, true),
+            2 => self.agent_fails(which, false),
+            _ => {
+                let machine = Machine::primary(settings(), self.now);
+                self.fail_and_begin(which, machine);
+                // Its first order was taken from it with its first step.
+                self.give(which, Event::Tick);
+            }
+        }
+    }
+
+    fn somebody_orders(&mut self, which: usize) {
+        let event = match self.random.below(3) {
+            0 => Event::Demote,
+            1 => Event::Promote { force: true },
+            _ => Event::Promote { force: false },
+        };
+        self.give(which, event);
+    }
+
+    fn is_working(&self) -> bool {
+        self.committed.is_some_and(|(.., at)| at + 100 > self.now)
+    }
+
+    fn run_until(&mut self, until: u64) {
+        while self.now < until {
+            self.step();
+        }
+    }
+
+    /// One leads, and the other has seen it for long.
+    fn is_well(&self) -> bool {
+        let phases = [0, 1].map(|which: usize| self.agents[which].machine.phase());
+        let pair = matches!(
+            phases,
+            [Phase::Primary, Phase::Standby] | [Phase::Standby, Phase::Primary]
+        );
+        pair && self.is_working()
     }
 
     fn step(&mut self) {
         self.now += STEP_MS;
         for which in 0..2 {
             self.programs_work(which);
+            self.orphan_works(which);
         }
         for which in 0..2 {
             self.deliver(which);
@@ -418,6 +498,96 @@ fn s05_a_computer_that_fails_and_is_back_at_once_has_failed() {
             Phase::Standby,
             "seed {seed}"
         );
+    }
+}
+
+#[test]
+fn s05_somebody_leads_again_whichever_agents_begin_anew_and_whoever_orders_what() {
+    let (mut promoted, mut count) = (0, 0);
+    for seed in seeds(1000) {
+        let mut world = World::new(seed, seed % 4 == 0);
+        while world.now < FAULTS_UNTIL_MS {
+            world.step();
+            let which = world.random.below(2) as usize;
+            match world.random.below(800) {
+                _ if world.now < 1000 => {}
+                0..4 => world.something_fails(),
+                4..6 => world.some_agent_fails(which),
+                6 => world.somebody_orders(which),
+                _ => {}
+            }
+        }
+        world.run_until(30_000);
+        count += 1;
+        if !world.is_working() {
+            // It was demoted, or nobody has seen one lead: whoever is told to leads.
+            promoted += 1;
+            let which = (seed % 2) as usize;
+            world.give(which, Event::Promote { force: false });
+            world.run_until(END_MS);
+        }
+        assert!(world.is_working(), "nobody works: {}", world.describe());
+        let leaders = world.agents.iter().filter(|agent| {
+            agent.machine.phase() == Phase::Primary || agent.orphan == Some(world.epoch)
+        });
+        assert_eq!(leaders.count(), 1, "{}", world.describe());
+    }
+    assert!(
+        (1..count).contains(&promoted) || count == 1,
+        "{promoted} of {count}"
+    );
+}
+
+#[test]
+fn s05_an_agent_that_begins_anew_in_whatever_way_leaves_a_pair_that_leads() {
+    for seed in seeds(500) {
+        let mut world = World::new(seed, false);
+        let mut well_since = 0;
+        while world.now < FAULTS_UNTIL_MS {
+            world.step();
+            if !world.is_well() {
+                well_since = world.now;
+            } else if world.now - well_since > 1000 && world.random.one_in(30) {
+                let which = world.random.below(2) as usize;
+                world.some_agent_fails(which);
+            }
+        }
+        world.run_until(END_MS - 10_000);
+        assert!(world.is_working(), "nobody works: {}", world.describe());
+    }
+}
+
+#[test]
+fn s10_whatever_happens_after_a_demotion_nobody_leads_before_somebody_is_told_to() {
+    for seed in seeds(500) {
+        let mut world = World::new(seed, false);
+        world.run_until(2000);
+        assert!(world.is_well(), "{}", world.describe());
+        world.give(0, Event::Demote);
+        world.run_until(2100);
+        while world.now < 10_000 {
+            world.step();
+            let which = world.random.below(2) as usize;
+            let until = world.now + world.random.below(3000);
+            match world.random.below(400) {
+                0 => world.link_cut_until = until,
+                1 => world.agents[which].cut_until = until,
+                2 => world.agents[which].paused_until = until,
+                3 => world.fail_and_come_back(which),
+                _ => {}
+            }
+        }
+        let takeovers = [world.agents[0].takeovers, world.agents[1].takeovers];
+        assert_eq!(takeovers, [1, 0], "{}", world.describe());
+        world.run_until(14_000);
+        let which = (seed % 2) as usize;
+        world.give(which, Event::Promote { force: false });
+        world.run_until(18_000);
+        assert!(world.is_well(), "{}", world.describe());
+        // The demotion is over: whoever leads now is relieved as ever.
+        world.fail_and_come_back(which);
+        world.run_until(22_000);
+        assert!(world.is_working(), "nobody works: {}", world.describe());
     }
 }
 
@@ -711,6 +881,150 @@ fn s10_a_move_asks_first_and_takes_over_when_the_peer_has_stopped() {
     assert_eq!(actions, [Action::AskYield]);
     assert!(!takes_over(&say(&mut machine, 40, Standing::Primary)));
     assert!(takes_over(&say(&mut machine, 60, Standing::Yielded)));
+}
+
+fn take_over_of(actions: &[Action]) -> Option<bool> {
+    actions.iter().find_map(|action| match action {
+        Action::TakeOver { unless_held } => Some(*unless_held),
+        _ => None,
+    })
+}
+
+#[test]
+fn s10_a_move_goes_on_when_the_peer_has_no_program_any_more() {
+    for (standing, unless_held) in [
+        (Standing::Dead, Some(false)),
+        (Standing::GivenUp, Some(false)),
+        (Standing::Demoted, Some(false)),
+        // Its agent began anew, and the program may run on.
+        (Standing::Standby, Some(true)),
+        (Standing::Finished, None),
+    ] {
+        let mut machine = standby();
+        machine.step(20, Event::Promote { force: false });
+        let actions = say(&mut machine, 40, standing);
+        assert_eq!(take_over_of(&actions), unless_held, "{standing}");
+    }
+}
+
+#[test]
+fn s10_a_demotion_counts_where_the_program_has_ended_already() {
+    let mut machine = leader();
+    machine.step(30, Event::Exited { clean: false });
+    assert_eq!(machine.standing(), Standing::Dead);
+    machine.step(40, Event::Demote);
+    assert_eq!(machine.standing(), Standing::Demoted);
+    for now in (50..20_000).step_by(20) {
+        assert!(!takes_over(&say(&mut machine, now, Standing::Standby)));
+    }
+}
+
+#[test]
+fn s10_beats_that_were_under_way_at_a_demotion_are_nobodys() {
+    // The peer's, and then its agent ends.
+    let mut other = standby();
+    say(&mut other, 20, Standing::Demoted);
+    other.step(40, Event::Beat);
+    for now in (60..20_000).step_by(20) {
+        assert!(!takes_over(&other.tick(now)), "{now}");
+    }
+    // Our own, and we were stopped before they were seen.
+    let mut machine = leader();
+    machine.step(30, Event::Demote);
+    machine.step(40, Event::Exited { clean: true });
+    machine.step(5000, Event::Beat);
+    for now in (5020..20_000).step_by(20) {
+        let actions = say(&mut machine, now, Standing::Standby);
+        assert!(!takes_over(&actions), "{now}");
+    }
+    assert_eq!(machine.standing(), Standing::Demoted);
+}
+
+#[test]
+fn s10_a_demotion_is_over_when_the_peer_leads_though_nobody_knows_its_epoch() {
+    let no_beats = Settings {
+        beats: false,
+        ..settings()
+    };
+    let mut machine = Machine::primary(no_beats, 0);
+    machine.step(10, Event::TakenOver { epoch: 0 });
+    machine.step(20, Event::Ready { epoch: 0 });
+    machine.step(30, Event::Demote);
+    machine.step(40, Event::Exited { clean: true });
+    let leads = Event::Peer {
+        standing: Standing::Primary,
+        epoch: 0,
+    };
+    machine.step(60, leads);
+    assert_eq!(machine.standing(), Standing::Standby);
+    let mut now = 60;
+    while !takes_over(&machine.tick(now)) {
+        assert!(now < 10_000, "never");
+        now += 20;
+    }
+}
+
+#[test]
+fn s05_who_was_to_take_only_what_nobody_holds_takes_no_more_later() {
+    // It begins before its computer has a way to anybody.
+    let mut machine = Machine::primary(settings(), 0);
+    let mut actions = machine.tick(0);
+    let mut tried = 0;
+    for now in (20..20_000).step_by(20) {
+        if let Some(unless_held) = take_over_of(&actions) {
+            tried += 1;
+            assert!(unless_held, "{now}");
+            let reason = Refusal::Units;
+            actions = machine.step(now, Event::NotTakenOver { reason });
+        } else {
+            actions = machine.tick(now);
+        }
+    }
+    assert!(tried > 3, "{tried}");
+    // One that has led was allowed more: the units may not know yet that its program has ended.
+    let mut machine = leader();
+    machine.step(30, Event::Exited { clean: false });
+    let actions = machine.step(5000, Event::Tick);
+    assert_eq!(take_over_of(&actions), None, "our own pause");
+    let mut later = (5020..8000).step_by(20).map(|now| machine.tick(now));
+    let taken = later.find_map(|actions| take_over_of(&actions));
+    assert_eq!(taken, Some(false));
+}
+
+#[test]
+fn s05_who_was_fenced_while_it_starts_leaves_it_to_the_peer() {
+    let ahead = Event::Peer {
+        standing: Standing::Starting,
+        epoch: 6,
+    };
+    let ended = Event::Exited { clean: false };
+    let nobody = Event::Leader {
+        other: false,
+        epoch: 6,
+    };
+    // While it was starting, or between two attempts: its next one would fence the peer.
+    for events in [
+        [ahead.clone(), ended.clone(), nobody.clone()],
+        [ended, nobody, ahead],
+    ] {
+        let mut machine = standby();
+        say(&mut machine, 20, Standing::Dead);
+        machine.step(30, Event::TakenOver { epoch: 5 });
+        for (event, now) in events.into_iter().zip([40, 50, 60]) {
+            assert!(!takes_over(&machine.step(now, event)));
+        }
+        for now in (80..1000).step_by(20) {
+            let actions = machine.step(
+                now,
+                Event::Peer {
+                    standing: Standing::Starting,
+                    epoch: 6,
+                },
+            );
+            assert!(!takes_over(&actions), "{now}");
+        }
+        assert_eq!(machine.phase(), Phase::Standby);
+    }
 }
 
 #[test]

@@ -15,6 +15,11 @@ impl Machine {
 
     /// From the regions once more: an instance that was not ready may have stored something, and somebody else may have come and gone.
     pub(super) fn start_again(&mut self) {
+        // Not from a peer that was told to take over meanwhile.
+        if self.peer_is_ahead() {
+            self.follow_another();
+            return;
+        }
         let attempts = self.attempts;
         self.begin_take_over(false);
         self.attempts = attempts;
@@ -120,9 +125,11 @@ impl Machine {
     }
 
     /// A program that ended before it was ready may have met a faster one, and one that ended well may have been fenced.
-    pub(super) fn leader(&mut self, other: bool, epoch: u64) {
+    pub(super) fn leader(&mut self, other: bool) {
+        // The units may not have answered, or the peer's program has not opened its regions yet.
+        let other = other || self.peer_is_ahead();
         match self.phase {
-            Phase::Asking => self.not_ready(other, epoch),
+            Phase::Asking => self.not_ready(other),
             Phase::Closing if other => {
                 let what = "our program has ended: it was fenced, and somebody else leads";
                 self.say(Level::Warning, what);
@@ -137,13 +144,9 @@ impl Machine {
         }
     }
 
-    fn not_ready(&mut self, other: bool, epoch: u64) {
-        // Our own program may have opened the region before it ended.
-        self.epoch = self.epoch.max(epoch);
+    fn not_ready(&mut self, other: bool) {
         if other {
-            self.say(Level::Warning, "another instance leads: standing by");
-            self.stand_by();
-            self.primary_seen = true;
+            self.follow_another();
             return;
         }
         let (done, all) = (self.attempts, self.settings.start_attempts);
@@ -160,6 +163,12 @@ impl Machine {
         );
         self.say(Level::Error, what);
         self.phase = Phase::GivenUp;
+    }
+
+    fn follow_another(&mut self) {
+        self.say(Level::Warning, "another instance leads: standing by");
+        self.stand_by();
+        self.primary_seen = true;
     }
 
     pub(super) fn judge_the_start(&mut self, since: Millis) {
@@ -263,7 +272,9 @@ impl Machine {
                 };
                 self.act(Action::Order(Ending::Stop));
             }
-            Phase::GivenUp => self.stand_by(),
+            Phase::GivenUp => self.leave(Standing::Demoted),
+            // Its program has ended, and was to be relieved.
+            Phase::Standby if self.left.is_some() => self.left = Some(Standing::Demoted),
             Phase::Standby => {}
             _ => self.say(
                 Level::Warning,

@@ -38,19 +38,37 @@ impl Machine {
                 self.left = None;
                 self.primary_seen = true;
             }
-            Standing::Yielded if matches!(self.phase, Phase::Moving { .. }) => {
-                self.say(Level::Info, "the peer has stopped its program: taking over");
-                self.begin_take_over(false);
-            }
             _ => {}
         }
+        if matches!(self.phase, Phase::Moving { .. }) {
+            self.move_on(standing);
+        }
+    }
+
+    /// The peer has no program any more, as it was asked or for a reason of its own.
+    fn move_on(&mut self, standing: Standing) {
+        // Who began anew knows of nothing: its program may run on.
+        let unless_held = standing == Standing::Standby;
+        match standing {
+            Standing::Primary | Standing::Starting | Standing::Finished => return,
+            Standing::Yielded => {
+                self.say(Level::Info, "the peer has stopped its program: taking over");
+            }
+            _ => self.say(
+                Level::Warning,
+                format!("the peer is {standing}: taking over"),
+            ),
+        }
+        self.begin_take_over(unless_held);
     }
 
     fn peer_leads(&mut self, epoch: u64) {
         match self.phase {
             Phase::Standby => {
                 self.primary_seen = true;
-                if epoch > self.epoch {
+                // Over several units epochs are not always known: after a demotion it was promoted.
+                let promoted = epoch == self.epoch && self.left == Some(Standing::Demoted);
+                if epoch > self.epoch || promoted {
                     self.epoch = epoch;
                     self.left = None;
                     (self.beat_at, self.beat_seen) = (self.now, false);
@@ -82,7 +100,7 @@ impl Machine {
                 return;
             }
             self.say(Level::Warning, format!("the primary has failed: {why}"));
-            self.begin_take_over(false);
+            self.begin_take_over(self.left.is_some() && self.unless_held);
             return;
         }
         let unseen = !self.primary_seen && self.left.is_none();
@@ -158,7 +176,7 @@ impl Machine {
 
     /// Takes over, with the lease first where one is needed.
     pub(super) fn begin_take_over(&mut self, unless_held: bool) {
-        self.attempts = 0;
+        (self.attempts, self.unless_held) = (0, unless_held);
         if self.settings.needs_lease {
             self.phase = Phase::Acquiring { unless_held };
             self.act(Action::Acquire);
@@ -197,7 +215,7 @@ impl Machine {
             return;
         }
         self.epoch = self.epoch.max(epoch);
-        self.left = None;
+        (self.left, self.unless_held) = (None, false);
         self.start();
     }
 
