@@ -11,6 +11,7 @@ use pmu_agent::decide::{Action, Ending, Event, Machine, Phase, Refusal, Settings
 
 const STEP_MS: u64 = 10;
 const SILENCE_MS: u64 = 200;
+const LEASE_MS: u64 = 1000;
 const FAULTS_UNTIL_MS: u64 = 20_000;
 const END_MS: u64 = 40_000;
 
@@ -58,6 +59,8 @@ struct Program {
     hangs: bool,
     /// It was told to end.
     told: bool,
+    /// Nobody knows how it ends.
+    adopted: bool,
 }
 
 struct Agent {
@@ -88,6 +91,9 @@ struct World {
     beats: u64,
     beats_seen: [u64; 2],
     seed: u64,
+    settings: Settings,
+    /// Who holds the lease, and until when.
+    lease: Option<(usize, u64)>,
 }
 
 impl Agent {
@@ -108,9 +114,13 @@ impl Agent {
 
 impl World {
     fn new(seed: u64, both_primary: bool) -> Self {
+        Self::with(settings(), seed, both_primary)
+    }
+
+    fn with(settings: Settings, seed: u64, both_primary: bool) -> Self {
         let second = match both_primary {
-            true => Machine::primary(settings(), 0),
-            false => Machine::standby(settings(), 0),
+            true => Machine::primary(settings.clone(), 0),
+            false => Machine::standby(settings.clone(), 0),
         };
         Self {
             random: Random(seed),
@@ -118,7 +128,7 @@ impl World {
             epoch: 0,
             writer: None,
             agents: [
-                Agent::new(Machine::primary(settings(), 0)),
+                Agent::new(Machine::primary(settings.clone(), 0)),
                 Agent::new(second),
             ],
             link_cut_until: 0,
@@ -126,6 +136,8 @@ impl World {
             beats: 0,
             beats_seen: [0; 2],
             seed,
+            settings,
+            lease: None,
         }
     }
 
@@ -169,6 +181,7 @@ impl World {
                     work: Work::Starting { ready_at },
                     hangs: false,
                     told: false,
+                    adopted: false,
                 });
             }
             Action::Kill => self.end_program(which, false),
@@ -183,11 +196,34 @@ impl World {
                 let epoch = self.epoch;
                 self.later(which, Event::Leader { other, epoch }, 20);
             }
+            Action::Acquire => self.acquire(which),
+            Action::Release => self.lease = self.lease.filter(|(holder, _)| *holder != which),
             Action::AskYield if self.now >= self.link_cut_until => {
                 self.later(1 - which, Event::Yield, 20);
             }
             Action::Exit { .. } => panic!("seed {}: nobody was told to end", self.seed),
             _ => {}
+        }
+    }
+
+    fn acquire(&mut self, which: usize) {
+        let held = self.lease.is_none_or(|(holder, _)| holder == which);
+        if held {
+            self.lease = Some((which, self.now + LEASE_MS));
+        }
+        self.later(which, Event::Lease { held }, if held { 20 } else { 500 });
+    }
+
+    /// Whoever holds it renews it, unless it isn't running.
+    fn keep_the_lease(&mut self) {
+        let Some((holder, until)) = self.lease else {
+            return;
+        };
+        if self.now >= self.agents[holder].paused_until {
+            self.lease = Some((holder, self.now + LEASE_MS));
+        } else if self.now >= until {
+            self.lease = None;
+            self.later(holder, Event::Lease { held: false }, 20);
         }
     }
 
@@ -211,7 +247,8 @@ impl World {
     }
 
     fn end_program(&mut self, which: usize, clean: bool) {
-        if self.agents[which].program.take().is_some() {
+        if let Some(program) = self.agents[which].program.take() {
+            let clean = clean && !program.adopted;
             if self.writer == Some(which) {
                 self.writer = None;
             }
@@ -326,7 +363,7 @@ impl World {
 
     /// The computer fails and comes back: its agent stands by, and knows of nothing.
     fn fail_and_come_back(&mut self, which: usize) {
-        self.fail_and_begin(which, Machine::standby(settings(), self.now));
+        self.fail_and_begin(which, Machine::standby(self.settings.clone(), self.now));
     }
 
     fn fail_and_begin(&mut self, which: usize, machine: Machine) {
@@ -353,12 +390,15 @@ impl World {
         };
         match open {
             Some(_) if adopts => {
-                self.begin_anew(which, Machine::adopting(settings(), 0, self.now));
-                self.agents[which].program = program;
+                self.begin_anew(which, Machine::adopting(self.settings.clone(), 0, self.now));
+                self.agents[which].program = program.map(|program| Program {
+                    adopted: true,
+                    ..program
+                });
             }
             _ => {
                 let orphan = open.or(self.agents[which].orphan);
-                self.begin_anew(which, Machine::standby(settings(), self.now));
+                self.begin_anew(which, Machine::standby(self.settings.clone(), self.now));
                 self.agents[which].orphan = orphan;
             }
         }
@@ -370,7 +410,7 @@ impl World {
             1 => self.agent_fails(which, true),
             2 => self.agent_fails(which, false),
             _ => {
-                let machine = Machine::primary(settings(), self.now);
+                let machine = Machine::primary(self.settings.clone(), self.now);
                 self.fail_and_begin(which, machine);
                 // Its first order was taken from it with its first step.
                 self.give(which, Event::Tick);
@@ -409,6 +449,7 @@ impl World {
 
     fn step(&mut self) {
         self.now += STEP_MS;
+        self.keep_the_lease();
         for which in 0..2 {
             self.programs_work(which);
             self.orphan_works(which);
@@ -505,7 +546,12 @@ fn s05_a_computer_that_fails_and_is_back_at_once_has_failed() {
 fn s05_somebody_leads_again_whichever_agents_begin_anew_and_whoever_orders_what() {
     let (mut promoted, mut count) = (0, 0);
     for seed in seeds(1000) {
-        let mut world = World::new(seed, seed % 4 == 0);
+        let needs_lease = seed % 3 == 0;
+        let settings = Settings {
+            needs_lease,
+            ..settings()
+        };
+        let mut world = World::with(settings, seed, seed % 4 == 0);
         while world.now < FAULTS_UNTIL_MS {
             world.step();
             let which = world.random.below(2) as usize;
@@ -541,7 +587,12 @@ fn s05_somebody_leads_again_whichever_agents_begin_anew_and_whoever_orders_what(
 #[test]
 fn s05_an_agent_that_begins_anew_in_whatever_way_leaves_a_pair_that_leads() {
     for seed in seeds(500) {
-        let mut world = World::new(seed, false);
+        let needs_lease = seed % 3 == 0;
+        let settings = Settings {
+            needs_lease,
+            ..settings()
+        };
+        let mut world = World::with(settings, seed, false);
         let mut well_since = 0;
         while world.now < FAULTS_UNTIL_MS {
             world.step();
