@@ -490,10 +490,10 @@ impl Machine {
         if self.left.is_some() && !own {
             self.left = None;
         }
-        // So have those of a peer that was demoted.
-        let demoted = matches!(self.peer, Some((Standing::Demoted, _)))
-            && self.now - self.peer_since < self.settings.silence_ms;
-        if self.phase == Phase::Standby && self.left.is_none() && !demoted {
+        // So have those of a peer that was stopped on purpose.
+        let stopped =
+            self.peer_was_stopped() && self.now - self.peer_since < self.settings.silence_ms;
+        if self.phase == Phase::Standby && self.left.is_none() && !stopped {
             self.primary_seen = true;
         }
     }
@@ -531,6 +531,12 @@ impl Machine {
 
     fn peer_is_silent(&self) -> bool {
         self.now - self.peer_at >= self.settings.silence_ms
+    }
+
+    /// On purpose, the last that was heard of it.
+    fn peer_was_stopped(&self) -> bool {
+        let said = self.peer.map(|(standing, _)| standing);
+        matches!(said, Some(Standing::Demoted | Standing::Finished))
     }
 
     /// It has fenced after us: it says so, with the epoch of its fence.

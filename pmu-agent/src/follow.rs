@@ -318,6 +318,7 @@ impl Worker {
             return Ok(false);
         }
         let busy = open.read_log()?;
+        open.forget_cleared()?;
         let every = Duration::from_millis(self.config.follow.sets_every_ms);
         if open.sets_are_due(every) {
             open.open_sets(&self.place)?;
@@ -637,9 +638,9 @@ impl<'a> Open<'a> {
         Ok(some)
     }
 
-    /// Where others clear, for reasons of their own, memory is bounded by the log's room. What sets are to hold stays until they do.
+    /// Where others clear, for reasons of their own, memory is bounded by the log's room. No takeover hands over what was cleared.
     fn forget_cleared(&mut self) -> Result<()> {
-        if let (Some(log), None) = (&self.log, &self.ways.sets) {
+        if let Some(log) = &self.log {
             self.journal.forget_before(log.cleared_at_least())?;
         }
         Ok(())

@@ -573,8 +573,11 @@ fn s05_somebody_leads_again_whichever_agents_begin_anew_and_whoever_orders_what(
             world.run_until(END_MS);
         }
         assert!(world.is_working(), "nobody works: {}", world.describe());
+        let epoch = world.epoch;
         let leaders = world.agents.iter().filter(|agent| {
-            agent.machine.phase() == Phase::Primary || agent.orphan == Some(world.epoch)
+            let work = agent.program.map(|program| program.work);
+            let leads = agent.machine.phase() == Phase::Primary;
+            (leads && work == Some(Work::Open { epoch })) || agent.orphan == Some(epoch)
         });
         assert_eq!(leaders.count(), 1, "{}", world.describe());
     }
@@ -850,6 +853,21 @@ fn s05_work_that_is_done_is_not_taken_over() {
 }
 
 #[test]
+fn s05_work_that_is_done_stays_done_when_its_agent_begins_anew() {
+    let mut machine = standby();
+    say(&mut machine, 20, Standing::Finished);
+    machine.step(40, Event::Beat);
+    for now in (5000..20_000).step_by(20) {
+        let actions = say(&mut machine, now, Standing::Standby);
+        assert!(!takes_over(&actions), "{now}");
+    }
+    // It is given more to do.
+    say(&mut machine, 20_000, Standing::Starting);
+    say(&mut machine, 20_020, Standing::Primary);
+    assert!(takes_over(&say(&mut machine, 20_040, Standing::Dead)));
+}
+
+#[test]
 fn s05_an_agent_that_is_back_with_nothing_counts_as_failed_when_no_beat_is_seen() {
     let mut machine = standby();
     say(&mut machine, 20, Standing::Standby);
@@ -955,6 +973,12 @@ fn s10_a_move_goes_on_when_the_peer_has_no_program_any_more() {
         machine.step(20, Event::Promote { force: false });
         let actions = say(&mut machine, 40, standing);
         assert_eq!(take_over_of(&actions), unless_held, "{standing}");
+        if unless_held.is_none() {
+            assert_eq!(machine.phase(), Phase::Standby);
+            for now in (5000..10_000).step_by(20) {
+                assert!(!takes_over(&say(&mut machine, now, Standing::Standby)));
+            }
+        }
     }
 }
 

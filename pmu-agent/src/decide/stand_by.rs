@@ -33,7 +33,7 @@ impl Machine {
         match standing {
             Standing::Primary => self.peer_leads(epoch),
             // Nobody is to lead: none can fail.
-            Standing::Demoted => self.primary_seen = false,
+            Standing::Demoted | Standing::Finished => self.primary_seen = false,
             Standing::Starting if self.left.is_some() && epoch > self.epoch => {
                 self.left = None;
                 self.primary_seen = true;
@@ -50,7 +50,12 @@ impl Machine {
         // Who began anew knows of nothing: its program may run on.
         let unless_held = standing == Standing::Standby;
         match standing {
-            Standing::Primary | Standing::Starting | Standing::Finished => return,
+            Standing::Primary | Standing::Starting => return,
+            Standing::Finished => {
+                let what = "not moved: the peer's program has done its work, or was stopped";
+                self.say(Level::Error, what);
+                return self.stand_by();
+            }
             Standing::Yielded => {
                 self.say(Level::Info, "the peer has stopped its program: taking over");
             }
@@ -103,7 +108,7 @@ impl Machine {
             self.begin_take_over(self.left.is_some() && self.unless_held);
             return;
         }
-        let unseen = !self.primary_seen && self.left.is_none();
+        let unseen = !self.primary_seen && self.left.is_none() && !self.peer_was_stopped();
         if unseen && self.peer_is_silent() && !self.said_unseen {
             self.said_unseen = true;
             let what =
