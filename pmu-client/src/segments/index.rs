@@ -292,24 +292,35 @@ impl IndexWriter {
     /// Keeps as much room free as all that is still needed takes: else it could not be written anew, and nothing be cleared.
     fn see_to_room(&mut self, batch: &[Operation]) -> Result<()> {
         let ring_bytes = self.index.reader.ring_bytes();
-        let wanted = self.bytes_of(batch)? + ring_bytes / RESERVE_SHARE;
-        let mut free_bytes = self.writer.refresh_free()?;
+        let only_drops = batch
+            .iter()
+            .all(|operation| matches!(operation, Operation::Drop { .. }));
+        let bytes = self.bytes_of(batch)?;
+        // What is added takes room now, and once more when the index is written anew.
+        let wanted = if only_drops {
+            bytes
+        } else {
+            2 * bytes + ring_bytes / RESERVE_SHARE
+        };
+        let free_bytes = self.writer.refresh_free()?;
         // What is needed is no longer than all that is there.
         let used = ring_bytes.saturating_sub(free_bytes);
         if free_bytes >= used + wanted {
             return Ok(());
         }
         self.index.refresh()?;
-        let mut needed = self.needed_bytes()?;
-        if free_bytes < needed + wanted && free_bytes >= needed {
-            self.write_anew()?;
-            needed = self.needed_bytes()?;
-            free_bytes = self.writer.refresh_free()?;
+        let needed = self.needed_bytes()?;
+        if free_bytes >= needed + wanted {
+            return Ok(());
         }
-        let only_drops = batch
-            .iter()
-            .all(|operation| matches!(operation, Operation::Drop { .. }));
-        if free_bytes >= needed + wanted || only_drops {
+        // Where nothing is superfluous it would be as long as before: who is refused comes again.
+        if free_bytes >= needed && used > needed {
+            self.write_anew()?;
+            if self.writer.refresh_free()? >= self.needed_bytes()? + wanted {
+                return Ok(());
+            }
+        }
+        if only_drops {
             return Ok(());
         }
         Err(SegmentError::IndexFull {
