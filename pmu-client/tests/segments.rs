@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use command::{Cluster, Watcher, shell, text, until};
 use nix::sys::signal::Signal;
+use pmu_client::OpenOptions;
 use support::pattern;
 
 const MIB: u64 = 1 << 20;
@@ -508,4 +509,44 @@ fn r03_an_index_that_is_full_says_so_and_can_be_emptied() {
     let more = cluster.names();
     assert!(!more.is_empty(), "{said}");
     assert!(more.iter().all(|name| !names.contains(name)), "{more:?}");
+}
+
+/// Where the index ends.
+fn end_of_index(cluster: &Cluster) -> u64 {
+    let spread = cluster.units.find("backup", "seg.index");
+    let mut log = spread.open_log_backup(false, &OpenOptions::new()).unwrap();
+    while log.read_unread(1 << 20).unwrap().len() > 0 {}
+    log.position().get()
+}
+
+#[test]
+fn r03_an_index_that_is_full_is_not_written_anew_for_who_is_refused_again() {
+    let index_bytes = 64 << 10;
+    let cluster = Cluster::new(2, index_bytes, 4 * MIB);
+    let data = cluster.directory("data");
+    for number in 0..200 {
+        let name = format!("{number:04}-{}", "x".repeat(150));
+        fs::write(data.join(name), format!("{number}")).unwrap();
+    }
+    let once = format!("segments watch {} --once --settle 5ms", data.display());
+    let (code, said) = cluster.code(&once);
+    assert_eq!(code, 1, "{said}");
+    let names = cluster.names();
+    let before = end_of_index(&cluster);
+    for _ in 0..3 {
+        let (code, said) = cluster.code(&once);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("has no room for more than its"), "{said}");
+    }
+    assert_eq!(cluster.names(), names);
+    let written = end_of_index(&cluster) - before;
+    assert!(written <= 2 * index_bytes, "{written} bytes");
+    // Nor for each drop: there is room for those.
+    let before = end_of_index(&cluster);
+    for name in &names[..5] {
+        cluster.ok(&format!("segments drop {name} --yes"));
+    }
+    let written = end_of_index(&cluster) - before;
+    assert!(written <= index_bytes, "{written} bytes");
+    assert_eq!(cluster.names(), names[5..]);
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use pmu_core::log::RecordMark;
+use pmu_format::{RECORD_ALIGNMENT_BYTES, RECORD_HEADER_BYTES, RECORD_SHARE_BYTES};
 
 use super::error::{Result, SegmentError};
 use super::format::{ContentHash, Named, Operation, Place, decode_operation, encode_operation};
@@ -20,8 +21,9 @@ const READ_BYTES: usize = 1 << 20;
 const BATCH_OPERATIONS: usize = 256;
 /// So many operations more than are needed are left lying before the index is written anew.
 const SLACK_OPERATIONS: usize = 256;
-/// What an operation takes beside its bytes, at most.
-const OPERATION_OVERHEAD_BYTES: u64 = 64;
+/// What an operation takes beside its bytes, at most: headers, and what is rounded up.
+const OPERATION_OVERHEAD_BYTES: u64 =
+    (RECORD_HEADER_BYTES + RECORD_SHARE_BYTES) as u64 + 2 * RECORD_ALIGNMENT_BYTES;
 /// Part of the ring that only drops may use: without it a full index could not be emptied.
 const RESERVE_SHARE: u64 = 16;
 /// The pause before the index is tried again while somebody else changes it.
@@ -281,11 +283,12 @@ impl IndexWriter {
     /// As much of it as there is room for.
     fn commit_batch(&mut self, batch: &[Operation]) -> Result<bool> {
         match self.see_to_room(batch) {
-            Err(SegmentError::IndexFull { .. }) if batch.len() > 1 => {
-                let (first, rest) = batch.split_at(batch.len() / 2);
+            Ok(()) => self.append(batch),
+            Err(refused @ SegmentError::IndexFull { .. }) => {
+                let (first, rest) = halves(batch).ok_or(refused)?;
                 Ok(self.commit_batch(first)? & self.commit_batch(rest)?)
             }
-            refused => refused.and_then(|()| self.append(batch)),
+            Err(error) => Err(error),
         }
     }
 
@@ -373,6 +376,17 @@ impl IndexWriter {
         self.index = IndexReader::open(&self.index.way.clone(), &region)?;
         Ok(())
     }
+}
+
+/// Two parts of operations, about as long. A name stays with its contents: those alone would only take up room.
+fn halves(batch: &[Operation]) -> Option<(&[Operation], &[Operation])> {
+    let middle = batch.len() / 2;
+    let apart = |at: &usize| {
+        let pair = batch.get(at.wrapping_sub(1)).zip(batch.get(*at));
+        pair.is_some_and(|pair| !matches!(pair, (Operation::Body { .. }, Operation::Name(_))))
+    };
+    let at = [middle, middle + 1].into_iter().find(apart)?;
+    Some(batch.split_at(at))
 }
 
 /// Reads from one end of a record to another, or the last one before it: what to clear up to.
