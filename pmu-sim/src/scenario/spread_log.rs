@@ -4,6 +4,7 @@ mod manager;
 mod programs;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use pmu_client::{ClientError, Layout, RegionInfo, Spread};
@@ -181,12 +182,17 @@ impl Site {
     }
 }
 
+/// After so long every request that was under way has come to its unit.
+const REQUESTS_ARRIVE: Duration = Duration::from_secs(1);
+
 /// Everything works again: nothing acknowledged is lost, and the log goes on, also after all units lost their power. Then some are gone.
 fn finish(context: &Context, site: &Site) {
     context.with(|state| {
         state.faults.stop();
         (0..state.units.len()).for_each(|unit| state.start_unit(unit));
     });
+    // What managers have asked for that are gone still comes to the units.
+    context.sleep(REQUESTS_ARRIVE);
     let ended = manager::end_what_was_begun(context, site, || programs::last_round(context, site));
     match ended {
         Ok(true) => {}
