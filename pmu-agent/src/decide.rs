@@ -156,8 +156,6 @@ pub enum Event {
     Leader {
         /// Somebody else does.
         other: bool,
-        /// The region's epoch now; 0 where it isn't known.
-        epoch: u64,
     },
     /// The lease is ours, or not.
     Lease {
@@ -446,7 +444,7 @@ impl Machine {
             Event::SnapshotDone { id } => self.snapshot_done(id),
             Event::TakenOver { epoch } => self.taken_over(epoch),
             Event::NotTakenOver { reason } => self.not_taken_over(reason),
-            Event::Leader { other, .. } => self.leader(other),
+            Event::Leader { other } => self.leader(other),
             Event::Lease { held } => self.lease(held),
             Event::Promote { force } => self.promote(force),
             Event::Yield => self.yield_to_peer(),

@@ -1,6 +1,6 @@
 //! The agent's Unix socket: for its program, and for the commands of people.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -27,7 +27,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
 /// that has connected again.
 #[derive(Debug, Clone, Default)]
 pub struct Door {
-    programs: Arc<Mutex<HashMap<Visit, (u32, UnixStream)>>>,
+    programs: Arc<Mutex<BTreeMap<Visit, (u32, UnixStream)>>>,
 }
 
 /// Which connection, in the order in which they came.
@@ -156,12 +156,9 @@ impl Door {
     #[must_use]
     pub fn order(&self, program: &Running, order: Order) -> bool {
         let programs = self.programs.lock();
-        let ours = programs.iter().filter(|(_, (pid, _))| program.owns(*pid));
         // The newest first: who has connected again listens there.
-        let mut ours: Vec<_> = ours.collect();
-        ours.sort_unstable_by_key(|(visit, _)| std::cmp::Reverse(**visit));
-        ours.iter()
-            .any(|(_, (_, stream))| write_line(stream, &order))
+        let mut ours = programs.values().rev();
+        ours.any(|(pid, stream)| program.owns(*pid) && write_line(stream, &order))
     }
 }
 

@@ -150,10 +150,7 @@ impl Worker {
                 self.send(Event::NotTakenOver { reason });
             }
             // Nobody is known to lead.
-            Some(Order::LookForLeader { .. }) => self.send(Event::Leader {
-                other: false,
-                epoch: 0,
-            }),
+            Some(Order::LookForLeader { .. }) => self.send(Event::Leader { other: false }),
             Some(Order::Copy(reply)) => drop(reply.send(Err(error))),
             Some(Order::Follow) => self.mode = Mode::Following,
             Some(Order::Lead) => self.mode = Mode::Leading,
@@ -229,8 +226,8 @@ impl Worker {
                 return open.close(true);
             }
             Some(Order::LookForLeader { own_up_to }) => {
-                let (other, epoch) = self.another_leads(*own_up_to, open)?;
-                self.send(Event::Leader { other, epoch });
+                let other = self.another_leads(*own_up_to, open)?;
+                self.send(Event::Leader { other });
             }
             Some(Order::Copy(reply)) => {
                 let copied = self.copy(open)?;
@@ -335,8 +332,8 @@ impl Worker {
         Ok(busy)
     }
 
-    /// Whether somebody else does, and the first region's epoch.
-    fn another_leads(&self, own_up_to: u64, open: &Open<'_>) -> Result<(bool, u64)> {
+    /// Whether somebody else does; the epoch that counts is the first region's.
+    fn another_leads(&self, own_up_to: u64, open: &Open<'_>) -> Result<bool> {
         let own = self.place.principal();
         let (mut other, mut epoch) = (false, None);
         for way in open.ways.each() {
@@ -346,8 +343,7 @@ impl Worker {
             epoch.get_or_insert(holder.epoch);
         }
         let epoch = epoch.unwrap_or(0);
-        other |= own_up_to > 0 && epoch > own_up_to;
-        Ok((other, epoch))
+        Ok(other || (own_up_to > 0 && epoch > own_up_to))
     }
 
     fn take_over(&mut self, unless_held: bool, open: &mut Open<'_>) -> Result<Handed> {

@@ -193,8 +193,7 @@ impl World {
             Action::LookForLeader { own_up_to } => {
                 let other = self.writer.is_some_and(|writer| writer != which)
                     || (own_up_to > 0 && self.epoch > own_up_to);
-                let epoch = self.epoch;
-                self.later(which, Event::Leader { other, epoch }, 20);
+                self.later(which, Event::Leader { other }, 20);
             }
             Action::Acquire => self.acquire(which),
             Action::Release => self.lease = self.lease.filter(|(holder, _)| *holder != which),
@@ -918,7 +917,7 @@ fn s05_a_program_that_ends_well_was_fenced_if_somebody_else_leads() {
             "{actions:?}"
         );
         assert_eq!(machine.standing(), Standing::Primary);
-        let actions = machine.step(40, Event::Leader { other, epoch: 3 });
+        let actions = machine.step(40, Event::Leader { other });
         assert_eq!(
             actions.contains(&Action::Exit { code: 0 }),
             !other,
@@ -1073,10 +1072,7 @@ fn s05_who_was_fenced_while_it_starts_leaves_it_to_the_peer() {
         epoch: 6,
     };
     let ended = Event::Exited { clean: false };
-    let nobody = Event::Leader {
-        other: false,
-        epoch: 6,
-    };
+    let nobody = Event::Leader { other: false };
     // While it was starting, or between two attempts: its next one would fence the peer.
     for events in [
         [ahead.clone(), ended.clone(), nobody.clone()],
@@ -1119,13 +1115,7 @@ fn s05_a_program_that_does_not_start_is_tried_again_and_then_given_up_loudly() {
             recoveries += 1;
             actions = machine.step(now, Event::TakenOver { epoch: 5 });
         } else if looks_for_leader(&actions) {
-            actions = machine.step(
-                now,
-                Event::Leader {
-                    other: false,
-                    epoch: 0,
-                },
-            );
+            actions = machine.step(now, Event::Leader { other: false });
         } else {
             actions = machine.tick(now);
         }

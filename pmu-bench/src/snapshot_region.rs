@@ -263,7 +263,7 @@ pub(crate) fn busy(dir: &std::path::Path, runs: usize, quick: bool) -> Result<Ve
         options.served_by = served_by;
         options.cpus = Cpus::Only(vec![PROGRAM_CPU]);
         let others = Cpus::Except(vec![PROGRAM_CPU]);
-        let bed = Bed::of(dir, &options, BUSY_FULL_EVERY, others.clone())?;
+        let bed = Bed::of(dir, &options, BUSY_FULL_EVERY, others)?;
         // The first one has everything; what follows is how it goes on.
         bed.snapshots.snapshot()?;
         for (work, names) in WORKS {

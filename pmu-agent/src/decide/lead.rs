@@ -17,7 +17,7 @@ impl Machine {
     pub(super) fn start_again(&mut self) {
         // Not from a peer that was told to take over meanwhile.
         if self.peer_is_ahead() {
-            self.follow_another();
+            self.follow_another("another instance leads: standing by");
             return;
         }
         let attempts = self.attempts;
@@ -131,10 +131,9 @@ impl Machine {
         match self.phase {
             Phase::Asking => self.not_ready(other),
             Phase::Closing if other => {
-                let what = "our program has ended: it was fenced, and somebody else leads";
-                self.say(Level::Warning, what);
-                self.stand_by();
-                self.primary_seen = true;
+                self.follow_another(
+                    "our program has ended: it was fenced, and somebody else leads",
+                );
             }
             Phase::Closing => {
                 self.say(Level::Info, "the program has done its work");
@@ -146,7 +145,7 @@ impl Machine {
 
     fn not_ready(&mut self, other: bool) {
         if other {
-            self.follow_another();
+            self.follow_another("another instance leads: standing by");
             return;
         }
         let (done, all) = (self.attempts, self.settings.start_attempts);
@@ -165,8 +164,8 @@ impl Machine {
         self.phase = Phase::GivenUp;
     }
 
-    fn follow_another(&mut self) {
-        self.say(Level::Warning, "another instance leads: standing by");
+    fn follow_another(&mut self, why: &str) {
+        self.say(Level::Warning, why);
         self.stand_by();
         self.primary_seen = true;
     }
