@@ -25,11 +25,15 @@ pub enum Bug {
     TrustWords,
     /// A log's new member takes the term without the records that came after it was filled.
     StaleLogRebuild,
+    /// A distributor acknowledges records that it has given to the units, durable or not.
+    AcknowledgeEarly,
+    /// A distributor publishes a set whose program is gone before it was finished.
+    PublishUnfinished,
 }
 
 impl Bug {
     /// All of them, by their names.
-    pub const ALL: [(&'static str, Self); 9] = [
+    pub const ALL: [(&'static str, Self); 11] = [
         ("drop-flush", Self::DropFlush),
         ("commit-before-data", Self::CommitBeforeData),
         ("reuse-slot", Self::ReuseSlot),
@@ -39,6 +43,8 @@ impl Bug {
         ("trust-visible", Self::TrustVisible),
         ("trust-words", Self::TrustWords),
         ("stale-log-rebuild", Self::StaleLogRebuild),
+        ("acknowledge-early", Self::AcknowledgeEarly),
+        ("publish-unfinished", Self::PublishUnfinished),
     ];
 }
 

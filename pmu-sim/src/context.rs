@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pmu_client::{ClientError, FenceReport, Parts, RegionInfo, SessionControl, Timeouts};
-use pmu_fabric::Limits;
+use pmu_fabric::{Connection, Limits};
 use pmu_format::{Epoch, Membership};
 use pmu_proto::v1::SessionRole;
 
@@ -58,6 +58,20 @@ impl Context {
         while !self.world.state().has_come(Wait::End(process)) {
             self.world.wait(self.me, Wait::End(process), None);
         }
+    }
+
+    pub(crate) const fn id(&self) -> usize {
+        self.me
+    }
+
+    /// Waits for something, or a time.
+    pub(crate) fn wait(&self, wait: Wait, timeout: Duration) {
+        self.world.wait(self.me, wait, Some(timeout));
+    }
+
+    /// Lets others go on, perhaps.
+    pub(crate) fn yield_turn(&self) {
+        self.world.yield_turn(self.me);
     }
 
     pub(crate) fn sleep(&self, how_long: Duration) {
@@ -172,6 +186,16 @@ impl Context {
         self.ask(unit, call, "change the members").map(drop)
     }
 
+    /// This program's end of a data connection.
+    pub(crate) fn connection(&self, wire: usize) -> Box<dyn Connection> {
+        let limits = self.draw(|random| Limits {
+            chains_in_flight_max: random.pick(&[2, 4, 16, 64]),
+            ops_per_chain_max: random.pick(&[3, 4, 8, 64]),
+        });
+        let world = Arc::clone(&self.world);
+        Box::new(SimConnection::new(world, self.me, wire, limits))
+    }
+
     /// Opens the region of a unit: a session, a data connection, and its windows.
     pub(crate) fn open(&self, unit: usize, wish: Wish) -> Result<Parts, ClientError> {
         let call = Call::Open {
@@ -186,11 +210,7 @@ impl Context {
         else {
             return Err(unexpected());
         };
-        let limits = self.draw(|random| Limits {
-            chains_in_flight_max: random.pick(&[2, 4, 16, 64]),
-            ops_per_chain_max: random.pick(&[3, 4, 8, 64]),
-        });
-        let connection = SimConnection::new(Arc::clone(&self.world), self.me, wire, limits);
+        let connection = self.connection(wire);
         let activate = Call::Activate { session };
         let Reply::Active { windows, info } = self.ask(unit, activate, "open the region")? else {
             return Err(unexpected());
@@ -201,7 +221,7 @@ impl Context {
             info.epoch
         };
         Ok(Parts {
-            connection: Box::new(connection),
+            connection,
             windows,
             info: *info,
             epoch,

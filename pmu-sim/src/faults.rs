@@ -168,6 +168,8 @@ impl State {
         for request in &mut self.requests {
             request.is_abandoned |= request.process == victim;
         }
+        self.leave_streams_of(victim);
+        self.withdraw_data_of(victim);
     }
 
     fn hang_some(&mut self) {
@@ -182,7 +184,7 @@ impl State {
 
     fn cut_some_power(&mut self) {
         let on: Vec<usize> = (0..self.units.len())
-            .filter(|unit| self.units[*unit].is_on)
+            .filter(|unit| self.units[*unit].is_on && !self.is_staging(*unit))
             .collect();
         if on.is_empty() {
             return;
@@ -213,6 +215,11 @@ impl State {
         let request = self.units[unit].work.as_ref().and_then(|work| work.request);
         if let Some(request) = request {
             self.forget_request(request);
+        }
+        for process in 0..self.processes.len() {
+            if self.processes[process].lives_in == Some(unit) {
+                self.kill(process);
+            }
         }
         self.units[unit].lose_power();
         self.units[unit].on_at = away_steps.map(|steps| self.step + steps);
@@ -259,11 +266,22 @@ impl State {
             wire.dead.is_none() && !wire.closed && !self.processes[wire.process].is_spared
         };
         let alive: Vec<usize> = (0..self.wires.len()).filter(alive).collect();
-        if alive.is_empty() {
+        let whole = |index: &usize| {
+            let stream = &self.streams[*index];
+            stream.is_whole() && !self.processes[stream.ends[0]].is_spared
+        };
+        let streams: Vec<usize> = (0..self.streams.len()).filter(whole).collect();
+        if alive.is_empty() && streams.is_empty() {
             return;
         }
-        let wire = self.random.pick(&alive);
+        let drawn = self.random.below((alive.len() + streams.len()) as u64) as usize;
         self.totals.links_cut += 1;
+        let Some(wire) = alive.get(drawn).copied() else {
+            let stream = streams[drawn - alive.len()];
+            let program = self.streams[stream].ends[0];
+            self.reach_crash_point(Fault::LinkCut, Some(program), None);
+            return self.break_stream(stream);
+        };
         self.reach_crash_point(
             Fault::LinkCut,
             Some(self.wires[wire].process),

@@ -223,6 +223,10 @@ fn print(summary: &Summary) {
         totals.repairs,
         totals.settled
     );
+    println!(
+        "  {} sessions with distributors: {} sets stored, {} records on their way",
+        totals.distributed, totals.distributed_sets, totals.distributed_records
+    );
 }
 
 const fn code(is_good: bool) -> ExitCode {

@@ -13,6 +13,7 @@ pub(crate) enum Place {
     Header(u32),
     Table(u32),
     Payload(u32),
+    Staging,
 }
 
 impl std::fmt::Display for Place {
@@ -25,12 +26,16 @@ impl std::fmt::Display for Place {
             Self::Header(slot) => write!(formatter, "header of slot {slot}"),
             Self::Table(slot) => write!(formatter, "chunk table of slot {slot}"),
             Self::Payload(slot) => write!(formatter, "payload of slot {slot}"),
+            Self::Staging => formatter.write_str("staging memory"),
         }
     }
 }
 
 /// What lies at an offset.
 pub(crate) fn place(info: &RegionInfo, offset: u64) -> Place {
+    if &*info.name == crate::staging::NAME {
+        return Place::Staging;
+    }
     if info.mode == Mode::Append {
         return match offset {
             0..64 => Place::Publish,

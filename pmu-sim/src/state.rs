@@ -9,6 +9,8 @@ use pmu_fabric::Completion;
 use crate::faults::Faults;
 use crate::place::Place;
 use crate::random::Random;
+use crate::staging::Staging;
+use crate::stream::{End, Stream};
 use crate::trace::{Recording, Trace};
 use crate::unit::{Call, Reply, Unit};
 use crate::wire::{Far, Kind, Wire};
@@ -34,6 +36,8 @@ pub(crate) enum Wait {
     Wire(usize),
     /// The answer to a request.
     Answer(usize),
+    /// A letter, or the end of a stream.
+    Mail(End),
     /// Another process' end.
     End(usize),
     /// Nothing but time.
@@ -63,6 +67,8 @@ pub(crate) struct Process {
     /// What it is doing, to tell crash points apart.
     pub(crate) doing: &'static str,
     pub(crate) weight: u64,
+    /// The unit that it dies with.
+    pub(crate) lives_in: Option<usize>,
     /// The checker's own: nothing happens to it.
     pub(crate) is_spared: bool,
 }
@@ -145,6 +151,12 @@ pub struct Totals {
     pub damages: u64,
     /// Scrubs that found damage, and repaired it.
     pub repairs: u64,
+    /// Sessions with distributors.
+    pub distributed: u64,
+    /// Sets that distributors stored.
+    pub distributed_sets: u64,
+    /// Records that distributors had on their way to the units.
+    pub distributed_records: u64,
     /// Times that somebody who reads made durable what was only visible of a publish page.
     pub settled: u64,
 }
@@ -178,6 +190,9 @@ impl Totals {
             (&mut self.destroyed, other.destroyed),
             (&mut self.damages, other.damages),
             (&mut self.repairs, other.repairs),
+            (&mut self.distributed, other.distributed),
+            (&mut self.distributed_sets, other.distributed_sets),
+            (&mut self.distributed_records, other.distributed_records),
             (&mut self.settled, other.settled),
         ];
         for (sum, more) in fields {
@@ -201,6 +216,8 @@ enum Event {
     Work(usize),
     /// An answer arrives.
     Answer(usize),
+    /// A letter arrives, or the end of a stream: at which of its sides.
+    Letter(usize, usize),
 }
 
 /// See the module.
@@ -216,6 +233,10 @@ pub(crate) struct State {
     pub(crate) requests: Vec<Request>,
     /// Those that are not delivered, lost or abandoned.
     open_requests: Vec<usize>,
+    pub(crate) streams: Vec<Stream>,
+    pub(crate) staging: Option<Staging>,
+    /// Every distributor that was started.
+    pub(crate) distributors: Vec<usize>,
     pub(crate) next_session: u64,
     pub(crate) next_key: u32,
     pub(crate) faults: Faults,
@@ -246,6 +267,9 @@ impl State {
             wires: Vec::new(),
             requests: Vec::new(),
             open_requests: Vec::new(),
+            streams: Vec::new(),
+            staging: None,
+            distributors: Vec::new(),
             next_session: 1,
             next_key: 1,
             faults,
@@ -292,6 +316,7 @@ impl State {
             date_off_ns: 0,
             doing: "",
             weight,
+            lives_in: None,
             is_spared,
         });
         self.processes.len() - 1
@@ -371,6 +396,11 @@ impl State {
                 _ => {}
             }
         }
+        for (index, stream) in self.streams.iter().enumerate() {
+            for side in stream.pending() {
+                events.push((Event::Letter(index, side), 4));
+            }
+        }
         for (index, unit) in self.units.iter().enumerate() {
             if unit.is_on && unit.work.is_some() {
                 events.push((Event::Work(index), 4 * unit.weight));
@@ -395,7 +425,11 @@ impl State {
                     self.units[unit].name,
                     self.who(wire)
                 );
-                if self.units[unit].sessions.contains_key(&session) {
+                if self.is_staging(unit) {
+                    self.withdraw_data(session);
+                    self.wires[wire].far = Far::Gone;
+                    self.wires[wire].queue.clear();
+                } else if self.units[unit].sessions.contains_key(&session) {
                     self.begin_work(unit, None, process, Call::Disconnected { session });
                 } else {
                     self.wires[wire].far = Far::Gone;
@@ -405,6 +439,7 @@ impl State {
             Event::Arrive(request) => self.arrive(request),
             Event::Work(unit) => self.work_on(unit),
             Event::Answer(request) => self.deliver(request),
+            Event::Letter(stream, side) => self.deliver_letter(End { stream, side }),
         }
     }
 
@@ -548,6 +583,7 @@ impl State {
             Wait::Answer(request) => {
                 matches!(self.requests[request].stage, RequestStage::Delivered(_))
             }
+            Wait::Mail(end) => self.has_mail(end),
             Wait::End(process) => self.processes[process].status == Status::Ended,
             Wait::Time => false,
         }

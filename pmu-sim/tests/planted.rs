@@ -78,6 +78,16 @@ fn d07_what_a_logs_rebuild_left_out_is_found() {
 }
 
 #[test]
+fn d08_records_that_a_distributor_acknowledges_early_are_found() {
+    is_found(Bug::AcknowledgeEarly);
+}
+
+#[test]
+fn d08_a_set_that_a_distributor_publishes_unfinished_is_found() {
+    is_found(Bug::PublishUnfinished);
+}
+
+#[test]
 fn b05_without_a_bug_nothing_is_found() {
     let _alone = alone();
     plant(None);

@@ -101,6 +101,29 @@ fn d07_b04_sets_over_several_units_are_read_within_the_tolerance_and_never_wrong
 }
 
 #[test]
+fn d08_sets_by_way_of_distributors_are_held_to_the_same() {
+    let totals = run("distributor");
+    let happened = [
+        ("sessions with distributors", totals.distributed),
+        ("sets that they stored", totals.distributed_sets),
+    ];
+    all_happened("distributor", &happened);
+}
+
+#[test]
+fn d08_records_by_way_of_distributors_are_held_to_the_same() {
+    let totals = run("distributor-log");
+    let happened = [
+        ("sessions with distributors", totals.distributed),
+        (
+            "records that they had on their way",
+            totals.distributed_records,
+        ),
+    ];
+    all_happened("distributor-log", &happened);
+}
+
+#[test]
 fn d07_members_change_and_managers_die_and_no_set_is_lost_or_wrong() {
     let totals = run("rebuild");
     let happened = [

@@ -10,7 +10,7 @@ use pmu_stripe::Layout;
 
 use super::open::{Begun, Staging};
 use super::ring::{Piece, Ring};
-use super::stream::{Answer, Heard, Request, Stream};
+use super::way::{Answer, Heard, Request, Way};
 use super::{READY_MAX, wire};
 use crate::error::{ClientError, Result};
 use crate::link::{Link, LinkError};
@@ -55,7 +55,7 @@ pub(super) struct Feed<P> {
     pub(super) distributor: Arc<str>,
     pub(super) layout: Layout,
     pub(super) missing: Vec<MissingUnit>,
-    stream: Stream,
+    way: Box<dyn Way>,
     link: Link,
     outbox: Outbox,
     ring: Ring,
@@ -80,7 +80,7 @@ impl<P: Purpose> Feed<P> {
         purpose: P,
     ) -> Result<Self> {
         let Begun {
-            stream,
+            way,
             opened,
             layout,
             staging:
@@ -102,7 +102,7 @@ impl<P: Purpose> Feed<P> {
             distributor: opened.distributor.as_str().into(),
             layout,
             missing: wire::missing_from_wire(&opened.missing),
-            stream,
+            way,
             link,
             outbox,
             ring: Ring::new(
@@ -184,7 +184,7 @@ impl<P: Purpose> Feed<P> {
     }
 
     pub(super) fn say(&mut self, request: Request) -> Result<()> {
-        if self.stream.say(request).is_ok() {
+        if self.way.say(request).is_ok() {
             return Ok(());
         }
         // Over: the reason is among what was not yet heard.
@@ -247,7 +247,7 @@ impl<P: Purpose> Feed<P> {
             .or_else(|error| self.lost(&error))?;
         self.announce()?;
         loop {
-            match self.stream.hear_now() {
+            match self.way.hear_now() {
                 Heard::Answer(answer) => self.take(*answer)?,
                 Heard::Nothing => return self.check_failure(),
                 Heard::End(status) => return Err(self.end(status.as_ref())),
@@ -303,7 +303,7 @@ impl<P: Purpose> Feed<P> {
 
     /// Waits for one answer and takes it.
     pub(super) fn listen(&mut self, patience: Duration) -> Result<()> {
-        match self.stream.hear(patience) {
+        match self.way.hear(patience) {
             Heard::Answer(answer) => self.take(*answer),
             Heard::End(status) => Err(self.end(status.as_ref())),
             Heard::Nothing => {
@@ -322,7 +322,7 @@ impl<P: Purpose> Feed<P> {
             Answer::Failed(failed) => {
                 self.missing = wire::missing_from_wire(&failed.missing);
                 let failure = failed.failure.clone().unwrap_or_default();
-                let error = wire::failure_from_wire(&failure, self.stream.control().address());
+                let error = wire::failure_from_wire(&failure, self.way.address());
                 let told = self.purpose.failed(&failed, error);
                 let told = told.inspect_err(|_| self.ended = true)?;
                 if let Some((error, ends)) = told {
@@ -378,12 +378,12 @@ impl<P: Purpose> Feed<P> {
 
     /// The data connection failed: the distributor may say why.
     fn lost(&mut self, error: &LinkError) -> Result<()> {
-        let until = Instant::now() + EXPLAIN_TIMEOUT;
+        let until = self.way.now() + EXPLAIN_TIMEOUT;
         let mut told = self.check_failure();
-        while told.is_ok() && Instant::now() < until {
+        while told.is_ok() && self.way.now() < until {
             let heard = match self
-                .stream
-                .hear(until.saturating_duration_since(Instant::now()))
+                .way
+                .hear(until.saturating_duration_since(self.way.now()))
             {
                 Heard::Answer(answer) => self.take(*answer),
                 Heard::End(status) => Err(self.end(status.as_ref())),
@@ -405,6 +405,6 @@ impl<P: Purpose> Feed<P> {
 
 impl<P> Drop for Feed<P> {
     fn drop(&mut self) {
-        self.stream.close();
+        self.way.close();
     }
 }

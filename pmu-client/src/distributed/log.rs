@@ -13,7 +13,7 @@ use pmu_stripe::Layout;
 use super::feed::{Feed, Purpose};
 use super::ring::Piece;
 use super::sets::not_asked;
-use super::stream::{Answer, Request};
+use super::way::{Answer, Request, Way};
 use super::wire::Proof;
 use super::{open, wire};
 use crate::error::{Attempt, ClientError, Result};
@@ -39,6 +39,7 @@ const PIECES_IN_FLIGHT_EAGER: usize = 2;
 /// ([`OpenOptions::staging_bytes`]). Dropping it ends the session; waits two seconds at most until the region is free.
 pub struct DistributedLog {
     feed: Feed<Records>,
+    term: u64,
     ring_bytes: u64,
     record_bytes_max: u32,
     batch_bytes_max: u64,
@@ -214,7 +215,16 @@ impl DistributedLog {
         connect: &ConnectOptions,
         options: &OpenOptions,
     ) -> Result<Self> {
-        let begun = open::begin(address, region, identity, connect, options, Mode::Append)?;
+        let way = open::way(address, region, identity, connect)?;
+        Self::over(way, region, options)
+    }
+
+    /// The same on any way to a distributor: for simulators and tests.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn over(way: Box<dyn Way>, region: &str, options: &OpenOptions) -> Result<Self> {
+        let begun = open::begin(way, region, options, Mode::Append)?;
         let log = begun.opened.log.clone().unwrap_or_default();
         let most = log.tail.checked_add(log.ring_bytes);
         if log.record_bytes_max == 0
@@ -226,6 +236,7 @@ impl DistributedLog {
         }
         let proof = wire::proof_from_wire(&log.proof.clone().unwrap_or_default())?;
         Ok(Self {
+            term: begun.opened.term,
             ring_bytes: log.ring_bytes,
             record_bytes_max: log.record_bytes_max,
             batch_bytes_max: log.batch_bytes_max,
@@ -564,6 +575,12 @@ impl DistributedLog {
     #[must_use]
     pub const fn layout(&self) -> Layout {
         self.feed.layout
+    }
+
+    /// The term in which the distributor opened the region, as [`crate::SpreadLogPrimary::term`].
+    #[must_use]
+    pub const fn term(&self) -> u64 {
+        self.term
     }
 
     /// The units that did not take part when the distributor last said so, and why.

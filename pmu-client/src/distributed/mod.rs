@@ -11,12 +11,14 @@ mod put;
 mod ring;
 mod sets;
 mod stream;
+mod way;
 #[doc(hidden)]
 pub mod wire;
 
 pub use log::DistributedLog;
 pub use put::DistributedPut;
 pub use sets::Distributed;
+pub use way::{Answer, Heard, Over, Request, Way};
 
 /// Pieces that are announced and not yet taken, at most.
 const READY_MAX: usize = 256;

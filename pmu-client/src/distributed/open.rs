@@ -1,6 +1,6 @@
 //! How a session with a distributor begins.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pmu_auth::{Identity, PrincipalName};
 use pmu_fabric::{AccessWindow, ConnectToken, Connection, Provider};
@@ -8,12 +8,13 @@ use pmu_format::{Mode, RegionName};
 use pmu_proto::v1;
 use pmu_stripe::Layout;
 
-use super::stream::{Answer, Heard, Request, Stream};
+use super::stream::Stream;
+use super::way::{Answer, Heard, Request, Way};
 use super::wire;
 use crate::control::{Control, chain};
 use crate::error::{ClientError, Result};
 use crate::options::{ConnectOptions, OpenOptions, PersistenceChoice};
-use crate::provider::{candidates, connect, method_from_wire, method_to_wire, to_wire};
+use crate::provider::{method_from_wire, method_to_wire, to_wire};
 use crate::unit::window;
 
 /// What opening takes on top of the time for each step: the distributor's own connections.
@@ -28,21 +29,19 @@ pub(super) struct Staging {
 
 /// A session that is open.
 pub(super) struct Begun {
-    pub(super) stream: Stream,
+    pub(super) way: Box<dyn Way>,
     pub(super) opened: v1::DistributeOpened,
     pub(super) layout: Layout,
     pub(super) staging: Staging,
 }
 
-/// Opens a session for a region of `mode`. Errors as [`super::Distributed::connect`].
-pub(super) fn begin(
+/// The way to a distributor over the network. Errors as [`super::Distributed::connect`].
+pub(super) fn way(
     address: &str,
     region: &str,
     identity: &Identity,
     connect: &ConnectOptions,
-    options: &OpenOptions,
-    mode: Mode,
-) -> Result<Begun> {
+) -> Result<Box<dyn Way>> {
     region
         .parse::<RegionName>()
         .map_err(|error| ClientError::Invalid(error.to_string()))?;
@@ -60,28 +59,38 @@ pub(super) fn begin(
         connect.timeout,
         connect.request_timeout,
     )?;
+    Ok(Box::new(Stream::begin(control)?))
+}
+
+/// Opens a session for a region of `mode`. Errors as [`super::Distributed::connect`].
+pub(super) fn begin(
+    way: Box<dyn Way>,
+    region: &str,
+    options: &OpenOptions,
+    mode: Mode,
+) -> Result<Begun> {
     let mut opening = Opening {
-        stream: Stream::begin(control)?,
+        way,
         region,
         mode,
         patience: options.timeouts.open.saturating_mul(OPEN_STEPS),
     };
     match opening.open(options) {
         Ok((opened, layout, staging)) => Ok(Begun {
-            stream: opening.stream,
+            way: opening.way,
             opened,
             layout,
             staging,
         }),
         Err(error) => {
-            opening.stream.close();
+            opening.way.close();
             Err(error)
         }
     }
 }
 
 struct Opening<'a> {
-    stream: Stream,
+    way: Box<dyn Way>,
     region: &'a str,
     mode: Mode,
     patience: Duration,
@@ -109,15 +118,14 @@ impl Opening<'_> {
         let layout = layout.and_then(|bytes| Layout::from_bytes(bytes).ok());
         let layout = layout.ok_or_else(|| protocol("an unknown layout"))?;
         let mut tried = Vec::new();
-        let control = self.stream.control();
-        for provider in candidates(options.provider, control.host(), control.port()) {
+        for provider in self.way.providers(options.provider) {
             match self.attach(provider, options)? {
                 Ok(staging) => return Ok((opened, layout, staging)),
                 Err(reason) => tried.push(format!("{provider}: {reason}")),
             }
         }
         Err(ClientError::NoProvider {
-            unit: self.stream.control().address().to_owned(),
+            unit: self.way.address().to_owned(),
             reason: tried.join("; "),
         })
     }
@@ -147,7 +155,7 @@ impl Opening<'_> {
             .ok_or_else(|| protocol("an unknown persistence method"))?;
         let address = staging.address.unwrap_or_default();
         let timeout = options.timeouts.open;
-        let made = connect(
+        let made = self.way.connect(
             provider,
             &address.address,
             ConnectToken(token),
@@ -177,15 +185,15 @@ impl Opening<'_> {
     }
 
     fn ask(&self, request: Request) -> Result<Answer> {
-        let asked = Instant::now();
+        let asked = self.way.now();
         // Whether the stream is over stands in the answers.
-        let _ = self.stream.say(request);
-        match self.stream.hear(self.patience) {
+        let _ = self.way.say(request);
+        match self.way.hear(self.patience) {
             Heard::Answer(answer) => Ok(*answer),
-            Heard::End(status) => Err(self.stream.refused(status.as_ref(), self.region)),
+            Heard::End(status) => Err(self.way.refused(status.as_ref(), self.region)),
             Heard::Nothing => Err(ClientError::TimedOut {
                 what: "open the region by way of the distributor",
-                waited_ms: asked.elapsed().as_millis() as u64,
+                waited_ms: self.way.now().saturating_duration_since(asked).as_millis() as u64,
             }),
         }
     }
@@ -194,7 +202,7 @@ impl Opening<'_> {
         match answer {
             Answer::Failed(failed) => {
                 let failure = failed.failure.unwrap_or_default();
-                wire::failure_from_wire(&failure, self.stream.control().address())
+                wire::failure_from_wire(&failure, self.way.address())
             }
             _ => protocol("it answered what was not asked"),
         }

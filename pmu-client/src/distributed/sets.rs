@@ -12,7 +12,7 @@ use pmu_stripe::Layout;
 use super::feed::{Feed, Purpose};
 use super::put::DistributedPut;
 use super::ring::Piece;
-use super::stream::{Answer, Request};
+use super::way::{Answer, Request, Way};
 use super::{open, wire};
 use crate::error::{Attempt, ClientError, Result};
 use crate::options::{ConnectOptions, OpenOptions};
@@ -26,6 +26,7 @@ use crate::spread::MissingUnit;
 /// the region is free.
 pub struct Distributed {
     capacity_bytes: u64,
+    term: u64,
     feed: Feed<Sets>,
 }
 
@@ -110,7 +111,16 @@ impl Distributed {
         connect: &ConnectOptions,
         options: &OpenOptions,
     ) -> Result<Self> {
-        let begun = open::begin(address, region, identity, connect, options, Mode::Overwrite)?;
+        let way = open::way(address, region, identity, connect)?;
+        Self::over(way, region, options)
+    }
+
+    /// The same on any way to a distributor: for simulators and tests.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn over(way: Box<dyn Way>, region: &str, options: &OpenOptions) -> Result<Self> {
+        let begun = open::begin(way, region, options, Mode::Overwrite)?;
         let purpose = Sets {
             put: 0,
             written: 0,
@@ -119,6 +129,7 @@ impl Distributed {
         };
         Ok(Self {
             capacity_bytes: begun.opened.capacity_bytes,
+            term: begun.opened.term,
             feed: Feed::start(begun, region, options, purpose)?,
         })
     }
@@ -198,6 +209,12 @@ impl Distributed {
     #[must_use]
     pub const fn newest(&self) -> SetNumber {
         self.feed.purpose.newest
+    }
+
+    /// The term in which the distributor opened the region, as [`crate::SpreadPrimary::term`].
+    #[must_use]
+    pub const fn term(&self) -> u64 {
+        self.term
     }
 
     /// The units that did not take part when the distributor last said so, and why.

@@ -1,8 +1,9 @@
-//! The stream of small messages to a distributor, behind calls that block.
+//! The way to a distributor over a network: a gRPC stream behind calls that block, and the fabric.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
+use pmu_fabric::{ConnectToken, Connection, FabricError, PersistenceMethod, Provider};
 use pmu_proto::v1::distributor_client::DistributorClient;
 use pmu_proto::v1::{DistributeRequest, DistributeResponse};
 use tokio::sync::mpsc;
@@ -12,12 +13,12 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::READY_MAX;
+use super::way::{Heard, Over, Request, Way};
 use super::wire::NO_DISTRIBUTOR;
 use crate::control::Control;
 use crate::error::{ClientError, Result};
-
-pub(super) use pmu_proto::v1::distribute_request::Step as Request;
-pub(super) use pmu_proto::v1::distribute_response::Step as Answer;
+use crate::options::ProviderChoice;
+use crate::provider;
 
 /// Messages that wait on either side: word of as many pieces as may be announced that they were taken, and that their records are durable;
 /// of the few groups of records that were under way before; and the few others.
@@ -27,15 +28,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a message waits for its turn.
 const SAY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What came within the time.
-#[derive(Debug)]
-pub(super) enum Heard {
-    Answer(Box<Answer>),
-    Nothing,
-    /// The stream is over; with a status unless the distributor ended it in order.
-    End(Option<Status>),
-}
 
 /// See the module.
 pub(super) struct Stream {
@@ -55,31 +47,28 @@ impl Stream {
             answers,
         })
     }
+}
 
-    pub(super) const fn control(&self) -> &Control {
-        &self.control
+impl Way for Stream {
+    fn address(&self) -> &str {
+        self.control.address()
     }
 
-    /// There is room for all pieces that may be under way. Waits a while only for a program that begins and gives up hundreds of sets.
-    ///
-    /// # Errors
-    /// The stream is over; [`Self::hear`] says why.
-    pub(super) fn say(&self, step: Request) -> std::result::Result<(), ()> {
+    fn say(&self, step: Request) -> std::result::Result<(), Over> {
         let mut request = DistributeRequest { step: Some(step) };
-        let requests = self.requests.as_ref().ok_or(())?;
+        let requests = self.requests.as_ref().ok_or(Over)?;
         let until = Instant::now() + SAY_TIMEOUT;
         loop {
             request = match requests.try_send(request) {
                 Ok(()) => return Ok(()),
                 Err(TrySendError::Full(request)) if Instant::now() < until => request,
-                Err(_) => return Err(()),
+                Err(_) => return Err(Over),
             };
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// The next answer, within `timeout`.
-    pub(super) fn hear(&self, timeout: Duration) -> Heard {
+    fn hear(&self, timeout: Duration) -> Heard {
         match self.answers.recv_timeout(timeout) {
             Ok(answer) => heard(answer),
             Err(RecvTimeoutError::Timeout) => Heard::Nothing,
@@ -87,8 +76,7 @@ impl Stream {
         }
     }
 
-    /// The next answer, if it is there.
-    pub(super) fn hear_now(&self) -> Heard {
+    fn hear_now(&self) -> Heard {
         match self.answers.try_recv() {
             Ok(answer) => heard(answer),
             Err(TryRecvError::Empty) => Heard::Nothing,
@@ -96,8 +84,7 @@ impl Stream {
         }
     }
 
-    /// What a stream's end means before anything was under way.
-    pub(super) fn refused(&self, status: Option<&Status>, region: &str) -> ClientError {
+    fn refused(&self, status: Option<&Status>, region: &str) -> ClientError {
         let unit = self.control.address().to_owned();
         match status {
             Some(status) if status.code() == Code::Unimplemented => ClientError::Refused {
@@ -114,8 +101,7 @@ impl Stream {
         }
     }
 
-    /// Ends the session and waits a short while until the distributor has let the region go.
-    pub(super) fn close(&mut self) {
+    fn close(&mut self) {
         if self.requests.take().is_none() {
             return;
         }
@@ -131,6 +117,25 @@ impl Stream {
                 }
             }
         }
+    }
+
+    fn providers(&self, choice: ProviderChoice) -> Vec<Provider> {
+        provider::candidates(choice, self.control.host(), self.control.port())
+    }
+
+    fn connect(
+        &self,
+        provider: Provider,
+        address: &str,
+        token: ConnectToken,
+        persistence: PersistenceMethod,
+        timeout: Duration,
+    ) -> std::result::Result<Box<dyn Connection>, FabricError> {
+        provider::connect(provider, address, token, persistence, timeout)
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
     }
 }
 

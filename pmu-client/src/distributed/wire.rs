@@ -12,6 +12,7 @@ use pmu_proto::v1::{self, Failure, Reason};
 
 use crate::control::chain;
 use crate::error::{Attempt, ClientError, Result};
+use crate::options::PersistenceChoice;
 use crate::provider::{method_from_wire, method_to_wire, to_wire};
 use crate::receipt::{Receipt, Stored, UnitProof};
 use crate::spread::MissingUnit;
@@ -29,6 +30,20 @@ const PURPOSES: [&str; 4] = [
     "read the set",
     "know which set is the newest",
 ];
+
+/// The persistence method that a program asks for; unspecified: the best of each unit.
+///
+/// # Errors
+/// [`ClientError::Invalid`]: not one that is known.
+pub fn persistence_from_wire(number: i32) -> Result<PersistenceChoice> {
+    if number == i32::from(v1::PersistenceMethod::Unspecified) {
+        return Ok(PersistenceChoice::Auto);
+    }
+    let method = method_from_wire(number);
+    method
+        .map(PersistenceChoice::Forced)
+        .ok_or_else(|| ClientError::Invalid(format!("persistence method {number} is not known")))
+}
 
 /// A failure of `kind` with a text, for the distributor's own refusals.
 #[must_use]

@@ -1,14 +1,11 @@
 //! Spreads the sets and records of programs over the units of their regions, on behalf of those programs: in a unit, or in a process of its own.
-//! It decides nothing about layouts: that are `pmu_client::SpreadPrimary` and `SpreadLogPrimary`, which each session drives with an identity of
-//! the distributor's own.
+//! What is said in a session and done with its pieces is `pmu_distributor`'s; here are the gRPC service, the staging memory and who may.
 
 pub mod config;
 mod host;
 pub mod process;
-mod records;
+mod program;
 mod service;
-mod session;
-mod sets;
 mod staging;
 
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Distributor;
-use super::session::{Client, Session};
+use super::program::{self, Client, Messages};
 use crate::control::principal;
 use crate::control::reasons::Refusal;
 
@@ -103,12 +103,16 @@ impl Service for DistributorService {
             .map_err(|_| Status::internal("the distributor failed; its log says more"))??;
         let (requests, queue) = mpsc::channel(MESSAGES_MAX);
         let (answers, outgoing) = mpsc::channel(MESSAGES_MAX);
-        let session = Session::new(Arc::clone(&self.distributor), client, seeds, queue, answers);
+        let messages = Messages {
+            requests: queue,
+            answers,
+        };
+        let distributor = Arc::clone(&self.distributor);
         // It blocks, and for as long as the program lives: no thread of the runtime's.
         thread::Builder::new()
             .name("pmu-distribute".into())
             .spawn(move || {
-                session.run(&open);
+                program::run(&distributor, &client, &seeds, messages, &open);
                 drop(turn);
             })
             .map_err(|error| Status::internal(format!("start a thread: {error}")))?;

@@ -40,10 +40,6 @@ impl Staging {
         })
     }
 
-    pub(super) const fn length(&self) -> u64 {
-        self.length
-    }
-
     /// Copies a piece out of the ring. The caller has checked that it doesn't cross the end.
     pub(super) fn copy_out(&self, position: u64, piece: &mut [u8]) -> Result<(), Refusal> {
         self.memory

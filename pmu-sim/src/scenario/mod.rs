@@ -60,6 +60,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: spread_log::run_rebuild,
     },
     Scenario {
+        name: "distributor",
+        about: "as spread, and most primaries have their sets distributed: by a unit, or by a process of its own",
+        run: spread::run_distributed,
+    },
+    Scenario {
+        name: "distributor-log",
+        about: "as spread-log, and most primaries have their records distributed",
+        run: spread_log::run_distributed,
+    },
+    Scenario {
         name: "medium",
         about: "sets over two to four units whose media fail: bits, words, lines and pages are not what was written",
         run: medium::run,

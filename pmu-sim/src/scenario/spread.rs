@@ -2,6 +2,7 @@
 
 pub(super) mod model;
 pub(super) mod programs;
+mod writer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use pmu_format::{
 
 use self::model::SpreadModel;
 use crate::context::{Context, timeouts};
+use crate::distributor;
 use crate::random::Random;
 use crate::scenario::sets::{persist, sorted};
 use crate::scenario::turns::{check, find};
@@ -39,15 +41,33 @@ pub(super) struct Site {
     /// So many are needed to decide what is the newest.
     pub(super) to_decide: usize,
     pub(super) sets_kept: u64,
+    /// Most primaries have their sets distributed.
+    pub(super) distributed: bool,
 }
 
 /// See the module.
 pub(crate) fn run(context: &Context) {
-    let Some(site) = lay_out(context, 0) else {
-        return;
-    };
+    if let Some(site) = lay_out(context, 0) {
+        run_on(context, &site);
+    }
+}
+
+/// The same by way of distributors.
+pub(crate) fn run_distributed(context: &Context) {
+    if let Some(site) = lay_out(context, 0) {
+        distributor::add_staging(context);
+        let site = Site {
+            distributed: true,
+            ..site
+        };
+        run_on(context, &site);
+        distributor::join_all(context);
+    }
+}
+
+fn run_on(context: &Context, site: &Site) {
     let (heirs, readers) = context.draw(|random| (random.below(3), random.below(3)));
-    let mut started = start_programs(context, &site, heirs, readers);
+    let mut started = start_programs(context, site, heirs, readers);
     started.drain(..).for_each(|program| context.join(program));
     if context.is_violated() {
         return;
@@ -56,7 +76,7 @@ pub(crate) fn run(context: &Context) {
         state.faults.stop();
         (0..state.units.len()).for_each(|unit| state.start_unit(unit));
     });
-    lose_and_read(context, &site);
+    lose_and_read(context, site);
 }
 
 /// Draws a region and its units, and so many without a region.
@@ -166,6 +186,7 @@ fn draw_region(random: &mut Random) -> Option<(Vec<RegionInfo>, Site)> {
         units_min,
         to_decide: units - units_min + 1,
         sets_kept: u64::from(sets_kept),
+        distributed: false,
     };
     Some((infos.collect(), site))
 }
@@ -182,7 +203,7 @@ pub(super) fn options(context: &Context) -> OpenOptions {
 impl Site {
     /// Finds the region through any unit that answers.
     fn find(&self, context: &Context) -> Result<Spread, ClientError> {
-        let all = context.with(|state| state.units.len());
+        let all = context.with(|state| state.units_proper());
         find(context, all)
     }
 

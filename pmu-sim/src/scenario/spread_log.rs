@@ -2,6 +2,7 @@
 
 mod manager;
 mod programs;
+mod writer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use pmu_format::{
 
 use self::manager::Step;
 use crate::context::Context;
+use crate::distributor;
 use crate::random::Random;
 use crate::scenario::log::model::LogModel;
 use crate::scenario::sets::{persist, sorted};
@@ -35,19 +37,27 @@ struct Site {
     whole: Arc<Mutex<u64>>,
     /// What managers do, if there are any.
     step: Option<Step>,
+    /// Most primaries have their records distributed.
+    distributed: bool,
 }
 
 /// See the module.
 pub(crate) fn run(context: &Context) {
-    run_with(context, false);
+    run_with(context, false, false);
+}
+
+/// The same by way of distributors.
+pub(crate) fn run_distributed(context: &Context) {
+    run_with(context, false, true);
+    distributor::join_all(context);
 }
 
 /// The same while a manager replaces a member by another unit, brings members up to date and scrubs, and dies at it.
 pub(crate) fn run_rebuild(context: &Context) {
-    run_with(context, true);
+    run_with(context, true, false);
 }
 
-fn run_with(context: &Context, is_managed: bool) {
+fn run_with(context: &Context, is_managed: bool, distributed: bool) {
     let Some(site) = context.with(|state| {
         let (layout, units_min, infos) = draw_region(&mut state.random)?;
         let units = infos.len();
@@ -78,10 +88,14 @@ fn run_with(context: &Context, is_managed: bool) {
             to_decide,
             whole: Arc::default(),
             step,
+            distributed,
         })
     }) else {
         return context.violate("the scenario can't lay its region out".into());
     };
+    if distributed {
+        distributor::add_staging(context);
+    }
     let (heirs, backups) = context.draw(|random| (random.below(3), random.below(3)));
     let mut started = Vec::new();
     let first = site.clone();
@@ -154,7 +168,7 @@ fn draw_region(random: &mut Random) -> Option<(Layout, usize, Vec<RegionInfo>)> 
 impl Site {
     /// Finds the log through any unit that answers.
     fn find(&self, context: &Context) -> Result<Spread, ClientError> {
-        let all = context.with(|state| state.units.len());
+        let all = context.with(|state| state.units_proper());
         find(context, all)
     }
 

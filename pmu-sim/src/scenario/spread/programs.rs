@@ -2,9 +2,10 @@
 
 use std::io::IoSlice;
 
-use pmu_client::{ClientError, Receipt, SetChoice, SpreadPrimary, SpreadRead};
+use pmu_client::{ClientError, Receipt, SetChoice, SpreadRead};
 
 use super::model::{Ending, Since};
+use super::writer::Writer;
 use super::{Site, UNIT_NAMES, options};
 use crate::context::Context;
 use crate::scenario::content::{content, label};
@@ -18,6 +19,8 @@ pub(in crate::scenario) fn may_happen(error: &ClientError) -> bool {
     match error {
         ClientError::UnknownOutcome { cause, .. } => may_happen(cause),
         ClientError::TooFewUnits { .. } | ClientError::MembersChanged { .. } => true,
+        // A distributor that dies while it is being attached to.
+        ClientError::NoProvider { unit, .. } => unit == crate::distributor::ADDRESS,
         other => crate::scenario::sets::may_happen(other),
     }
 }
@@ -34,12 +37,10 @@ pub(super) fn heir(context: &Context, site: &Site) {
     as_heir(context, TRIES_MAX, || take_over(context, site), work);
 }
 
-fn open_primary(context: &Context, site: &Site) -> Result<SpreadPrimary, ClientError> {
+fn open_primary(context: &Context, site: &Site) -> Result<Writer, ClientError> {
     context.doing("open");
     let since = site.model.lock().since();
-    let opened = site
-        .find(context)
-        .and_then(|spread| spread.open_primary(&options(context)));
+    let opened = Writer::open(context, site);
     let primary = judge_opening(context, opened)?;
     is_primary(context, site, &primary, since);
     Ok(primary)
@@ -54,14 +55,14 @@ fn judge_opening<T>(context: &Context, opened: Result<T, ClientError>) -> Result
     })
 }
 
-fn is_primary(context: &Context, site: &Site, primary: &SpreadPrimary, since: Since) {
-    let (term, newest) = (primary.term().0, primary.newest().get());
+fn is_primary(context: &Context, site: &Site, primary: &Writer, since: Since) {
+    let (term, newest) = (primary.term(), primary.newest());
     context.note(|| format!("is primary in term {term}, behind set {newest}"));
     site.check(context, |model| model.opened(term, newest, since));
 }
 
 /// Fences and opens, or leaves both and the reading to the library.
-fn take_over(context: &Context, site: &Site) -> Result<SpreadPrimary, ClientError> {
+fn take_over(context: &Context, site: &Site) -> Result<Writer, ClientError> {
     context.doing("take over");
     let (since, older) = {
         let model = site.model.lock();
@@ -77,7 +78,8 @@ fn take_over(context: &Context, site: &Site) -> Result<SpreadPrimary, ClientErro
     let mut bytes = Vec::new();
     let taken = judge_opening(context, spread.take_over(&options(context), &mut bytes))?;
     site.model.lock().fenced(older);
-    is_primary(context, site, &taken.primary, since);
+    let primary = Writer::Direct(Box::new(taken.primary));
+    is_primary(context, site, &primary, since);
     let now = site.model.lock().since();
     match &taken.recovered {
         Some(read) => check_read(context, site, read, &bytes, now, since.floor),
@@ -89,7 +91,7 @@ fn take_over(context: &Context, site: &Site) -> Result<SpreadPrimary, ClientErro
         }
         None => {}
     }
-    Ok(taken.primary)
+    Ok(primary)
 }
 
 fn check_read(
@@ -120,14 +122,14 @@ fn check_read(
 }
 
 /// Commits some sets; false if this program is to end.
-fn commit_some(context: &Context, site: &Site, primary: &mut SpreadPrimary) -> bool {
+fn commit_some(context: &Context, site: &Site, primary: &mut Writer) -> bool {
     for _ in 0..context.draw(|random| random.between(1, 5)) {
         if !context.goes_on() {
             return false;
         }
-        if primary.missing().next().is_some() && context.draw(|random| random.chance(1, 2)) {
+        if primary.lacks_units() && context.draw(|random| random.chance(1, 2)) {
             context.doing("rejoin");
-            let (term, since) = (primary.term().0, site.model.lock().since());
+            let (term, since) = (primary.term(), site.model.lock().since());
             let back = primary.rejoin();
             follow(context, site, primary, term, None, since);
             context.note(|| format!("has {back:?} units back"));
@@ -151,17 +153,13 @@ fn commit_some(context: &Context, site: &Site, primary: &mut SpreadPrimary) -> b
     context.draw(|random| random.chance(1, 3))
 }
 
-fn commit_one(
-    context: &Context,
-    site: &Site,
-    primary: &mut SpreadPrimary,
-) -> Result<(), ClientError> {
-    let capacity = primary.spread().capacity_bytes();
+fn commit_one(context: &Context, site: &Site, primary: &mut Writer) -> Result<(), ClientError> {
+    let capacity = primary.capacity_bytes();
     let length = context.draw(|random| {
         let most = random.pick(&[0, 1, 70, capacity / 2, capacity, capacity]);
         random.below(most.min(capacity) + 1)
     });
-    let (mut number, term) = (primary.newest().get() + 1, primary.term().0);
+    let (mut number, term) = (primary.newest() + 1, primary.term());
     let (id, since) = {
         let mut model = site.model.lock();
         (model.begin(number, term, length), model.since())
@@ -220,21 +218,21 @@ fn commit_one(
 fn follow(
     context: &Context,
     site: &Site,
-    primary: &SpreadPrimary,
+    primary: &Writer,
     term: u64,
     attempt: Option<(u64, Option<u64>)>,
     since: Since,
 ) -> bool {
-    let now = primary.term().0;
+    let now = primary.term();
     if now == term {
         return false;
     }
     let (id, stored) = attempt.unwrap_or_default();
-    let newest = stored.map_or(primary.newest().get(), |number| number - 1);
-    let generation = primary.spread().membership().generation;
+    let newest = stored.map_or(primary.newest(), |number| number - 1);
+    let generation = primary.generation();
     context.note(|| {
         format!(
-            "goes on in term {now} with the members of generation {generation}, behind set {newest}"
+            "goes on in term {now} with the members of generation {generation:?}, behind set {newest}"
         )
     });
     context.count(|totals| totals.followed += 1);
@@ -255,7 +253,7 @@ fn units_of(receipt: &Receipt) -> u64 {
 /// Stores a set in one of the ways there are; none if it was given up on purpose.
 fn store(
     context: &Context,
-    primary: &mut SpreadPrimary,
+    primary: &mut Writer,
     bytes: &[u8],
     id: u64,
 ) -> Result<Option<Receipt>, ClientError> {
@@ -266,13 +264,8 @@ fn store(
         return primary.commit(&slices, label(id)).map(Some);
     }
     let length = (way != 4).then_some(bytes.len() as u64);
-    let mut put = primary.begin(length, label(id))?;
-    put.write_bytes(first)?;
-    if way == 5 {
-        return Ok(None);
-    }
-    put.write_bytes(second)?;
-    put.finish().map(Some)
+    let second = (way != 5).then_some(second);
+    primary.put(length, label(id), first, second)
 }
 
 /// Reads at any time.
@@ -360,8 +353,8 @@ pub(in crate::scenario) fn overwrite_all(context: &Context, site: &Site) -> Resu
     site.model.lock().fenced(older);
     let primary = open_primary(context, site);
     let mut primary = primary.map_err(|error| failed("opening", error))?;
-    let before = primary.newest().get();
-    while primary.newest().get() <= before + site.sets_kept {
+    let before = primary.newest();
+    while primary.newest() <= before + site.sets_kept {
         commit_one(context, site, &mut primary).map_err(|error| failed("commit", error))?;
     }
     read(context, site, SetChoice::Newest).map_err(|error| failed("read", error))

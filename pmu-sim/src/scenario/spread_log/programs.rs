@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 
-use pmu_client::{Attempt, ClientError, LogRecord, SpreadLogBackup, SpreadLogPrimary};
+use pmu_client::{Attempt, ClientError, LogRecord, SpreadLogBackup};
 
 use super::Site;
+use super::writer::Writer;
 use crate::context::Context;
 use crate::scenario::log::model::{Ending, Handed, ID_BYTES, payload};
 use crate::scenario::spread::programs::may_happen;
@@ -48,14 +49,12 @@ fn judge<T>(
     })
 }
 
-fn open_primary(context: &Context, site: &Site) -> Result<SpreadLogPrimary, ClientError> {
+fn open_primary(context: &Context, site: &Site) -> Result<Writer, ClientError> {
     context.doing("open");
     let floor = site.model.lock().floor();
-    let opened = site
-        .find(context)
-        .and_then(|spread| spread.open_log_primary(&options(context)));
+    let opened = Writer::open(context, site);
     let log = judge(context, "a log can't be opened", opened)?;
-    let (term, end) = (log.term(), log.newest().get());
+    let (term, end) = (log.term(), log.newest());
     context.note(|| format!("is primary in term {term}, behind {end}"));
     if end < floor {
         context.violate(format!(
@@ -66,7 +65,7 @@ fn open_primary(context: &Context, site: &Site) -> Result<SpreadLogPrimary, Clie
     Ok(log)
 }
 
-fn take_over(context: &Context, site: &Site) -> Result<SpreadLogPrimary, ClientError> {
+fn take_over(context: &Context, site: &Site) -> Result<Writer, ClientError> {
     context.doing("take over");
     let (floor, cleared, older) = {
         let model = site.model.lock();
@@ -108,7 +107,7 @@ fn take_over(context: &Context, site: &Site) -> Result<SpreadLogPrimary, ClientE
         model.settle_all(&handed)?;
         model.opened(term, found.end.get())
     });
-    Ok(taken.primary)
+    Ok(Writer::Direct(Box::new(taken.primary)))
 }
 
 /// Checks a record that was handed out.
@@ -117,27 +116,36 @@ fn take(context: &Context, site: &Site, record: LogRecord<'_>) -> Option<Handed>
 }
 
 /// Appends some records; false if this program is to end.
-fn append_some(context: &Context, site: &Site, log: &mut SpreadLogPrimary) -> bool {
+fn append_some(context: &Context, site: &Site, log: &mut Writer) -> bool {
     let mut outstanding = Outstanding::new();
     for _ in 0..context.draw(|random| random.between(1, 8)) {
         if !context.goes_on() {
             return false;
         }
-        if log.missing().next().is_some() && context.draw(|random| random.chance(1, 3)) {
+        if !log.missing().is_empty() && context.draw(|random| random.chance(1, 3)) {
             context.doing("rejoin");
             let back = log.rejoin();
             context.note(|| format!("has {back:?} units back"));
+            // Nothing else will say what became of the records.
+            if let Err(error) = back
+                && log.is_distributed()
+                && log.is_ended()
+            {
+                acknowledge(context, site, log, &mut outstanding);
+                fail(context, site, log, &error, &mut outstanding);
+                return !error.is_fenced() && context.draw(|random| random.chance(2, 3));
+            }
         }
         context.doing("append");
         let waits = context.draw(|random| random.below(4));
         let done = submit(context, site, log, &mut outstanding).and_then(|()| match waits {
-            0 | 1 => log.flush().map(drop),
-            2 => log.poll_completions().map(drop),
+            0 | 1 => log.flush(),
+            2 => log.poll_completions(),
             _ => Ok(()),
         });
         acknowledge(context, site, log, &mut outstanding);
         if let Err(error) = done {
-            fail(context, site, &error, &mut outstanding);
+            fail(context, site, log, &error, &mut outstanding);
             if error.is_fenced() || log.is_ended() {
                 return !error.is_fenced() && context.draw(|random| random.chance(2, 3));
             }
@@ -147,13 +155,13 @@ fn append_some(context: &Context, site: &Site, log: &mut SpreadLogPrimary) -> bo
     let flushed = log.flush();
     acknowledge(context, site, log, &mut outstanding);
     match flushed {
-        Ok(_) if outstanding.is_empty() => context.draw(|random| random.chance(1, 3)),
-        Ok(_) => {
+        Ok(()) if outstanding.is_empty() => context.draw(|random| random.chance(1, 3)),
+        Ok(()) => {
             context.violate("records are not acknowledged after a flush".into());
             false
         }
         Err(error) => {
-            fail(context, site, &error, &mut outstanding);
+            fail(context, site, log, &error, &mut outstanding);
             !error.is_fenced()
         }
     }
@@ -162,7 +170,7 @@ fn append_some(context: &Context, site: &Site, log: &mut SpreadLogPrimary) -> bo
 fn submit(
     context: &Context,
     site: &Site,
-    log: &mut SpreadLogPrimary,
+    log: &mut Writer,
     outstanding: &mut Outstanding,
 ) -> Result<(), ClientError> {
     let longest = u64::from(log.record_bytes_max());
@@ -208,13 +216,8 @@ fn submit(
     }
 }
 
-fn acknowledge(
-    context: &Context,
-    site: &Site,
-    log: &SpreadLogPrimary,
-    outstanding: &mut Outstanding,
-) {
-    let to = log.acknowledged().get();
+fn acknowledge(context: &Context, site: &Site, log: &Writer, outstanding: &mut Outstanding) {
+    let to = log.acknowledged();
     while outstanding.front().is_some_and(|first| first.to <= to) {
         let Some(batch) = outstanding.pop_front() else {
             return;
@@ -235,7 +238,13 @@ fn acknowledge(
 }
 
 /// Tells the model what an error means for the records that are not acknowledged.
-fn fail(context: &Context, site: &Site, error: &ClientError, outstanding: &mut Outstanding) {
+fn fail(
+    context: &Context,
+    site: &Site,
+    log: &Writer,
+    error: &ClientError,
+    outstanding: &mut Outstanding,
+) {
     context.note(|| {
         format!(
             "has {} batches without a receipt: {error}",
@@ -252,6 +261,9 @@ fn fail(context: &Context, site: &Site, error: &ClientError, outstanding: &mut O
                 attempt: Attempt::Records(_, to),
                 ..
             } if batch.from >= to.get() => Ending::Refused,
+            ClientError::UnknownOutcome { .. } => Ending::Unknown,
+            // Whoever has records distributed is told what became of them.
+            _ if log.is_distributed() => Ending::Refused,
             _ => Ending::Unknown,
         };
         let unknown = ending == Ending::Unknown;
@@ -396,11 +408,11 @@ pub(super) fn last_round(context: &Context, site: &Site) -> Result<(), String> {
         }
         let mut outstanding = Outstanding::new();
         let done = submit(context, site, &mut log, &mut outstanding);
-        let done = done.and_then(|()| log.flush().map(drop));
+        let done = done.and_then(|()| log.flush());
         acknowledge(context, site, &log, &mut outstanding);
         done.map_err(|error| format!("the last append failed: {error}"))?;
     }
-    let missing: Vec<&str> = log.missing().map(|missing| &*missing.unit).collect();
+    let missing = log.missing();
     let members = site.members(context).into_iter();
     let whole = members.filter(|unit| !missing.contains(&UNIT_NAMES[*unit]));
     *site.whole.lock() = whole.fold(0, |all, unit| all | 1 << unit);

@@ -6,12 +6,11 @@ use pmu_proto::v1::distribute_request::Step;
 use pmu_proto::v1::distribute_response::Step as Answer;
 use pmu_proto::v1::{self, Failure};
 
-use super::session::{Over, Piece, Session, Work};
-use super::staging::Staging;
-use crate::metrics;
+use crate::program::Over;
+use crate::session::{Piece, Session, Work};
 
 /// See the module.
-pub(super) struct Sets {
+pub(crate) struct Sets {
     primary: SpreadPrimary,
 }
 
@@ -23,27 +22,20 @@ enum Done {
 }
 
 impl Sets {
-    pub(super) const fn new(primary: SpreadPrimary) -> Self {
+    pub(crate) const fn new(primary: SpreadPrimary) -> Self {
         Self { primary }
     }
 
     /// One set.
-    fn put(
-        &mut self,
-        session: &mut Session,
-        staging: Option<&Staging>,
-        begin: &v1::DistributeBegin,
-    ) -> Result<(), Over> {
-        let Some(staging) = staging else {
-            return session.broken("a set before the data connection");
-        };
+    fn put(&mut self, session: &mut Session<'_>, begin: &v1::DistributeBegin) -> Result<(), Over> {
+        session.check_window("a set before the data connection")?;
         let Ok(label) = <[u8; 32]>::try_from(begin.label.as_slice()) else {
             return session.broken("a label of another length");
         };
         let label = Label::from_bytes(label);
-        let done = match session.check_admitted() {
+        let done = match session.program.check_admitted() {
             Ok(()) => match self.primary.begin(begin.length_bytes, label) {
-                Ok(put) => receive(session, put, staging, begin.put)?,
+                Ok(put) => receive(session, put, begin.put)?,
                 Err(error) => Done::Failed(Box::new(failure_to_wire(&error))),
             },
             Err(refused) => Done::Failed(refused),
@@ -51,7 +43,7 @@ impl Sets {
         let missing = missing_to_wire(self.primary.missing());
         match done {
             Done::Stored(receipt) => {
-                metrics::count_distributed(receipt.bytes);
+                session.program.count_set(receipt.bytes);
                 tracing::info!(set = ?receipt.set(), bytes = receipt.bytes, units = receipt.units.len(), "set distributed");
                 session.say(Answer::Stored(v1::DistributeStored {
                     put: begin.put,
@@ -81,21 +73,17 @@ impl Work for Sets {
             newest: self.primary.newest().get(),
             missing: missing_to_wire(self.primary.missing()),
             log: None,
+            term: self.primary.term().0,
         }
     }
 
-    fn next(&mut self, session: &mut Session) -> Result<Option<Step>, Over> {
-        Ok(session.requests.blocking_recv())
+    fn next(&mut self, session: &mut Session<'_>) -> Result<Option<Step>, Over> {
+        Ok(session.program.hear())
     }
 
-    fn step(
-        &mut self,
-        session: &mut Session,
-        staging: Option<&Staging>,
-        step: Step,
-    ) -> Result<(), Over> {
+    fn step(&mut self, session: &mut Session<'_>, step: Step) -> Result<(), Over> {
         match step {
-            Step::Begin(begin) => self.put(session, staging, &begin),
+            Step::Begin(begin) => self.put(session, &begin),
             Step::Rejoin(_) => {
                 let back = self.primary.rejoin();
                 session.rejoined(back, self.primary.missing())
@@ -103,7 +91,7 @@ impl Work for Sets {
             // Of a set that was given up: skipped, and its room is free.
             Step::Ready(ready) => {
                 let piece = piece_of(&ready);
-                session.check_place(staging, piece)?;
+                session.check_place(piece)?;
                 session.taken(piece)
             }
             Step::Finish(_) | Step::Abandon(_) => Ok(()),
@@ -121,20 +109,15 @@ const fn piece_of(ready: &v1::DistributeReady) -> Piece {
 }
 
 /// Takes the pieces of a set until it is finished or given up.
-fn receive(
-    session: &mut Session,
-    mut put: SpreadPut<'_>,
-    staging: &Staging,
-    number: u64,
-) -> Result<Done, Over> {
+fn receive(session: &mut Session<'_>, mut put: SpreadPut<'_>, number: u64) -> Result<Done, Over> {
     let mut written = 0;
     loop {
-        match session.requests.blocking_recv() {
+        match session.program.hear() {
             Some(Step::Ready(ready)) if ready.put == number => {
                 let piece = piece_of(&ready);
-                session.check_place(Some(staging), piece)?;
+                session.check_place(piece)?;
                 session.bytes.clear();
-                if let Err(failure) = session.copy_out(staging, piece) {
+                if let Err(failure) = session.copy_out(piece) {
                     drop(put);
                     session.taken(piece)?;
                     return Ok(Done::Failed(failure));
@@ -150,7 +133,7 @@ fn receive(
                 if finish.length_bytes != written {
                     return session.broken("a set's length is not that of its pieces");
                 }
-                if let Err(refused) = session.check_admitted() {
+                if let Err(refused) = session.program.check_admitted() {
                     return Ok(Done::Failed(refused));
                 }
                 return Ok(match put.finish() {
@@ -162,7 +145,13 @@ fn receive(
                 return Ok(Done::Abandoned);
             }
             Some(_) => return session.broken("a message that does not belong to the set"),
-            None => return Err(Over),
+            None => {
+                #[cfg(feature = "planted-bugs")]
+                if pmu_format::planted::is_planted(pmu_format::planted::Bug::PublishUnfinished) {
+                    let _ = put.finish();
+                }
+                return Err(Over);
+            }
         }
     }
 }

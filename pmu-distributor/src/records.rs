@@ -8,17 +8,15 @@ use pmu_client::{ClientError, Epoch, Receipt, SpreadLogPrimary, Ticket, UnitProo
 use pmu_proto::v1::distribute_request::Step;
 use pmu_proto::v1::distribute_response::Step as Answer;
 use pmu_proto::v1::{self, Failure};
-use tokio::sync::mpsc::error::TryRecvError;
 
-use super::session::{Over, Piece, Session, Work};
-use super::staging::Staging;
-use crate::metrics;
+use crate::program::{Heard, Over};
+use crate::session::{Piece, Session, Work};
 
 /// Records that begin in one piece at most.
 const RECORDS_PER_PIECE_MAX: usize = 512;
 
 /// See the module. The bytes of records that have not come as a whole yet lie in [`Session::bytes`].
-pub(super) struct Records {
+pub(crate) struct Records {
     log: SpreadLogPrimary,
     /// The last record of each piece, as long as it is not durable.
     in_flight: VecDeque<Ticket>,
@@ -30,7 +28,7 @@ pub(super) struct Records {
 }
 
 impl Records {
-    pub(super) fn new(log: SpreadLogPrimary) -> Self {
+    pub(crate) fn new(log: SpreadLogPrimary) -> Self {
         Self {
             log,
             in_flight: VecDeque::new(),
@@ -48,8 +46,7 @@ impl Records {
     /// Takes a piece, and gives the units what of it is whole.
     fn take(
         &mut self,
-        session: &mut Session,
-        staging: Option<&Staging>,
+        session: &mut Session<'_>,
         records: &v1::DistributeRecords,
     ) -> Result<(), Over> {
         let piece = Piece {
@@ -57,14 +54,14 @@ impl Records {
             length_bytes: records.length_bytes,
             checksum: records.checksum,
         };
-        let staging = session.check_place(staging, piece)?;
+        session.check_place(piece)?;
         if records.records.len() > RECORDS_PER_PIECE_MAX {
             return session.broken("too many records in one piece");
         }
-        if let Err(refused) = session.check_admitted() {
+        if let Err(refused) = session.program.check_admitted() {
             return self.refuse(session, *refused);
         }
-        if let Err(damaged) = session.copy_out(staging, piece) {
+        if let Err(damaged) = session.copy_out(piece) {
             return self.refuse(session, *damaged);
         }
         session.taken(piece)?;
@@ -76,7 +73,7 @@ impl Records {
     }
 
     /// Submits every batch that has come as a whole.
-    fn submit_whole(&mut self, session: &mut Session) -> Result<(), Over> {
+    fn submit_whole(&mut self, session: &mut Session<'_>) -> Result<(), Over> {
         let mut at = 0;
         let mut last = None;
         while let Some((records, bytes)) = self.first_batch(session)? {
@@ -93,7 +90,7 @@ impl Records {
             }
             at = end;
             self.lengths.drain(..records);
-            metrics::count_distributed_records(records as u64, bytes);
+            session.program.count_records(records as u64, bytes);
         }
         session.bytes.drain(..at);
         self.in_flight.extend(last);
@@ -104,7 +101,7 @@ impl Records {
     }
 
     /// How many records the next batch has, and their bytes; none if its last one was not announced yet.
-    fn first_batch(&self, session: &Session) -> Result<Option<(usize, u64)>, Over> {
+    fn first_batch(&self, session: &mut Session<'_>) -> Result<Option<(usize, u64)>, Over> {
         let mut bytes = 0_u64;
         for (index, (length, continues)) in self.lengths.iter().enumerate() {
             bytes = bytes.saturating_add(*length);
@@ -136,7 +133,7 @@ impl Records {
     }
 
     /// Tells the program what has become durable, as far as completions were seen.
-    fn report(&mut self, session: &Session) -> Result<(), Over> {
+    fn report(&mut self, session: &mut Session<'_>) -> Result<(), Over> {
         let mut durable = None;
         while let Some(ticket) = self
             .in_flight
@@ -155,7 +152,7 @@ impl Records {
         }
     }
 
-    fn appended(&mut self, session: &Session, receipt: &Receipt) -> Result<(), Over> {
+    fn appended(&mut self, session: &mut Session<'_>, receipt: &Receipt) -> Result<(), Over> {
         let known = self.proof.as_ref();
         let same =
             known.is_some_and(|(epoch, units)| *epoch == receipt.epoch && *units == receipt.units);
@@ -163,6 +160,10 @@ impl Records {
             to: receipt.position().unwrap_or_default().get(),
             ..v1::DistributeAppended::default()
         };
+        #[cfg(feature = "planted-bugs")]
+        if pmu_format::planted::is_planted(pmu_format::planted::Bug::AcknowledgeEarly) {
+            answer.to = self.log.submitted().get();
+        }
         if !same {
             answer.proof = Some(proof_to_wire(receipt));
             answer.missing = missing_to_wire(self.log.missing());
@@ -173,7 +174,7 @@ impl Records {
     }
 
     /// Waits for the oldest piece that is under way.
-    fn wait_oldest(&mut self, session: &Session) -> Result<(), Over> {
+    fn wait_oldest(&mut self, session: &mut Session<'_>) -> Result<(), Over> {
         if let Some(ticket) = self.in_flight.front().copied()
             && let Err(error) = self.log.wait(ticket)
         {
@@ -183,7 +184,7 @@ impl Records {
     }
 
     /// Waits until everything that was submitted is durable.
-    fn settle(&mut self, session: &Session) -> Result<(), Over> {
+    fn settle(&mut self, session: &mut Session<'_>) -> Result<(), Over> {
         while !self.in_flight.is_empty() {
             self.wait_oldest(session)?;
         }
@@ -191,13 +192,13 @@ impl Records {
     }
 
     /// The distributor's own refusal: what was submitted before is seen through, and what comes after is not looked at.
-    fn refuse<T>(&mut self, session: &Session, failure: Failure) -> Result<T, Over> {
+    fn refuse<T>(&mut self, session: &mut Session<'_>, failure: Failure) -> Result<T, Over> {
         self.settle(session)?;
         self.end(session, failure)
     }
 
     /// What the units refused. What was submitted before is seen through, if that can be: its outcome must not stay open.
-    fn failed<T>(&mut self, session: &Session, error: ClientError) -> Result<T, Over> {
+    fn failed<T>(&mut self, session: &mut Session<'_>, error: ClientError) -> Result<T, Over> {
         let under_way = self.in_flight.back().copied();
         let seen_through = match under_way.filter(|_| !self.log.is_ended()) {
             Some(ticket) => self.log.wait(ticket).map(drop),
@@ -208,7 +209,7 @@ impl Records {
     }
 
     /// The first failure ends the session: what the program sent behind it must not be appended.
-    fn end<T>(&self, session: &Session, failure: Failure) -> Result<T, Over> {
+    fn end<T>(&self, session: &mut Session<'_>, failure: Failure) -> Result<T, Over> {
         tracing::warn!(kind = ?failure.kind(), text = failure.text, "records not distributed");
         session.say(Answer::Failed(v1::DistributeFailed {
             put: 0,
@@ -219,7 +220,7 @@ impl Records {
         Err(Over)
     }
 
-    fn look_for_room(&mut self, session: &Session) -> Result<(), Over> {
+    fn look_for_room(&mut self, session: &mut Session<'_>) -> Result<(), Over> {
         match self.log.refresh_free() {
             Ok(free_bytes) => session.say(Answer::Free(v1::DistributeFree {
                 free_to: self.log.submitted().get().saturating_add(free_bytes),
@@ -228,7 +229,7 @@ impl Records {
         }
     }
 
-    fn rejoin(&mut self, session: &Session) -> Result<(), Over> {
+    fn rejoin(&mut self, session: &mut Session<'_>) -> Result<(), Over> {
         self.settle(session)?;
         match self.log.rejoin() {
             Ok(back) => session.rejoined(Ok(back), self.log.missing()),
@@ -258,19 +259,20 @@ impl Work for Records {
                 batch_bytes_max: self.batch_bytes_max,
                 proof: receipt.as_ref().map(proof_to_wire),
             }),
+            term: self.log.term(),
             ..v1::DistributeOpened::default()
         }
     }
 
-    fn next(&mut self, session: &mut Session) -> Result<Option<Step>, Over> {
+    fn next(&mut self, session: &mut Session<'_>) -> Result<Option<Step>, Over> {
         loop {
-            match session.requests.try_recv() {
-                Ok(step) => return Ok(Some(step)),
-                Err(TryRecvError::Empty) if self.in_flight.is_empty() => {
-                    return Ok(session.requests.blocking_recv());
+            match session.program.hear_now() {
+                Heard::Step(step) => return Ok(Some(*step)),
+                Heard::Nothing if self.in_flight.is_empty() => {
+                    return Ok(session.program.hear());
                 }
-                Err(TryRecvError::Empty) => self.wait_oldest(session)?,
-                Err(TryRecvError::Disconnected) => {
+                Heard::Nothing => self.wait_oldest(session)?,
+                Heard::End => {
                     self.settle(session)?;
                     return Ok(None);
                 }
@@ -278,14 +280,9 @@ impl Work for Records {
         }
     }
 
-    fn step(
-        &mut self,
-        session: &mut Session,
-        staging: Option<&Staging>,
-        step: Step,
-    ) -> Result<(), Over> {
+    fn step(&mut self, session: &mut Session<'_>, step: Step) -> Result<(), Over> {
         match step {
-            Step::Records(records) => self.take(session, staging, &records),
+            Step::Records(records) => self.take(session, &records),
             Step::Room(_) => self.look_for_room(session),
             Step::Rejoin(_) => self.rejoin(session),
             _ => session.broken("sets, in append mode"),
