@@ -142,16 +142,14 @@ fn receive(session: &mut Session<'_>, mut put: SpreadPut<'_>, number: u64) -> Re
                 });
             }
             Some(Step::Abandon(abandon)) if abandon.put == number => {
+                #[cfg(feature = "planted-bugs")]
+                if pmu_format::planted::is_planted(pmu_format::planted::Bug::PublishAbandoned) {
+                    let _ = put.finish();
+                }
                 return Ok(Done::Abandoned);
             }
             Some(_) => return session.broken("a message that does not belong to the set"),
-            None => {
-                #[cfg(feature = "planted-bugs")]
-                if pmu_format::planted::is_planted(pmu_format::planted::Bug::PublishUnfinished) {
-                    let _ = put.finish();
-                }
-                return Err(Over);
-            }
+            None => return Err(Over),
         }
     }
 }

@@ -27,8 +27,8 @@ pub enum Bug {
     StaleLogRebuild,
     /// A distributor acknowledges records that it has given to the units, durable or not.
     AcknowledgeEarly,
-    /// A distributor publishes a set whose program is gone before it was finished.
-    PublishUnfinished,
+    /// A distributor publishes a set that its program gave up.
+    PublishAbandoned,
 }
 
 impl Bug {
@@ -44,7 +44,7 @@ impl Bug {
         ("trust-words", Self::TrustWords),
         ("stale-log-rebuild", Self::StaleLogRebuild),
         ("acknowledge-early", Self::AcknowledgeEarly),
-        ("publish-unfinished", Self::PublishUnfinished),
+        ("publish-abandoned", Self::PublishAbandoned),
     ];
 }
 

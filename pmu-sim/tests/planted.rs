@@ -83,8 +83,8 @@ fn d08_records_that_a_distributor_acknowledges_early_are_found() {
 }
 
 #[test]
-fn d08_a_set_that_a_distributor_publishes_unfinished_is_found() {
-    is_found(Bug::PublishUnfinished);
+fn d08_a_set_that_was_given_up_and_a_distributor_publishes_is_found() {
+    is_found(Bug::PublishAbandoned);
 }
 
 #[test]

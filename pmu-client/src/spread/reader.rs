@@ -122,10 +122,16 @@ impl SpreadReader<'_> {
             let newest = self.newest()?;
             let committed = newest.set();
             match self.read_once(choice, &newest, sink) {
-                // A live writer has overwritten it meanwhile.
-                Err(ClientError::TooFewUnits { .. } | ClientError::NoSuchSet { .. })
-                    if choice == SetChoice::Newest
-                        && before.replace(committed) != Some(committed) => {}
+                Err(error @ (ClientError::TooFewUnits { .. } | ClientError::NoSuchSet { .. }))
+                    if choice == SetChoice::Newest =>
+                {
+                    // A live writer may have overwritten it meanwhile, also while it was tried again.
+                    let first = before.replace(committed) != Some(committed);
+                    let overtaken = |now: Newest| now.set() != committed;
+                    if !first && !self.newest().is_ok_and(overtaken) {
+                        return Err(error);
+                    }
+                }
                 read => return read,
             }
         }
