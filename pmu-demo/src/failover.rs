@@ -92,8 +92,14 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: &Choice) -> Result<Option
         said,
         deadline: Instant::now() + plan.tools.timeout(),
     };
-    let report = run.work(begun_ns, &result);
-    run.end(report)
+    match run.work(begun_ns, &result) {
+        Ok(report) => run.end(report),
+        Err(error) => {
+            run.hear_what_is_left();
+            let onlooker = run.onlooker.take();
+            Err(run.history.explain(error, onlooker))
+        }
+    }
 }
 
 impl Failover<'_> {
@@ -321,6 +327,16 @@ impl Failover<'_> {
         }
     }
 
+    /// Of a run that has failed: who led is still of interest.
+    fn hear_what_is_left(&mut self) {
+        while let Ok((which, said)) = self.said.try_recv() {
+            if let Ok(Some(event)) = said {
+                // Why the run has failed is known already.
+                let _ = self.history.heard(which, &event);
+            }
+        }
+    }
+
     fn heard(&mut self, which: usize, event: Option<Event>) -> Result<()> {
         if let Some(event) = &event {
             self.history.heard(which, event)?;
@@ -419,8 +435,7 @@ impl Failover<'_> {
     }
 
     /// Ends the agents, has the units' side checked, and its regions removed.
-    fn end(mut self, report: Result<Option<RunReport>>) -> Result<Option<RunReport>> {
-        let report = report?;
+    fn end(mut self, report: Option<RunReport>) -> Result<Option<RunReport>> {
         for agent in self.agents.iter_mut().flatten() {
             agent.signal(Signal::TERM);
         }

@@ -19,7 +19,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Between two attempts to reach the log, as when the others have cleared what was to be read next.
 const RETRY: Duration = Duration::from_millis(20);
 /// So long the log is tried to be read to its end when the run is over.
-const LAST_READING: Duration = Duration::from_secs(20);
+const LAST_READING: Duration = Duration::from_secs(5);
 
 /// The instances that led, as they told it.
 #[derive(Debug)]
@@ -73,6 +73,16 @@ impl History {
         };
         self.instances[current].commits.extend(commits);
         Ok(())
+    }
+
+    /// Why a run has failed. Where two led, that is why, whatever else came of it: programs that wait in vain, or a log that can't be read.
+    #[must_use]
+    pub fn explain(&self, error: DemoError, onlooker: Option<Onlooker>) -> DemoError {
+        let found = onlooker.map(|onlooker| onlooker.found().0);
+        match self.judge(&found.unwrap_or_default()).violation {
+            Some(violation) => DemoError::Unusable(format!("{violation}; then: {error}")),
+            None => error,
+        }
     }
 
     /// What comes of both. A violation is a text.
@@ -132,9 +142,12 @@ impl Leading {
     }
 }
 
+/// What was found, and why no more, if it wasn't all.
+type Looked = (Log, Result<()>);
+
 /// Reads the log while others write, take over and clear it, from a thread of its own. It changes nothing, and has no right to.
 pub struct Onlooker {
-    thread: Option<JoinHandle<Result<Log>>>,
+    thread: Option<JoinHandle<Looked>>,
     over: Arc<AtomicBool>,
 }
 
@@ -155,11 +168,20 @@ impl Onlooker {
     ///
     /// # Errors
     /// [`DemoError::Client`] if the log can't be read.
-    pub fn finish(mut self) -> Result<Log> {
+    pub fn finish(self) -> Result<Log> {
+        let (log, looked) = self.found();
+        looked.map(|()| log)
+    }
+
+    /// The same of a run that has failed already: what was found, and why no more.
+    pub fn found(mut self) -> Looked {
         self.over.store(true, Ordering::Release);
+        let joined = self.thread.take().map(JoinHandle::join);
         let lost = || DemoError::Unusable("the log's onlooker has panicked".into());
-        let thread = self.thread.take().ok_or_else(lost)?;
-        thread.join().map_err(|_| lost())?
+        match joined {
+            Some(Ok(looked)) => looked,
+            _ => (Log::default(), Err(lost())),
+        }
     }
 }
 
@@ -170,7 +192,7 @@ impl Drop for Onlooker {
     }
 }
 
-fn look_on(place: &Place, over: &AtomicBool) -> Result<Log> {
+fn look_on(place: &Place, over: &AtomicBool) -> Looked {
     let mut log = Log::default();
     let mut over_since: Option<Instant> = None;
     loop {
@@ -178,13 +200,13 @@ fn look_on(place: &Place, over: &AtomicBool) -> Result<Log> {
             .open_onlooker()
             .and_then(|mut reader| look_until(&mut reader, &mut log, over));
         let Err(error) = looked else {
-            return Ok(log);
+            return (log, Ok(()));
         };
         // Others clear what they need no longer, and units are killed: what is left is read from its begin.
         if over.load(Ordering::Acquire)
             && over_since.get_or_insert_with(Instant::now).elapsed() > LAST_READING
         {
-            return Err(DemoError::client("look on at the log")(error));
+            return (log, Err(DemoError::client("look on at the log")(error)));
         }
         std::thread::sleep(RETRY);
     }

@@ -65,6 +65,7 @@ pub struct Choice {
     pub units: Vec<usize>,
 }
 
+/// In the order of the history's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     Primary,
@@ -158,12 +159,13 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<RunRepo
         failing: false,
         deadline: Instant::now() + plan.tools.timeout(),
     };
-    if run.choice.backup == Backup::Warm {
-        run.start_backup()?;
-        run.until(|run| run.backup_seen.following)?;
-    }
-    let failed_ns = run.until_failure()?;
-    run.take_over(failed_ns)?;
+    let failed_ns = match run.through() {
+        Ok(failed_ns) => failed_ns,
+        Err(error) => {
+            run.hear_what_is_left();
+            return Err(run.history.explain(error, Some(onlooker)));
+        }
+    };
     let leading = run.history.judge(&onlooker.finish()?);
     let identical = same_bytes(&plan.answer, &run.result)?;
     if identical {
@@ -289,6 +291,27 @@ pub fn give_word(path: &Path) -> Result<()> {
 }
 
 impl Run<'_> {
+    /// From the begin of the primary's work to the end of the backup's. Returns when the primary was made to fail.
+    fn through(&mut self) -> Result<u64> {
+        if self.choice.backup == Backup::Warm {
+            self.start_backup()?;
+            self.until(|run| run.backup_seen.following)?;
+        }
+        let failed_ns = self.until_failure()?;
+        self.take_over(failed_ns)?;
+        Ok(failed_ns)
+    }
+
+    /// Of a run that has failed: who led is still of interest.
+    fn hear_what_is_left(&mut self) {
+        while let Ok((source, said)) = self.said.try_recv() {
+            if let Ok(Some(event)) = said {
+                // Why the run has failed is known already.
+                let _ = self.history.heard(source as usize, &event);
+            }
+        }
+    }
+
     /// Lets the primary work until its moment has come, and makes it fail. Returns when that was.
     fn until_failure(&mut self) -> Result<u64> {
         self.primary.tell("go")?;
@@ -384,7 +407,7 @@ impl Run<'_> {
 
     fn primary_said(&mut self, event: Option<Event>) -> Result<()> {
         if let Some(event) = &event {
-            self.history.heard(0, event)?;
+            self.history.heard(Source::Primary as usize, event)?;
         }
         let seen = &mut self.primary_seen;
         match event {
@@ -415,7 +438,7 @@ impl Run<'_> {
 
     fn backup_said(&mut self, event: Option<Event>) -> Result<()> {
         if let Some(event) = &event {
-            self.history.heard(1, event)?;
+            self.history.heard(Source::Backup as usize, event)?;
         }
         let seen = &mut self.backup_seen;
         match event {
