@@ -459,7 +459,7 @@ fn look_until(reader: &mut LogBackup, log: &mut Log, over: &AtomicBool) -> Resul
             return Ok(());
         }
         if !some {
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
