@@ -1,5 +1,9 @@
 //! A program as an agent runs one: it counts, each number is a record, and a snapshot is the count with some ballast.
-//! `counter UNIT IDENTITY DIRECTORY BALLAST_BYTES`; regions `log` and `state`. What was acknowledged is written to `DIRECTORY/acknowledged`.
+//! `counter UNIT IDENTITY DIRECTORY BALLAST_BYTES`; regions `log` and `state`. Each record bears its number, the epoch and the process.
+//!
+//! What was acknowledged is written to `DIRECTORY/acknowledged`, with the times of the monotonic clock: before the library was asked, and when it
+//! had answered. Lines: `start EPOCH COUNT PROCESS OPENED_NS`, `record EPOCH NUMBER FROM TO BEGUN_NS TOLD_NS`, `fenced EPOCH COUNT`,
+//! `set EPOCH SETS_EPOCH NUMBER BEGUN_NS TOLD_NS`.
 //!
 //! For tests: it holds so many MiB more as `DIRECTORY/memory` says, hangs while `DIRECTORY/hang` exists, and fails at its start while `DIRECTORY/broken` does.
 #![allow(clippy::print_stdout, reason = "a program for people")]
@@ -14,11 +18,15 @@ use pmu_client::agent::{Handover, Order, Program, SnapshotReport};
 use pmu_client::{
     ClientError, ConnectOptions, Identity, Label, LogPrimary, OpenOptions, SetPrimary, Unit,
 };
+use rustix::time::{ClockId, clock_gettime};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Between two records, so that a test can look on.
 const PACE: Duration = Duration::from_micros(500);
+
+/// A record: number, epoch and process, and nothing behind them.
+const RECORD_BYTES: usize = 64;
 
 struct Counter {
     count: u64,
@@ -60,10 +68,16 @@ fn handed_over() -> Result<u64> {
             .map_or(0, |first| u64::from_le_bytes(*first));
     }
     let in_set = count;
-    handover.visit_records(|_, record| {
-        let number = record
-            .first_chunk()
-            .map_or(0, |first| u64::from_le_bytes(*first));
+    let mut epoch = 0;
+    handover.visit_records(|position, record| {
+        let [number, of, process] = [0, 8, 16].map(|at| u64_at(record, at));
+        if of < epoch {
+            let what = format!(
+                "two leaders: the record at {position}, of process {process}, has epoch {of} behind one of epoch {epoch}"
+            );
+            return Err(ClientError::Invalid(what));
+        }
+        epoch = of;
         if number > count + 1 {
             let what = format!("record {number} comes behind {count}: some are missing");
             return Err(ClientError::Invalid(what));
@@ -76,6 +90,16 @@ fn handed_over() -> Result<u64> {
         handover.set
     );
     Ok(count)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let bytes = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
+    bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 fn run(unit: &str, identity: &Path, directory: &Path, ballast: usize) -> Result<()> {
@@ -95,6 +119,7 @@ fn run(unit: &str, identity: &Path, directory: &Path, ballast: usize) -> Result<
     let options = OpenOptions::new();
     let log = unit.open_log_primary("log", &options)?;
     let sets = unit.open_sets_primary("state", &options)?;
+    let opened_ns = now_ns();
     let file = directory.join("acknowledged");
     let mut counter = Counter {
         count,
@@ -105,7 +130,8 @@ fn run(unit: &str, identity: &Path, directory: &Path, ballast: usize) -> Result<
         directory: directory.to_owned(),
     };
     let epoch = counter.log.epoch();
-    counter.note(&format!("start {epoch} {count}"))?;
+    let process = std::process::id();
+    counter.note(&format!("start {epoch} {count} {process} {opened_ns}"))?;
     if let Some(agent) = &mut agent {
         agent.ready(epoch);
     }
@@ -134,11 +160,7 @@ impl Counter {
             while self.directory.join("hang").exists() {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            let mut record = [0; 64];
-            record[..8].copy_from_slice(&(self.count + 1).to_le_bytes());
-            self.log.append(&record)?;
-            self.count += 1;
-            self.note(&format!("{} {}", self.log.epoch(), self.count))?;
+            self.append()?;
             std::thread::sleep(PACE);
             let Some(agent) = &mut agent else { continue };
             if agent.beat_is_due() {
@@ -158,15 +180,43 @@ impl Counter {
         }
     }
 
+    fn append(&mut self) -> Result<()> {
+        let epoch = self.log.epoch();
+        let mut record = [0; RECORD_BYTES];
+        let number = self.count + 1;
+        for (at, value) in [
+            (0, number),
+            (8, epoch.get()),
+            (16, std::process::id().into()),
+        ] {
+            record[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        let begun_ns = now_ns();
+        let ticket = self.log.submit(&record)?;
+        self.log.wait(ticket)?;
+        let told_ns = now_ns();
+        self.count = number;
+        let (from, to) = (ticket.position(), ticket.end());
+        self.note(&format!(
+            "record {epoch} {number} {from} {to} {begun_ns} {told_ns}"
+        ))
+    }
+
     fn snapshot(&mut self, id: u64) -> Result<SnapshotReport> {
         let begun = Instant::now();
         self.state[..8].copy_from_slice(&self.count.to_le_bytes());
         let label = Label::new(&format!("{} @{}", self.count, self.log.submitted()))?;
+        let begun_ns = now_ns();
         let receipt = self.sets.commit(&[IoSlice::new(&self.state)], label)?;
+        let (told_ns, number) = (now_ns(), receipt.set().map_or(0, |set| set.get()));
+        let (epoch, sets_epoch) = (self.log.epoch(), receipt.epoch);
+        self.note(&format!(
+            "set {epoch} {sets_epoch} {number} {begun_ns} {told_ns}"
+        ))?;
         let took_us = u64::try_from(begun.elapsed().as_micros())?;
         Ok(SnapshotReport {
             id,
-            set: receipt.set().map_or(0, |set| set.get()),
+            set: number,
             bytes: receipt.bytes,
             pause_us: took_us,
             took_us,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pmu_auth::UnitAddress;
 use pmu_client::{OpenOptions, ProviderChoice, Timeouts};
 use pmu_format::{PrincipalName, RegionName};
 use serde::Deserialize;
@@ -198,13 +199,31 @@ pub struct Snapshot {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Election {
-    /// Endpoints of an etcd cluster, `http://host:port`.
+    /// Endpoints of an etcd cluster, all of them `http://host:port` or all `https://host:port`.
     pub etcd: Vec<String>,
     /// The key that the leader holds.
     pub key: String,
     /// How long a lease lives that is not renewed, in seconds.
     #[serde(default = "ten")]
     pub ttl_s: u32,
+    /// For endpoints over TLS.
+    pub tls: Option<ElectionTls>,
+    /// A user of etcd's, where it has access control.
+    pub user: Option<String>,
+    /// The file with the user's password, for its owner alone.
+    pub password_file: Option<PathBuf>,
+}
+
+/// How etcd is known, and how it knows the agent. All files are PEM.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ElectionTls {
+    /// The certificates of the authorities that may have signed the endpoints'.
+    pub ca: PathBuf,
+    /// The certificate to show, for clusters that ask for one.
+    pub cert: Option<PathBuf>,
+    /// Its key, for its owner alone.
+    pub key: Option<PathBuf>,
 }
 
 /// What is logged.
@@ -351,9 +370,20 @@ impl Config {
         if election.etcd.is_empty() || election.key.is_empty() || election.ttl_s < 2 {
             return Err("election: name endpoints and a key; ttl_s is at least 2".into());
         }
-        match election.etcd.iter().find(|end| !end.starts_with("http://")) {
-            Some(end) => Err(format!("election.etcd: {end}: write http://host:port")),
-            None => Ok(()),
+        election.check_tls()?;
+        match (&election.user, &election.password_file) {
+            (Some(_), None) => Err("election.password_file: election.user needs one".into()),
+            (None, Some(_)) => {
+                Err("election.user: whose password is in election.password_file?".into())
+            }
+            (Some(user), _) if user.is_empty() => {
+                Err("election.user: name one, or leave it out".into())
+            }
+            (Some(_), _) if election.tls.is_none() => Err(
+                "election.user: a password goes over https alone; write https:// in election.etcd"
+                    .into(),
+            ),
+            _ => Ok(()),
         }
     }
 
@@ -415,4 +445,44 @@ impl Config {
         let both = [self.regions.log.as_deref(), self.regions.sets.as_deref()];
         both.into_iter().flatten().collect()
     }
+}
+
+impl Election {
+    /// Endpoints, and whether TLS is spoken with them: with all or with none.
+    fn check_tls(&self) -> Result<(), String> {
+        let mut over_tls = None;
+        for end in &self.etcd {
+            let (is_tls, host) = match (end.strip_prefix("https://"), end.strip_prefix("http://")) {
+                (Some(host), _) => (true, host),
+                (_, Some(host)) => (false, host),
+                _ => return Err(endpoint_needed(end, "no such address")),
+            };
+            let host = host.strip_suffix('/').unwrap_or(host);
+            let _: UnitAddress = host.parse().map_err(|e| endpoint_needed(end, e))?;
+            if *over_tls.get_or_insert(is_tls) != is_tls {
+                return Err("election.etcd: some endpoints are https:// and some are not".into());
+            }
+        }
+        match (over_tls, &self.tls) {
+            (Some(true), None) => {
+                Err("election.tls.ca: https:// needs the authority of etcd's certificates".into())
+            }
+            (Some(false), Some(_)) => {
+                Err("election.tls: the endpoints in election.etcd are http://".into())
+            }
+            (_, Some(tls)) => match (&tls.cert, &tls.key) {
+                (Some(_), None) => Err("election.tls.key: election.tls.cert needs its key".into()),
+                (None, Some(_)) => {
+                    Err("election.tls.cert: election.tls.key needs its certificate".into())
+                }
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+}
+
+fn endpoint_needed(end: &str, why: impl std::fmt::Display) -> String {
+    let end = end.escape_debug();
+    format!("election.etcd: \"{end}\": {why}; write http://host:port or https://host:port")
 }

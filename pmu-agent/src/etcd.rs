@@ -1,19 +1,21 @@
-//! Leases of an etcd cluster, through its JSON gateway over HTTP. The lease decides who may try; the units' fence is what makes it safe.
+//! Leases of an etcd cluster, through its JSON [`gateway`]. The lease decides who may try; the units' fence is what makes it safe.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::config::Election;
 use crate::decide::Event;
 use crate::error::{AgentError, Result};
 use crate::input::Input;
 
-/// The longest wait for an answer.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+pub mod gateway;
+
+use gateway::Gateway;
+
 /// Between two attempts to get a key that somebody else holds.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -28,7 +30,7 @@ pub enum Order {
 
 /// A cluster, by its endpoints.
 pub struct Cluster {
-    http: ureq::Agent,
+    gateway: Gateway,
     election: Election,
     name: String,
 }
@@ -41,52 +43,25 @@ struct Lease {
 }
 
 impl Cluster {
-    /// Nothing is connected. `name` is what is written under the key.
-    #[must_use]
-    pub fn new(election: &Election, name: &str) -> Self {
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(REQUEST_TIMEOUT))
-            .build();
-        Self {
-            http: config.into(),
+    /// Reads the files that the configuration names; nothing is connected. `name` is what is written under the key. Blocks.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`], naming the key of the configuration.
+    pub fn new(election: &Election, name: &str) -> Result<Self> {
+        Ok(Self {
+            gateway: Gateway::new(election)?,
             election: election.clone(),
             name: name.to_owned(),
-        }
-    }
-
-    /// The first endpoint that answers counts.
-    fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        let mut failed = None;
-        for end in &self.election.etcd {
-            let address = format!("{}{path}", end.trim_end_matches('/'));
-            match self.post_to(&address, body) {
-                Ok(answer) => return Ok(answer),
-                Err(error) => failed = Some(error),
-            }
-        }
-        Err(failed.unwrap_or_else(|| AgentError::Refused("no endpoint of etcd is named".into())))
-    }
-
-    fn post_to(&self, address: &str, body: &Value) -> Result<Value> {
-        let wrong = |error: &dyn std::fmt::Display| {
-            AgentError::Refused(format!("etcd at {address}: {error}"))
-        };
-        let mut answer = self
-            .http
-            .post(address)
-            .header("content-type", "application/json")
-            .send(body.to_string())
-            .map_err(|error| wrong(&error))?;
-        let text = answer.body_mut().read_to_string();
-        let text = text.map_err(|error| wrong(&error))?;
-        serde_json::from_str(&text).map_err(|error| wrong(&error))
+        })
     }
 
     /// The lease if it could be had; none if somebody else has it.
     fn try_acquire(&self) -> Result<Option<Lease>> {
         let renewed = Instant::now();
         let ttl = self.election.ttl_s.to_string();
-        let granted = self.post("/v3/lease/grant", &json!({ "TTL": ttl }))?;
+        let granted = self
+            .gateway
+            .post("/v3/lease/grant", &json!({ "TTL": ttl }))?;
         let Some(id) = granted["ID"].as_str() else {
             return Err(AgentError::Refused(format!(
                 "etcd granted no lease: {granted}"
@@ -105,7 +80,7 @@ impl Cluster {
         ] {
             let put = json!({ "key": key, "value": value, "lease": lease.id });
             let body = json!({ "compare": [compare], "success": [{ "request_put": put }] });
-            let answer = self.post("/v3/kv/txn", &body)?;
+            let answer = self.gateway.post("/v3/kv/txn", &body)?;
             if answer["succeeded"].as_bool() == Some(true) {
                 return Ok(Some(lease));
             }
@@ -117,7 +92,9 @@ impl Cluster {
     /// False: it has run out.
     fn renew(&self, lease: &mut Lease) -> Result<bool> {
         let at = Instant::now();
-        let answer = self.post("/v3/lease/keepalive", &json!({ "ID": lease.id }))?;
+        let answer = self
+            .gateway
+            .post("/v3/lease/keepalive", &json!({ "ID": lease.id }))?;
         let ttl = answer["result"]["TTL"].as_str();
         let alive = ttl.is_some_and(|ttl| ttl != "0");
         if alive {
@@ -127,7 +104,10 @@ impl Cluster {
     }
 
     fn release(&self, lease: &Lease) {
-        if let Err(error) = self.post("/v3/lease/revoke", &json!({ "ID": lease.id })) {
+        if let Err(error) = self
+            .gateway
+            .post("/v3/lease/revoke", &json!({ "ID": lease.id }))
+        {
             tracing::warn!(%error, "the lease is not given back: it runs out by itself");
         }
     }

@@ -86,6 +86,12 @@ pub fn run(config: Config, beginning: Beginning) -> Result<u8> {
     let config = Arc::new(config);
     let place = Place::new(&config)?;
     let name = place.principal();
+    // Its files are read before anything is opened.
+    #[cfg(feature = "etcd")]
+    let cluster = match &config.election {
+        Some(election) => Some(crate::etcd::Cluster::new(election, &name)?),
+        None => None,
+    };
     let status = Arc::new(Mutex::new(Shared::default()));
     let (inputs, received) = channel();
     let stop = Arc::new(AtomicBool::new(false));
@@ -124,7 +130,7 @@ pub fn run(config: Config, beginning: Beginning) -> Result<u8> {
     })?;
     let ways = Ways {
         #[cfg(feature = "etcd")]
-        lease: lease_thread(&config, &name, &inputs)?,
+        lease: lease_thread(cluster, &inputs)?,
         inputs,
         regions,
         door,
@@ -164,14 +170,12 @@ pub fn run(config: Config, beginning: Beginning) -> Result<u8> {
 
 #[cfg(feature = "etcd")]
 fn lease_thread(
-    config: &Config,
-    name: &str,
+    cluster: Option<crate::etcd::Cluster>,
     inputs: &Sender<Input>,
 ) -> Result<Option<Sender<crate::etcd::Order>>> {
-    let Some(election) = &config.election else {
+    let Some(cluster) = cluster else {
         return Ok(None);
     };
-    let cluster = crate::etcd::Cluster::new(election, name);
     let (sender, orders) = channel();
     let told = inputs.clone();
     vital_thread("lease", inputs, move || cluster.run(&orders, &told))?;

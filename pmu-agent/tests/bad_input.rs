@@ -62,6 +62,119 @@ fn s05_configurations_that_cannot_work_are_refused_by_name() {
     }
 }
 
+/// What follows `[election]` and a key, and the word by which it is refused; none for what is good.
+#[cfg(feature = "etcd")]
+const ELECTIONS: [(&str, Option<&str>); 18] = [
+    ("etcd = [\"http://e:2379\", \"http://[::1]:2379/\"]", None),
+    (
+        "etcd = [\"https://e:2379\"]\n[election.tls]\nca = \"/c\"",
+        None,
+    ),
+    (
+        "etcd = [\"https://e:2379\"]\nuser = \"u\"\npassword_file = \"/p\"\n[election.tls]\nca = \"/c\"\ncert = \"/d\"\nkey = \"/k\"",
+        None,
+    ),
+    ("etcd = []", Some("election")),
+    ("etcd = [\"e:2379\"]", Some("election.etcd")),
+    ("etcd = [\"ftp://e:2379\"]", Some("election.etcd")),
+    (
+        "etcd = [\"https://e\"]\n[election.tls]\nca = \"/c\"",
+        Some("election.etcd"),
+    ),
+    (
+        "etcd = [\"https://u:p@e:2379\"]\n[election.tls]\nca = \"/c\"",
+        Some("election.etcd"),
+    ),
+    ("etcd = [\"http://e:2379/v3\"]", Some("election.etcd")),
+    (
+        "etcd = [\"https://e:1\", \"http://f:1\"]\n[election.tls]\nca = \"/c\"",
+        Some("election.etcd"),
+    ),
+    ("etcd = [\"https://e:2379\"]", Some("election.tls.ca")),
+    (
+        "etcd = [\"http://e:2379\"]\n[election.tls]\nca = \"/c\"",
+        Some("election.tls:"),
+    ),
+    (
+        "etcd = [\"https://e:2379\"]\n[election.tls]\ncert = \"/c\"",
+        Some("`ca`"),
+    ),
+    (
+        "etcd = [\"https://e:2379\"]\n[election.tls]\nca = \"/c\"\ncert = \"/d\"",
+        Some("election.tls.key"),
+    ),
+    (
+        "etcd = [\"https://e:2379\"]\n[election.tls]\nca = \"/c\"\nkey = \"/d\"",
+        Some("election.tls.cert"),
+    ),
+    (
+        "etcd = [\"https://e:2379\"]\nuser = \"u\"\n[election.tls]\nca = \"/c\"",
+        Some("election.password_file"),
+    ),
+    (
+        "etcd = [\"https://e:2379\"]\npassword_file = \"/p\"\n[election.tls]\nca = \"/c\"",
+        Some("election.user"),
+    ),
+    (
+        "etcd = [\"http://e:2379\"]\nuser = \"u\"\npassword_file = \"/p\"",
+        Some("election.user"),
+    ),
+];
+
+#[cfg(feature = "etcd")]
+#[test]
+fn s05_elections_that_cannot_work_are_refused_by_their_key() {
+    for (more, refused) in ELECTIONS {
+        let (code, said) = check(&format!("{GOOD}[election]\nkey = \"/l\"\n{more}\n"));
+        match refused {
+            None => assert_eq!((code, said.as_str()), (Some(0), ""), "{more}"),
+            Some(word) => {
+                assert_eq!(code, Some(1), "{more}: {said}");
+                assert!(said.contains(word), "{more}: {said}");
+            }
+        }
+    }
+}
+
+/// Before the agent opens its socket, or connects to anything.
+#[cfg(feature = "etcd")]
+#[test]
+fn s05_an_agent_does_not_start_with_files_for_etcd_that_are_not_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority =
+        pmu_auth::Authority::create(&directory.path().join("ca"), &"site".parse().unwrap());
+    let identity = authority.unwrap().issue(
+        &"a".parse().unwrap(),
+        pmu_auth::Role::Client,
+        &[],
+        pmu_auth::Validity::days(1),
+    );
+    let (home, socket) = (directory.path().join("a"), directory.path().join("socket"));
+    identity.unwrap().save(&home).unwrap();
+    let election = "[election]\nkey = \"/l\"\netcd = [\"https://e:2379\"]\n[election.tls]\nca = \"/nowhere\"\n";
+    let text = GOOD.replacen("\"/i\"", &format!("{home:?}"), 1).replacen(
+        "\"/s\"",
+        &format!("{socket:?}"),
+        1,
+    );
+    let path = directory.path().join("agent.toml");
+    std::fs::write(&path, format!("{text}{election}")).unwrap();
+    let output = agent(&[
+        "run",
+        "--role",
+        "standby",
+        "--config",
+        path.to_str().unwrap(),
+    ]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("election.tls.ca") && said.contains("/nowhere"),
+        "{said}"
+    );
+    assert!(!socket.exists());
+}
+
 #[test]
 fn s05_arguments_that_cannot_work_are_refused() {
     let directory = tempfile::tempdir().unwrap();

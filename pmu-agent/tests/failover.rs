@@ -10,6 +10,7 @@ mod support;
 
 use rustix::process::Signal;
 use support::agents::{A, Agents, B, Line, wait_until};
+use support::leaders::{Found, Log};
 
 #[test]
 fn s05_killed_program_goes_on_elsewhere_with_all_that_was_acknowledged() {
@@ -58,6 +59,7 @@ fn s05_a_kill_is_known_before_the_programs_memory_is_free() {
 #[test]
 fn p14_ten_kills_at_random_moments_lose_nothing() {
     let mut agents = Agents::new(64 << 10);
+    let onlooker = agents.look_on();
     agents.both_at_work();
     let mut state = u64::from(std::process::id()) | 1;
     for kill in 0..10 {
@@ -73,6 +75,55 @@ fn p14_ten_kills_at_random_moments_lose_nothing() {
         eprintln!("kill {kill} after {moment:?}: goes on after {took:?}");
     }
     agents.check();
+    let found = agents.check_leaders(&onlooker.finish());
+    let apart = std::time::Duration::from_nanos(found.apart_ns.unwrap());
+    eprintln!(
+        "{} led in turn, {apart:?} apart or more; {} commits, {} records in the log",
+        found.led, found.commits, found.records
+    );
+    assert!(found.led >= 11 && found.records > 0, "{found:?}");
+}
+
+#[test]
+fn p14_a_second_leader_fails_the_check_of_real_kills() {
+    let mut agents = Agents::new(4096);
+    let onlooker = agents.look_on();
+    agents.both_at_work();
+    let before = agents.wait_for(A, "primary");
+    agents.signal(before.pid.unwrap(), Signal::KILL);
+    agents.wait_for_leader_after(before.epoch);
+    agents.wait_for(B, "primary");
+    let log = onlooker.finish();
+    agents.check_leaders(&log);
+    // What the dead one would have written down, had it been told of one more record behind the first of its successor.
+    let lines = agents.lines();
+    let newest = lines.iter().rev().find_map(|line| match line {
+        Line::Acknowledged { epoch, commit, .. } if *epoch > before.epoch => Some(*commit),
+        _ => None,
+    });
+    let newest = newest.unwrap();
+    let (from, to) = (newest.to, newest.to + 64);
+    let (begun, told) = (newest.told_ns, newest.told_ns + 1000);
+    let line = format!("record {} 1 {from} {to} {begun} {told}\n", before.epoch);
+    let planted = |agents: &Agents, log: &Log| {
+        let checked = std::panic::AssertUnwindSafe(|| agents.check_leaders(log));
+        let said = std::panic::catch_unwind(checked).unwrap_err();
+        said.downcast_ref::<String>().unwrap().clone()
+    };
+    let mut later = log.clone();
+    later.saw(Found {
+        from,
+        to,
+        epoch: before.epoch,
+    });
+    let said = planted(&agents, &later);
+    assert!(said.contains(&format!("{from}..{to}")), "{said}");
+    agents.append_line(&line);
+    let said = planted(&agents, &log);
+    assert!(said.contains("two leaders"), "{said}");
+    for pid in [before.pid.unwrap(), agents.pid(B)] {
+        assert!(said.contains(&format!("process {pid} ")), "{said}");
+    }
 }
 
 #[test]
@@ -94,6 +145,7 @@ fn s05_a_hung_program_is_found_by_its_beat_and_killed() {
 fn b03_a_zombie_that_wakes_up_is_fenced_and_its_agent_stands_by() {
     let mut agents = Agents::new(4096);
     agents.watch.push_str("\nkill_hung = false");
+    let onlooker = agents.look_on();
     agents.both_at_work();
     let before = agents.wait_for(A, "primary");
     let pid = before.pid.unwrap();
@@ -111,6 +163,8 @@ fn b03_a_zombie_that_wakes_up_is_fenced_and_its_agent_stands_by() {
     agents.wait_for(A, "standby");
     agents.wait_for(B, "primary");
     agents.check();
+    let found = agents.check_leaders(&onlooker.finish());
+    assert!(found.led == 2 && found.records > 0, "{found:?}");
 }
 
 #[test]

@@ -246,7 +246,7 @@ pub(crate) fn certificates(
     certificates.map_err(|error| content(path, format!("not PEM: {error}")))
 }
 
-fn roots(pem: &str, path: &Path) -> Result<RootCertStore, AuthError> {
+pub(crate) fn roots(pem: &str, path: &Path) -> Result<RootCertStore, AuthError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem, path)? {
         roots

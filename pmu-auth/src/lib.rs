@@ -4,6 +4,7 @@
 //! * [`Authority`] makes a site's certificates; [`Identity`] is a directory with one of them.
 //! * [`Principal`] is who a certificate names, and the [`Role`] that it gives.
 //! * [`server_tls`] and [`client_tls`] make TLS 1.3 settings, with certificates required on both sides.
+//! * [`service_tls`] reads what is needed to speak TLS with a service that isn't ours.
 //! * [`incoming`] and [`connect`] put gRPC on top of them, and say in an administrator's words why a peer was refused.
 //!
 //! The trust model is in `docs/security.md`.
@@ -19,6 +20,7 @@ mod incoming;
 mod peer;
 mod principal;
 mod problem;
+mod service;
 mod tls;
 
 pub use authority::{Authority, HostName, Validity};
@@ -32,6 +34,7 @@ pub use incoming::{Incoming, incoming};
 pub use peer::{PeerTls, peer_tls};
 pub use principal::{Principal, Role};
 pub use problem::CertificateProblem;
+pub use service::{ServiceClient, ServiceTls, service_password, service_tls};
 pub use tls::{client_tls, server_tls};
 
 pub use pmu_format::PrincipalName;

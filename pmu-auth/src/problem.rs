@@ -68,8 +68,8 @@ impl CertificateProblem {
         }
     }
 
-    /// What a verifier of ours found.
-    pub(crate) fn from_verifier(error: &rustls::Error) -> Option<Self> {
+    /// What our side found wrong with the peer's certificate; none for an error that is about something else.
+    pub fn from_verifier(error: &rustls::Error) -> Option<Self> {
         match error {
             rustls::Error::NoCertificatesPresented => Some(Self::Missing),
             rustls::Error::InvalidCertificate(error) => Some(Self::from_certificate_error(error)),

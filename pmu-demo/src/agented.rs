@@ -70,6 +70,7 @@ pub fn run(arguments: &ProgramArguments) -> Result<()> {
     let log = log.map_err(DemoError::client("open the log"))?;
     let snapshots = place.open_snapshots(arena);
     let snapshots = snapshots.map_err(DemoError::snapshot("open the sets"))?;
+    let opened_ns = now_ns();
     if let Some(agent) = &mut agent {
         agent.ready(log.epoch());
     }
@@ -85,6 +86,7 @@ pub fn run(arguments: &ProgramArguments) -> Result<()> {
     let at = Position {
         index,
         log,
+        opened_ns,
         keeper: Keeper::Snapshots(Box::new(snapshots), None),
         // The agents clear behind sets.
         cleaner: None,

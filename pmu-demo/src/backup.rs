@@ -130,6 +130,7 @@ fn take_over(
     Ok(Position {
         index,
         log,
+        opened_ns: at_ns,
         keeper: Keeper::Sets(sets, Vec::new()),
         cleaner: Some(cleaner),
         cleared,

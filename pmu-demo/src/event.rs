@@ -8,6 +8,7 @@ use std::io::{BufRead, Write};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DemoError, Result};
+use crate::leaders::Commit;
 
 /// Sums since the start of a process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,12 +56,23 @@ pub enum Event {
         /// What it says.
         proof: Proof,
     },
+    /// Both regions are open for writing: nothing that an earlier instance begins from now on may succeed.
+    Opened {
+        /// When.
+        at_ns: u64,
+        /// The process that has opened them.
+        pid: u32,
+        /// The log's epoch.
+        epoch: u64,
+    },
     /// Receipts were seen for the records of the first `documents` documents.
     Acknowledged {
         /// How many, from the first of the list.
         documents: u32,
         /// The sums by now.
         totals: Totals,
+        /// The records whose receipts are new.
+        commits: Vec<Commit>,
     },
     /// All documents but the last are acknowledged, and the word for that one is awaited.
     Waiting,
@@ -70,6 +82,8 @@ pub enum Event {
         documents: u32,
         /// The sums by now.
         totals: Totals,
+        /// The set.
+        commit: Commit,
     },
     /// The agent wanted a set, and it is committed.
     Snapshot {
@@ -165,6 +179,14 @@ mod tests {
         let event = Event::Acknowledged {
             documents: 7,
             totals: Totals::default(),
+            commits: vec![Commit {
+                what: crate::leaders::What::Record,
+                epoch: Some(2),
+                from: 64,
+                to: 128,
+                begun_ns: 5,
+                told_ns: 6,
+            }],
         };
         let mut bytes = serde_json::to_vec(&event).unwrap();
         bytes.push(b'\n');

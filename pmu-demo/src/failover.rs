@@ -16,6 +16,7 @@ use crate::clock::{ms_between, now_ns};
 use crate::error::{DemoError, Result};
 use crate::event::{Event, Proof, Totals};
 use crate::failure::Failure;
+use crate::history::{History, Leading, Onlooker};
 use crate::report::{RunReport, TakeoverParts};
 use crate::run::{Choice, Observed, Plan, give_word, same_bytes};
 use crate::site::{LOG_REGION, STATE_REGION, Site, free_port};
@@ -58,6 +59,9 @@ struct Failover<'a> {
     agents: [Option<Child>; 2],
     sockets: [PathBuf; 2],
     seen: [Seen; 2],
+    history: History,
+    /// None when it has said what it found.
+    onlooker: Option<Onlooker>,
     sender: Sender<Said>,
     said: Receiver<Said>,
     deadline: Instant,
@@ -73,6 +77,7 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: &Choice) -> Result<Option
     let result = plan.folder.join(format!("run-{}.index", choice.run));
     let (sender, said) = channel();
     let folder = plan.folder.clone();
+    let onlooker = Some(plan.look_on(site)?);
     let mut run = Failover {
         plan,
         site,
@@ -81,19 +86,31 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: &Choice) -> Result<Option
         agents: [None, None],
         sockets: ["a.socket", "b.socket"].map(|name| folder.join(name)),
         seen: [Seen::default(), Seen::default()],
+        history: History::new(["the first agent's program", "the second agent's program"]),
+        onlooker,
         sender,
         said,
         deadline: Instant::now() + plan.tools.timeout(),
     };
-    let report = run.work(begun_ns, &result);
-    run.end(report)
+    match run.work(begun_ns, &result) {
+        Ok(report) => run.end(report),
+        Err(error) => {
+            run.hear_what_is_left();
+            let onlooker = run.onlooker.take();
+            Err(run.history.explain(error, onlooker))
+        }
+    }
 }
 
 impl Failover<'_> {
     fn work(&mut self, begun_ns: u64, result: &Path) -> Result<Option<RunReport>> {
         self.start_agents(result)?;
         let Some(failed_ns) = self.until_failure()? else {
-            return Ok(None);
+            // Whoever is taken for dead and lives is the most likely second leader.
+            return match self.leading()?.violation {
+                Some(violation) => Err(DemoError::Unusable(violation)),
+                None => Ok(None),
+            };
         };
         give_word(&self.last_after)?;
         self.until(|run| run.seen[1].resumed_ns > failed_ns)?;
@@ -109,11 +126,18 @@ impl Failover<'_> {
             self.until(|run| run.seen[0].stopped_by.is_some())?;
         }
         self.until(|run| run.seen[1].finished && run.seen[1].ended)?;
+        let leading = self.leading()?;
         let identical = same_bytes(&self.plan.answer, result)?;
         if identical {
             fs::remove_file(result).map_err(DemoError::file("remove", result))?;
         }
-        self.report((begun_ns, failed_ns), identical, &status)
+        self.report((begun_ns, failed_ns), (identical, leading), &status)
+    }
+
+    /// Who led until now, by what they said and by what is and was in the log.
+    fn leading(&mut self) -> Result<Leading> {
+        let log = self.onlooker.take().map(Onlooker::finish).transpose()?;
+        Ok(self.history.judge(&log.unwrap_or_default()))
     }
 
     fn start_agents(&mut self, result: &Path) -> Result<()> {
@@ -303,7 +327,20 @@ impl Failover<'_> {
         }
     }
 
+    /// Of a run that has failed: who led is still of interest.
+    fn hear_what_is_left(&mut self) {
+        while let Ok((which, said)) = self.said.try_recv() {
+            if let Ok(Some(event)) = said {
+                // Why the run has failed is known already.
+                let _ = self.history.heard(which, &event);
+            }
+        }
+    }
+
     fn heard(&mut self, which: usize, event: Option<Event>) -> Result<()> {
+        if let Some(event) = &event {
+            self.history.heard(which, event)?;
+        }
         let seen = &mut self.seen[which];
         match event {
             Some(Event::Begun { at_ns, pid }) => {
@@ -323,7 +360,9 @@ impl Failover<'_> {
                 (seen.recovered, seen.set_documents) = (documents, set_documents);
                 seen.tail = (tail_records, tail_bytes);
             }
-            Some(Event::Acknowledged { documents, totals }) => {
+            Some(Event::Acknowledged {
+                documents, totals, ..
+            }) => {
                 (seen.acknowledged, seen.totals) = (documents, totals);
             }
             Some(Event::Committed { totals, .. }) => seen.totals = totals,
@@ -333,7 +372,12 @@ impl Failover<'_> {
             Some(Event::StoppedByFence { message }) => seen.stopped_by = Some(message),
             Some(Event::Finished { totals, .. }) => (seen.finished, seen.totals) = (true, totals),
             Some(Event::Waiting) => seen.waiting = true,
-            Some(Event::Following | Event::Detected { .. } | Event::Fenced { .. }) => {}
+            Some(
+                Event::Following
+                | Event::Detected { .. }
+                | Event::Fenced { .. }
+                | Event::Opened { .. },
+            ) => {}
             None => {
                 seen.ended = true;
                 let finished = seen.finished;
@@ -349,7 +393,7 @@ impl Failover<'_> {
     fn report(
         &self,
         (begun_ns, failed_ns): (u64, u64),
-        identical: bool,
+        (identical, leading): (bool, Leading),
         status: &Value,
     ) -> Result<RunReport> {
         let [primary, backup] = &self.seen;
@@ -367,6 +411,7 @@ impl Failover<'_> {
                 identical,
                 proof,
                 totals: [primary.totals, backup.totals],
+                leading,
                 acknowledged: primary.acknowledged,
                 recovered: backup.recovered,
                 set_documents: backup.set_documents,
@@ -390,8 +435,7 @@ impl Failover<'_> {
     }
 
     /// Ends the agents, has the units' side checked, and its regions removed.
-    fn end(mut self, report: Result<Option<RunReport>>) -> Result<Option<RunReport>> {
-        let report = report?;
+    fn end(mut self, report: Option<RunReport>) -> Result<Option<RunReport>> {
         for agent in self.agents.iter_mut().flatten() {
             agent.signal(Signal::TERM);
         }

@@ -16,7 +16,7 @@ use crate::error::{DemoError, Result};
 use crate::event::{Event, Totals};
 use crate::failover;
 use crate::failure::Failure;
-use crate::report::{Backup, RunReport, pauses, table, takeovers};
+use crate::report::{Backup, RunReport, leaders, pauses, table, takeovers};
 use crate::run::{Choice, Plan, carry_out};
 use crate::seed::{Random, random_u64};
 use crate::site::{FULL_EVERY, Setup, Site, Sizes};
@@ -294,6 +294,8 @@ fn summary(plan: &Plan, reports: &[RunReport]) -> String {
             "\nFAILED: the old primary was not stopped in {zombies_missed} runs."
         ));
     }
+    text.push('\n');
+    text.push_str(&leaders(reports));
     let lost: u64 = reports.iter().map(|report| report.lost_acknowledged).sum();
     let different = reports.iter().filter(|report| !report.identical).count();
     text.push_str(&format!(

@@ -1,6 +1,7 @@
 //! The primary: begins with nothing, and works until it is done, or dead, or fenced.
 
 use crate::cli::PrimaryArguments;
+use crate::clock::now_ns;
 use crate::corpus::Corpus;
 use crate::error::{DemoError, Result};
 use crate::event::Event;
@@ -19,6 +20,7 @@ pub fn run(arguments: &PrimaryArguments) -> Result<()> {
     let log = log.map_err(DemoError::client("open the log"))?;
     let sets = place.open_sets();
     let sets = sets.map_err(DemoError::client("open the sets"))?;
+    let opened_ns = now_ns();
     let cleaner = arguments
         .clear_behind_sets
         .then(|| Cleaner::Later(Box::new(place)));
@@ -27,6 +29,7 @@ pub fn run(arguments: &PrimaryArguments) -> Result<()> {
     let at = Position {
         index: &mut index,
         log,
+        opened_ns,
         keeper: Keeper::Sets(sets, Vec::new()),
         cleaner,
         cleared,

@@ -3,6 +3,8 @@
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+use crate::history::Leading;
+
 /// What the backup did before the failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -50,6 +52,8 @@ pub struct RunReport {
     pub lost_acknowledged: u64,
     /// Records that the backup recovered though their receipts were never seen: durable, but not acknowledged.
     pub recovered_unacknowledged: u64,
+    /// Who led, and whether that was ever more than one at a time.
+    pub leading: Leading,
     /// Share of the primary's time spent in calls of the client library: appends, sets, waits for receipts.
     pub checkpoint_share: f64,
     /// From the failure to the first new document with a receipt.
@@ -101,11 +105,12 @@ pub struct RunReport {
 }
 
 impl RunReport {
-    /// Nothing was lost, the answer is right, and a zombie was stopped.
+    /// Nothing was lost, the answer is right, one led after the other, and a zombie was stopped.
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.identical
             && self.lost_acknowledged == 0
+            && self.leading.is_good()
             && self.zombie == self.zombie_stopped_by.is_some()
     }
 
@@ -125,12 +130,13 @@ impl RunReport {
         };
         format!(
             "run {}: {event} after {} of {} documents; {backup} backup resumed in {:.1} ms; {} acknowledged records \
-             lost; answer {identical}",
+             lost; answer {identical}; {}",
             self.run,
             self.failed_after_documents,
             self.documents,
             self.takeover_ms,
-            self.lost_acknowledged
+            self.lost_acknowledged,
+            self.leading.text()
         )
     }
 }
@@ -146,6 +152,29 @@ pub fn pauses(reports: &[RunReport]) -> Option<String> {
         "Snapshots of the running program: {}, pause {middle} us (median), {most} us at most.",
         pauses.len()
     ))
+}
+
+/// How many instances led in all runs, and that they did so in turn, or where they did not.
+#[must_use]
+pub fn leaders(reports: &[RunReport]) -> String {
+    let good = || reports.iter().map(|report| &report.leading);
+    let bad: Vec<String> = reports
+        .iter()
+        .filter(|report| !report.leading.is_good())
+        .map(|report| format!("FAILED: run {}: {}", report.run, report.leading.text()))
+        .collect();
+    if !bad.is_empty() {
+        return bad.join("\n");
+    }
+    let led: usize = good().map(|leading| leading.instances).sum();
+    let commits: u64 = good().map(|leading| leading.commits).sum();
+    let records: u64 = good().map(|leading| leading.log_records).sum();
+    let apart = good().filter_map(|leading| leading.apart_ms);
+    let apart = apart.min_by(f64::total_cmp).unwrap_or_default();
+    format!(
+        "Leaders: {led} instances led, never two at a time: each had begun its last commit at least {apart:.1} ms before \
+         the next one had the regions open. {commits} acknowledged commits and {records} records of the log say so."
+    )
 }
 
 /// All runs as a table.
@@ -226,6 +255,13 @@ mod tests {
             acknowledged: 40,
             lost_acknowledged: 0,
             recovered_unacknowledged: 1,
+            leading: Leading {
+                instances: 2,
+                commits: 110,
+                log_records: 90,
+                apart_ms: Some(31.5),
+                violation: None,
+            },
             checkpoint_share: 0.125,
             takeover_ms: 12.5,
             takeover: TakeoverParts::default(),
@@ -287,12 +323,48 @@ mod tests {
     }
 
     #[test]
+    fn p14_two_leaders_or_none_that_were_seen_are_failures() {
+        let leading = report().leading;
+        let two = Leading {
+            violation: Some("two leaders: a and b".into()),
+            ..Leading::default()
+        };
+        let alone = Leading {
+            instances: 1,
+            apart_ms: None,
+            ..leading.clone()
+        };
+        let unread = Leading {
+            log_records: 0,
+            ..leading
+        };
+        for (leading, word) in [
+            (two, "two leaders: a and b"),
+            (alone, "NOT CHECKED: 1 "),
+            (unread, "NOT CHECKED: 2 "),
+        ] {
+            let failed = RunReport {
+                leading,
+                ..report()
+            };
+            assert!(!failed.is_good(), "{word}");
+            assert!(failed.line().contains(word), "{}", failed.line());
+            let summary = leaders(&[report(), failed]);
+            assert!(summary.contains("FAILED: run 1") && summary.contains(word));
+        }
+        let summary = leaders(&[report(), report()]);
+        assert!(summary.contains("4 instances led, never two"), "{summary}");
+        assert!(summary.contains("31.5 ms"), "{summary}");
+    }
+
+    #[test]
     fn programs_find_what_was_promised() {
         let object = serde_json::to_value(report()).unwrap();
         for key in [
             "identical",
             "lost_acknowledged",
             "acknowledged",
+            "leading",
             "checkpoint_share",
             "takeover_ms",
             "persistence",

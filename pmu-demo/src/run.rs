@@ -17,8 +17,10 @@ use crate::corpus::Corpus;
 use crate::error::{DemoError, Result};
 use crate::event::{Event, Proof, Totals};
 use crate::failure::Failure;
+use crate::history::{History, Leading, Onlooker};
 use crate::report::{Backup, RunReport, TakeoverParts};
 use crate::site::Site;
+use crate::store::Place;
 use crate::tools::{Tools, arguments};
 
 /// What all runs of an invocation have in common.
@@ -63,6 +65,7 @@ pub struct Choice {
     pub units: Vec<usize>,
 }
 
+/// In the order of the history's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     Primary,
@@ -116,6 +119,7 @@ struct Run<'a> {
     backup: Option<Child>,
     primary_seen: PrimarySeen,
     backup_seen: BackupSeen,
+    history: History,
     /// The primary was killed or stopped.
     failing: bool,
     /// When silence becomes an error.
@@ -132,6 +136,7 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<RunRepo
     let result = plan.folder.join(format!("run-{}.index", choice.run));
     let (sender, said) = channel();
     let last_after = plan.word_for_the_last(choice.run)?;
+    let onlooker = plan.look_on(site)?;
     let arguments = primary_arguments(plan, site, &choice, (&result, &last_after));
     let log = format!("run-{}-primary", choice.run);
     let mut primary = plan
@@ -150,20 +155,23 @@ pub fn carry_out(plan: &Plan, site: &mut Site, choice: Choice) -> Result<RunRepo
         backup: None,
         primary_seen: PrimarySeen::default(),
         backup_seen: BackupSeen::default(),
+        history: History::new(["the primary", "the backup"]),
         failing: false,
         deadline: Instant::now() + plan.tools.timeout(),
     };
-    if run.choice.backup == Backup::Warm {
-        run.start_backup()?;
-        run.until(|run| run.backup_seen.following)?;
-    }
-    let failed_ns = run.until_failure()?;
-    run.take_over(failed_ns)?;
+    let failed_ns = match run.through() {
+        Ok(failed_ns) => failed_ns,
+        Err(error) => {
+            run.hear_what_is_left();
+            return Err(run.history.explain(error, Some(onlooker)));
+        }
+    };
+    let leading = run.history.judge(&onlooker.finish()?);
     let identical = same_bytes(&plan.answer, &run.result)?;
     if identical {
         fs::remove_file(&run.result).map_err(DemoError::file("remove", &run.result))?;
     }
-    let report = run.report(begun_ns, failed_ns, identical)?;
+    let report = run.report((begun_ns, failed_ns), identical, leading)?;
     run.end()?;
     Ok(report)
 }
@@ -182,6 +190,15 @@ impl Plan {
             _ => Ok(path),
         }
     }
+
+    /// Has the log of a run looked on at.
+    ///
+    /// # Errors
+    /// [`DemoError::Unusable`] for a bad identity.
+    pub fn look_on(&self, site: &Site) -> Result<Onlooker> {
+        let identity = site.onlooker_identity();
+        Place::new(&site.addresses, &identity, self.transport).map(Onlooker::start)
+    }
 }
 
 /// What was seen of both programs of a run. Both count documents from the first one, so that what is held is one range. Times are those of the
@@ -194,6 +211,8 @@ pub struct Observed {
     pub proof: Proof,
     /// The first program's sums, and the second's.
     pub totals: [Totals; 2],
+    /// Who led.
+    pub leading: Leading,
     /// Documents that were acknowledged before the failure.
     pub acknowledged: u32,
     /// Documents that the second program began with.
@@ -234,6 +253,7 @@ impl Plan {
             acknowledged,
             lost_acknowledged: acknowledged.saturating_sub(recovered),
             recovered_unacknowledged: unacknowledged,
+            leading: seen.leading,
             checkpoint_share: before.client_ns as f64 / before.run_ns.max(1) as f64,
             takeover_ms: ms_between(seen.failed_ns, seen.resumed_ns),
             takeover: seen.takeover,
@@ -271,6 +291,27 @@ pub fn give_word(path: &Path) -> Result<()> {
 }
 
 impl Run<'_> {
+    /// From the begin of the primary's work to the end of the backup's. Returns when the primary was made to fail.
+    fn through(&mut self) -> Result<u64> {
+        if self.choice.backup == Backup::Warm {
+            self.start_backup()?;
+            self.until(|run| run.backup_seen.following)?;
+        }
+        let failed_ns = self.until_failure()?;
+        self.take_over(failed_ns)?;
+        Ok(failed_ns)
+    }
+
+    /// Of a run that has failed: who led is still of interest.
+    fn hear_what_is_left(&mut self) {
+        while let Ok((source, said)) = self.said.try_recv() {
+            if let Ok(Some(event)) = said {
+                // Why the run has failed is known already.
+                let _ = self.history.heard(source as usize, &event);
+            }
+        }
+    }
+
     /// Lets the primary work until its moment has come, and makes it fail. Returns when that was.
     fn until_failure(&mut self) -> Result<u64> {
         self.primary.tell("go")?;
@@ -365,9 +406,14 @@ impl Run<'_> {
     }
 
     fn primary_said(&mut self, event: Option<Event>) -> Result<()> {
+        if let Some(event) = &event {
+            self.history.heard(Source::Primary as usize, event)?;
+        }
         let seen = &mut self.primary_seen;
         match event {
-            Some(Event::Acknowledged { documents, totals }) => {
+            Some(Event::Acknowledged {
+                documents, totals, ..
+            }) => {
                 (seen.acknowledged, seen.totals) = (documents, totals);
             }
             Some(Event::Committed { totals, .. }) => seen.totals = totals,
@@ -391,6 +437,9 @@ impl Run<'_> {
     }
 
     fn backup_said(&mut self, event: Option<Event>) -> Result<()> {
+        if let Some(event) = &event {
+            self.history.heard(Source::Backup as usize, event)?;
+        }
         let seen = &mut self.backup_seen;
         match event {
             Some(Event::Following) => seen.following = true,
@@ -429,7 +478,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn report(&self, begun_ns: u64, failed_ns: u64, identical: bool) -> Result<RunReport> {
+    fn report(
+        &self,
+        (begun_ns, failed_ns): (u64, u64),
+        identical: bool,
+        leading: Leading,
+    ) -> Result<RunReport> {
         let (primary, backup) = (&self.primary_seen, &self.backup_seen);
         let proof = primary.proof.clone().ok_or_else(|| {
             self.primary
@@ -441,6 +495,7 @@ impl Run<'_> {
                 identical,
                 proof,
                 totals: [primary.totals, backup.totals],
+                leading,
                 acknowledged: primary.acknowledged,
                 recovered: backup.documents,
                 set_documents: backup.set_documents,

@@ -26,6 +26,7 @@ pub const STATE_REGION: &str = "index-state";
 const MANAGER: &str = "manager";
 const PRIMARY: &str = "indexer-primary";
 const BACKUP: &str = "indexer-backup";
+const ONLOOKER: &str = "onlooker";
 /// How often the unit is looked at while it starts.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// The address of this host for others on it.
@@ -203,7 +204,12 @@ impl Site {
             "--need",
             if self.volatile { "volatile" } else { "durable" }
         ]);
-        for (principal, rights) in [(PRIMARY, rights), (BACKUP, rights), (MANAGER, "read")] {
+        for (principal, rights) in [
+            (PRIMARY, rights),
+            (BACKUP, rights),
+            (MANAGER, "read"),
+            (ONLOOKER, "read"),
+        ] {
             command.extend(arguments!["--grant", format!("{principal}:{rights}")]);
         }
         self.manage(command)
@@ -245,6 +251,12 @@ impl Site {
     #[must_use]
     pub fn backup_identity(&self) -> PathBuf {
         self.folder.join(BACKUP)
+    }
+
+    /// The identity of whoever looks on at the log, and may do nothing else.
+    #[must_use]
+    pub fn onlooker_identity(&self) -> PathBuf {
+        self.folder.join(ONLOOKER)
     }
 
     /// The principals of both programs: of the one that begins, and of the other.
@@ -303,6 +315,7 @@ fn issue_certificates(tools: &Tools, folder: &Path, home: &Path, units: &[String
         (MANAGER, "manager", home.join("identity")),
         (PRIMARY, "client", folder.join(PRIMARY)),
         (BACKUP, "client", folder.join(BACKUP)),
+        (ONLOOKER, "client", folder.join(ONLOOKER)),
     ] {
         manage(
             tools,

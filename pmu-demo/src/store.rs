@@ -118,6 +118,21 @@ impl Place {
         Ok(Follower::One(Box::new(backup)))
     }
 
+    /// Opens the log for reading alone.
+    ///
+    /// # Errors
+    /// As [`Unit::open_log_backup`].
+    pub fn open_onlooker(&self) -> Client<Follower> {
+        if self.is_spread() {
+            let spread = self.spread(LOG_REGION)?;
+            let backup = spread.open_log_backup(false, &self.options)?;
+            return Ok(Follower::Spread(Box::new(backup)));
+        }
+        let unit = self.unit()?;
+        let backup = unit.open_log_backup(LOG_REGION, false, &self.options)?;
+        Ok(Follower::One(Box::new(backup)))
+    }
+
     /// Fences both regions; the units' own time for it, in microseconds. Of several units the slowest counts.
     ///
     /// # Errors
@@ -273,9 +288,18 @@ impl Sets {
     pub fn commit(&mut self, payload: &[IoSlice<'_>], label: Label) -> Client<Receipt> {
         either!(self, sets => sets.commit(payload, label))
     }
+
+    /// The epoch in which it writes; over several units the term.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        match self {
+            Self::One(sets) => sets.epoch(),
+            Self::Spread(sets) => Epoch(sets.term().0),
+        }
+    }
 }
 
-/// The log, open for reading and clearing.
+/// The log, open for reading, and for clearing where that was asked for.
 pub enum Follower {
     /// Of one unit.
     One(Box<LogBackup>),

@@ -17,6 +17,7 @@ use crate::corpus::Corpus;
 use crate::error::{DemoError, Result};
 use crate::event::{Event, Proof, Totals};
 use crate::index::Index;
+use crate::leaders::{Commit, What};
 use crate::store::{Follower, Log, Place, Sets};
 use crate::{record, reference, words};
 
@@ -43,6 +44,8 @@ pub struct Position<'a, A: Allocator + Clone> {
     pub log: Log,
     /// What makes sets.
     pub keeper: Keeper,
+    /// When both were open.
+    pub opened_ns: u64,
     /// Whoever clears the log behind each set. `None`: somebody else does.
     pub cleaner: Option<Cleaner>,
     /// Everything in the log before this is cleared, or will be without us.
@@ -70,6 +73,15 @@ struct Begun {
     order: Option<u64>,
     covered: LogPosition,
     documents: u32,
+    at_ns: u64,
+}
+
+/// A record that was given to the library.
+#[derive(Debug, Clone, Copy)]
+struct Submitted {
+    ticket: Ticket,
+    /// Before it was.
+    begun_ns: u64,
 }
 
 /// Clears the own log behind a set: there is no backup that would.
@@ -146,11 +158,13 @@ struct Worker<'a, A: Allocator + Clone> {
     /// The end of the log at the last set.
     set_at: LogPosition,
     /// Records without a receipt, in the order of the log.
-    pending: VecDeque<Ticket>,
+    pending: VecDeque<Submitted>,
     acknowledged: u32,
     meter: Meter,
     /// Of sets that the agent ordered: what it has still to hear.
     reports: Vec<SnapshotReport>,
+    /// Over several units the receipts of snapshots name the epoch of one of them, which says nothing of the others.
+    is_spread: bool,
 }
 
 /// Does the rest of the documents from a position, and writes the index to the result file.
@@ -176,6 +190,12 @@ pub fn finish_under<A: Allocator + Clone>(
     mut agent: Option<&mut Program>,
 ) -> Result<()> {
     let begun_ns = now_ns();
+    Event::Opened {
+        at_ns: at.opened_ns,
+        pid: std::process::id(),
+        epoch: at.log.epoch().get(),
+    }
+    .send()?;
     let mut worker = Worker {
         acknowledged: at.index.documents(),
         set_at: at.cleared,
@@ -187,6 +207,7 @@ pub fn finish_under<A: Allocator + Clone>(
             begun_ns,
         },
         reports: Vec::new(),
+        is_spread: arguments.units.len() > 1,
     };
     let (mut text, mut encoded) = (Vec::new(), Vec::new());
     let first = worker.at.index.documents();
@@ -237,10 +258,11 @@ impl<A: Allocator + Clone> Worker<'_, A> {
             self.store_set()?;
         }
         let log = &mut self.at.log;
+        let begun_ns = now_ns();
         let ticket = self
             .meter
             .measure("append a record", || log.submit(encoded))?;
-        self.pending.push_back(ticket);
+        self.pending.push_back(Submitted { ticket, begun_ns });
         Ok(())
     }
 
@@ -266,7 +288,7 @@ impl<A: Allocator + Clone> Worker<'_, A> {
 
     /// Waits for the receipt of the first record, and reports what it proves.
     fn first_receipt(&mut self) -> Result<()> {
-        let Some(ticket) = self.pending.front().copied() else {
+        let Some(Submitted { ticket, .. }) = self.pending.front().copied() else {
             return Ok(());
         };
         let log = &mut self.at.log;
@@ -286,25 +308,35 @@ impl<A: Allocator + Clone> Worker<'_, A> {
         let log = &mut self.at.log;
         self.meter
             .measure("look for receipts", || log.poll_completions())?;
-        let before = self.acknowledged;
-        while let Some(ticket) = self.pending.front().copied() {
+        let epoch = Some(self.at.log.epoch().get());
+        let mut commits = Vec::new();
+        while let Some(Submitted { ticket, begun_ns }) = self.pending.front().copied() {
             let log = &mut self.at.log;
             if !log.is_durable(ticket) {
                 break;
             }
             let receipt = self.meter.measure("take a receipt", || log.wait(ticket))?;
             self.pending.pop_front();
+            commits.push(Commit {
+                what: What::Record,
+                epoch,
+                from: ticket.position().get(),
+                to: ticket.end().get(),
+                begun_ns,
+                told_ns: now_ns(),
+            });
             self.acknowledged += 1;
             self.meter.totals.records += 1;
             self.meter.totals.record_bytes += receipt.bytes;
         }
-        if self.acknowledged == before {
+        if commits.is_empty() {
             return Ok(());
         }
         let totals = self.meter.totals();
         Event::Acknowledged {
             documents: self.acknowledged,
             totals,
+            commits,
         }
         .send()
     }
@@ -349,30 +381,34 @@ impl<A: Allocator + Clone> Worker<'_, A> {
         let covered = self.at.log.submitted();
         let documents = self.at.index.documents();
         self.set_at = covered;
+        let at_ns = now_ns();
+        let begun = Begun {
+            order,
+            covered,
+            documents,
+            at_ns,
+        };
         match &mut self.at.keeper {
             Keeper::Snapshots(snapshots, pending) => {
                 let frozen = snapshots.begin_covering(covered);
                 *pending = Some(Pending {
                     pending: frozen.map_err(DemoError::snapshot("freeze the index"))?,
-                    begun: Begun {
-                        order,
-                        covered,
-                        documents,
-                    },
+                    begun,
                 });
                 Ok(())
             }
             Keeper::Sets(sets, state) => {
-                let begun = Instant::now();
+                let since = Instant::now();
                 self.at.index.encode(state);
                 let label = label(documents, covered)?;
                 let receipt = self.meter.measure("commit a set", || {
                     sets.commit(&[IoSlice::new(state)], label)
                 })?;
-                let took = begun.elapsed();
+                let took = since.elapsed();
+                let epoch = Some(sets.epoch().get());
                 let report = order.map(|id| report(id, &receipt, took, took));
                 self.reports.extend(report);
-                self.stored(covered, documents, receipt.bytes)
+                self.stored(begun, &receipt, epoch)
             }
         }
     }
@@ -423,13 +459,24 @@ impl<A: Allocator + Clone> Worker<'_, A> {
             bytes: found.bytes,
         }
         .send()?;
-        self.stored(of.covered, of.documents, found.bytes)
+        let epoch = (!self.is_spread).then_some(found.receipt.epoch.get());
+        self.stored(of, &found.receipt, epoch)
     }
 
     /// A set with everything before a position of the log is stored.
-    fn stored(&mut self, covered: LogPosition, documents: u32, bytes: u64) -> Result<()> {
+    fn stored(&mut self, of: Begun, receipt: &Receipt, epoch: Option<u64>) -> Result<()> {
+        let number = receipt.set().map_or(0, |set| set.get());
+        let commit = Commit {
+            what: What::Set,
+            epoch,
+            from: number,
+            to: number + 1,
+            begun_ns: of.at_ns,
+            told_ns: now_ns(),
+        };
         self.meter.totals.sets += 1;
-        self.meter.totals.set_bytes += bytes;
+        self.meter.totals.set_bytes += receipt.bytes;
+        let covered = of.covered;
         let cleared = match &mut self.at.cleaner {
             Some(cleaner) => self
                 .meter
@@ -440,7 +487,12 @@ impl<A: Allocator + Clone> Worker<'_, A> {
             self.at.cleared = covered;
         }
         let totals = self.meter.totals();
-        Event::Committed { documents, totals }.send()
+        Event::Committed {
+            documents: of.documents,
+            totals,
+            commit,
+        }
+        .send()
     }
 }
 

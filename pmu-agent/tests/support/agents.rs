@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pmu_agent::status::Status;
 use pmu_auth::Role;
+use pmu_client::{ClientError, LogBackup, OpenOptions};
 
+use super::leaders::{Commit, Found, Instance, Log, Verdict, What, check};
 use super::{PATIENCE, Pool, Site};
 
 pub struct Agents {
@@ -41,9 +44,31 @@ pub const B: usize = 1;
 /// One line of what the counter wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Line {
-    Start { epoch: u64, count: u64 },
-    Acknowledged { epoch: u64, number: u64 },
-    Fenced { epoch: u64 },
+    Start {
+        epoch: u64,
+        count: u64,
+        process: u64,
+        opened_ns: u64,
+    },
+    Acknowledged {
+        epoch: u64,
+        number: u64,
+        commit: Commit,
+    },
+    Set {
+        /// Of the log: the sets have one of their own.
+        epoch: u64,
+        commit: Commit,
+    },
+    Fenced {
+        epoch: u64,
+    },
+}
+
+/// Reads the log while others write, take over and clear it.
+pub struct Onlooker {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<Log>,
 }
 
 pub fn free_port() -> u16 {
@@ -283,26 +308,24 @@ impl Agents {
 
     pub fn lines(&self) -> Vec<Line> {
         let text = std::fs::read_to_string(self.path("acknowledged")).unwrap_or_default();
-        let number = |text: &str| text.parse().unwrap();
+        let number = |text: &&str| text.parse().unwrap();
         text.lines()
             .map(|line| {
                 let words: Vec<&str> = line.split(' ').collect();
-                match words.as_slice() {
-                    ["start", epoch, count] => Line::Start {
-                        epoch: number(epoch),
-                        count: number(count),
-                    },
-                    ["fenced", epoch, _] => Line::Fenced {
-                        epoch: number(epoch),
-                    },
-                    [epoch, count] => Line::Acknowledged {
-                        epoch: number(epoch),
-                        number: number(count),
-                    },
-                    _ => panic!("{line}"),
-                }
+                let (kind, numbers) = words.split_first().unwrap();
+                let numbers: Vec<u64> = numbers.iter().map(number).collect();
+                parse_line(kind, &numbers).unwrap_or_else(|| panic!("{line}"))
             })
             .collect()
+    }
+
+    /// As if a program had written it.
+    pub fn append_line(&self, line: &str) {
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .open(self.path("acknowledged"))
+            .unwrap();
+        file.write_all(line.as_bytes()).unwrap();
     }
 
     pub fn acknowledged(&self) -> u64 {
@@ -323,15 +346,66 @@ impl Agents {
         })
     }
 
-    /// Every instance began with all that was acknowledged before it, and none was acknowledged anything that a later one doesn't know.
+    /// Reads the log from now on.
+    pub fn look_on(&self) -> Onlooker {
+        let (unit, over) = (self.site.client("backup"), Arc::new(AtomicBool::new(false)));
+        let told = Arc::clone(&over);
+        let thread = std::thread::spawn(move || {
+            let mut log = Log::default();
+            let begun = Instant::now();
+            loop {
+                let looked = unit
+                    .open_log_backup("log", false, &OpenOptions::new())
+                    .and_then(|mut reader| look_until(&mut reader, &mut log, &told));
+                match looked {
+                    Ok(()) => return log,
+                    // Others clear what they need no longer: what is left is read from its begin.
+                    Err(error) => assert!(begun.elapsed() < 3 * PATIENCE, "{error}"),
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        Onlooker { over, thread }
+    }
+
+    /// Nobody was ever told of a commit who had a successor: see [`super::leaders`].
+    pub fn check_leaders(&self, log: &Log) -> Verdict {
+        let mut instances: Vec<Instance> = Vec::new();
+        for line in self.lines() {
+            match line {
+                Line::Start {
+                    epoch,
+                    process,
+                    opened_ns,
+                    ..
+                } => instances.push(Instance {
+                    name: format!("process {process}"),
+                    epoch,
+                    opened_ns,
+                    commits: Vec::new(),
+                }),
+                Line::Acknowledged { epoch, commit, .. } | Line::Set { epoch, commit } => {
+                    let mut all = instances.iter_mut();
+                    let instance = all.find(|instance| instance.epoch == epoch).unwrap();
+                    instance.commits.push(commit);
+                }
+                Line::Fenced { .. } => {}
+            }
+        }
+        check(&instances, log).unwrap_or_else(|violation| panic!("{violation}"))
+    }
+
+    /// Every instance began with all that was acknowledged before it, and none was acknowledged anything that a later one doesn't know; and
+    /// no two of them led at one time.
     pub fn check(&self) {
+        self.check_leaders(&Log::default());
         let lines = self.lines();
         let mut leader = (0, 0);
         let mut starts = std::collections::BTreeMap::new();
         let mut most = 0;
         for line in &lines {
             match *line {
-                Line::Start { epoch, count } => {
+                Line::Start { epoch, count, .. } => {
                     assert!(epoch > leader.0, "epoch {epoch} behind {}", leader.0);
                     assert!(
                         count >= most,
@@ -340,11 +414,11 @@ impl Agents {
                     starts.insert(epoch, count);
                     leader = (epoch, count);
                 }
-                Line::Acknowledged { epoch, number } if epoch == leader.0 => {
+                Line::Acknowledged { epoch, number, .. } if epoch == leader.0 => {
                     most = most.max(number);
                 }
                 // A receipt from before the fence, written down after it.
-                Line::Acknowledged { epoch, number } => {
+                Line::Acknowledged { epoch, number, .. } => {
                     let next = starts.range(epoch + 1..).next().unwrap();
                     assert!(
                         number <= *next.1,
@@ -353,11 +427,77 @@ impl Agents {
                         next.1
                     );
                 }
-                Line::Fenced { .. } => {}
+                Line::Set { .. } | Line::Fenced { .. } => {}
             }
         }
         assert!(!starts.is_empty(), "nothing has begun");
     }
+}
+
+impl Onlooker {
+    /// Reads to the end of the log as it is now: all that was found.
+    pub fn finish(self) -> Log {
+        self.over.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap()
+    }
+}
+
+fn look_until(reader: &mut LogBackup, log: &mut Log, over: &AtomicBool) -> Result<(), ClientError> {
+    loop {
+        let last = over.load(Ordering::SeqCst);
+        let records = reader.read_unread(64 << 10)?;
+        let some = records.len() > 0;
+        for found in records {
+            log.saw(Found {
+                from: found.record.position.get(),
+                to: found.record.mark.position().get(),
+                epoch: found.record.epoch.get(),
+            });
+        }
+        // A leader that goes on leaves no end to be found: what there was by then is enough.
+        if last {
+            return Ok(());
+        }
+        if !some {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn parse_line(kind: &str, numbers: &[u64]) -> Option<Line> {
+    Some(match (kind, numbers) {
+        ("start", &[epoch, count, process, opened_ns]) => Line::Start {
+            epoch,
+            count,
+            process,
+            opened_ns,
+        },
+        ("record", &[epoch, number, from, to, begun_ns, told_ns]) => Line::Acknowledged {
+            epoch,
+            number,
+            commit: Commit {
+                what: What::Record,
+                epoch: Some(epoch),
+                from,
+                to,
+                begun_ns,
+                told_ns,
+            },
+        },
+        ("set", &[epoch, sets_epoch, number, begun_ns, told_ns]) => Line::Set {
+            epoch,
+            commit: Commit {
+                what: What::Set,
+                epoch: Some(sets_epoch),
+                from: number,
+                to: number + 1,
+                begun_ns,
+                told_ns,
+            },
+        },
+        ("fenced", &[epoch, _]) => Line::Fenced { epoch },
+        _ => return None,
+    })
 }
 
 impl Drop for Agents {

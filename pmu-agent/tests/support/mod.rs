@@ -11,5 +11,8 @@
 mod site;
 
 pub mod agents;
+/// The rules of the demonstration: they are the same here.
+#[path = "../../../pmu-demo/src/leaders.rs"]
+pub mod leaders;
 
 pub use site::*;
