@@ -10,7 +10,7 @@ use pmu_proto::v1::distribute_response::Step as Answer;
 use pmu_proto::v1::{self, Failure};
 
 use crate::program::{Heard, Over};
-use crate::session::{Piece, Session, Work};
+use crate::session::{Piece, Session, Stand, Work};
 
 /// Records that begin in one piece at most.
 const RECORDS_PER_PIECE_MAX: usize = 512;
@@ -158,6 +158,7 @@ impl Records {
             known.is_some_and(|(epoch, units)| *epoch == receipt.epoch && *units == receipt.units);
         let mut answer = v1::DistributeAppended {
             to: receipt.position().unwrap_or_default().get(),
+            term: self.log.term(),
             ..v1::DistributeAppended::default()
         };
         #[cfg(feature = "planted-bugs")]
@@ -216,6 +217,8 @@ impl Records {
             failure: Some(failure),
             missing: missing_to_wire(self.log.missing()),
             appended_to: Some(self.log.acknowledged().get()),
+            term: self.log.term(),
+            newest: 0,
         }))?;
         Err(Over)
     }
@@ -232,7 +235,13 @@ impl Records {
     fn rejoin(&mut self, session: &mut Session<'_>) -> Result<(), Over> {
         self.settle(session)?;
         match self.log.rejoin() {
-            Ok(back) => session.rejoined(Ok(back), self.log.missing()),
+            Ok(back) => {
+                let stand = Stand {
+                    term: self.log.term(),
+                    newest: 0,
+                };
+                session.rejoined(Ok(back), stand, self.log.missing())
+            }
             Err(error) => self.failed(session, error),
         }
     }

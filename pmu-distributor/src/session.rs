@@ -57,6 +57,14 @@ impl Piece {
     }
 }
 
+/// Where the distributor's primary stands, as far as the program shall know; 0: as before.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Stand {
+    pub(crate) term: u64,
+    /// The newest set.
+    pub(crate) newest: u64,
+}
+
 /// How long a program may let this side wait for units, bounded.
 fn timeouts(open: &v1::DistributeOpen, defaults: Timeouts) -> Timeouts {
     let within = |asked: u32, bounds: (u32, u32)| {
@@ -179,11 +187,24 @@ impl<'a> Session<'a> {
         failure: Failure,
         missing: Vec<v1::MissingUnit>,
     ) -> Result<(), Over> {
+        self.fail_in(Stand::default(), put, failure, missing)
+    }
+
+    /// As [`Self::fail`], of the units: the term may be another.
+    pub(crate) fn fail_in(
+        &mut self,
+        stand: Stand,
+        put: u64,
+        failure: Failure,
+        missing: Vec<v1::MissingUnit>,
+    ) -> Result<(), Over> {
         self.say(Answer::Failed(v1::DistributeFailed {
             put,
             failure: Some(failure),
             missing,
             appended_to: None,
+            term: stand.term,
+            newest: stand.newest,
         }))
     }
 
@@ -199,6 +220,7 @@ impl<'a> Session<'a> {
     pub(crate) fn rejoined<'b>(
         &mut self,
         back: Result<usize, ClientError>,
+        stand: Stand,
         missing: impl Iterator<Item = &'b MissingUnit>,
     ) -> Result<(), Over> {
         let missing = missing_to_wire(missing);
@@ -206,8 +228,10 @@ impl<'a> Session<'a> {
             Ok(back) => self.say(Answer::Rejoined(v1::DistributeRejoined {
                 back: u32::try_from(back).unwrap_or(u32::MAX),
                 missing,
+                term: stand.term,
+                newest: stand.newest,
             })),
-            Err(error) => self.fail(0, failure_to_wire(&error), missing),
+            Err(error) => self.fail_in(stand, 0, failure_to_wire(&error), missing),
         }
     }
 

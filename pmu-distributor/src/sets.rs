@@ -7,7 +7,7 @@ use pmu_proto::v1::distribute_response::Step as Answer;
 use pmu_proto::v1::{self, Failure};
 
 use crate::program::Over;
-use crate::session::{Piece, Session, Work};
+use crate::session::{Piece, Session, Stand, Work};
 
 /// See the module.
 pub(crate) struct Sets {
@@ -26,6 +26,13 @@ impl Sets {
         Self { primary }
     }
 
+    fn stand(&self) -> Stand {
+        Stand {
+            term: self.primary.term().0,
+            newest: self.primary.newest().get(),
+        }
+    }
+
     /// One set.
     fn put(&mut self, session: &mut Session<'_>, begin: &v1::DistributeBegin) -> Result<(), Over> {
         session.check_window("a set before the data connection")?;
@@ -41,6 +48,7 @@ impl Sets {
             Err(refused) => Done::Failed(refused),
         };
         let missing = missing_to_wire(self.primary.missing());
+        let stand = self.stand();
         match done {
             Done::Stored(receipt) => {
                 session.program.count_set(receipt.bytes);
@@ -49,11 +57,12 @@ impl Sets {
                     put: begin.put,
                     receipt: receipt_to_wire(&receipt),
                     missing,
+                    term: stand.term,
                 }))
             }
             Done::Failed(failure) => {
                 tracing::warn!(kind = ?failure.kind(), text = failure.text, "set not distributed");
-                session.fail(begin.put, *failure, missing)
+                session.fail_in(stand, begin.put, *failure, missing)
             }
             Done::Abandoned => {
                 tracing::info!("set given up by the program");
@@ -86,7 +95,7 @@ impl Work for Sets {
             Step::Begin(begin) => self.put(session, &begin),
             Step::Rejoin(_) => {
                 let back = self.primary.rejoin();
-                session.rejoined(back, self.primary.missing())
+                session.rejoined(back, self.stand(), self.primary.missing())
             }
             // Of a set that was given up: skipped, and its room is free.
             Step::Ready(ready) => {

@@ -106,6 +106,7 @@ fn d08_sets_by_way_of_distributors_are_held_to_the_same() {
     let happened = [
         ("sessions with distributors", totals.distributed),
         ("sets that they stored", totals.distributed_sets),
+        ("changes of members followed", totals.followed),
     ];
     all_happened("distributor", &happened);
 }

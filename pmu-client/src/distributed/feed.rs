@@ -24,6 +24,15 @@ const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// A piece is this part of the own staging memory at most, so that several are under way.
 const PIECES_IN_STAGING: usize = 4;
 
+/// What an answer says of the units beside what it is about.
+#[derive(Default)]
+pub(super) struct Told {
+    /// Those that are missing; none: as before.
+    pub(super) missing: Option<Vec<v1::MissingUnit>>,
+    /// 0: as before.
+    pub(super) term: u64,
+}
+
 /// What the bytes of a session are.
 pub(super) trait Purpose {
     /// What announces a piece. Pieces are announced in the order in which they ended.
@@ -32,11 +41,14 @@ pub(super) trait Purpose {
     /// A piece has ended, and will be announced.
     fn piece_ended(&mut self) {}
 
-    /// Takes an answer that is not about the ring. Gives the units that are missing, if it says.
+    /// Takes an answer that is not about the ring. Gives what it says of the units, if it does.
     ///
     /// # Errors
     /// [`ClientError::Protocol`]; the session is over then.
-    fn take(&mut self, answer: Answer, region: &Arc<str>) -> Result<Option<Vec<v1::MissingUnit>>>;
+    fn take(&mut self, answer: Answer, region: &Arc<str>) -> Result<Told>;
+
+    /// The distributor has connected to units again.
+    fn rejoined(&mut self, _rejoined: &v1::DistributeRejoined) {}
 
     /// What a failure means: the error, and whether it ends the session; none if it is about something that was given up here too.
     ///
@@ -55,6 +67,8 @@ pub(super) struct Feed<P> {
     pub(super) distributor: Arc<str>,
     pub(super) layout: Layout,
     pub(super) missing: Vec<MissingUnit>,
+    /// Of the distributor as primary.
+    pub(super) term: u64,
     way: Box<dyn Way>,
     link: Link,
     outbox: Outbox,
@@ -102,6 +116,7 @@ impl<P: Purpose> Feed<P> {
             distributor: opened.distributor.as_str().into(),
             layout,
             missing: wire::missing_from_wire(&opened.missing),
+            term: opened.term,
             way,
             link,
             outbox,
@@ -321,6 +336,7 @@ impl<P: Purpose> Feed<P> {
             Answer::Taken(taken) => self.taken(taken.position),
             Answer::Failed(failed) => {
                 self.missing = wire::missing_from_wire(&failed.missing);
+                self.follow(failed.term);
                 let failure = failed.failure.clone().unwrap_or_default();
                 let error = wire::failure_from_wire(&failure, self.way.address());
                 let told = self.purpose.failed(&failed, error);
@@ -333,17 +349,26 @@ impl<P: Purpose> Feed<P> {
             }
             Answer::Rejoined(rejoined) => {
                 self.missing = wire::missing_from_wire(&rejoined.missing);
+                self.follow(rejoined.term);
+                self.purpose.rejoined(&rejoined);
                 self.back = Some(rejoined.back);
                 Ok(())
             }
             answer => {
                 let taken = self.purpose.take(answer, &self.region);
-                if let Some(missing) = taken.inspect_err(|_| self.ended = true)? {
+                let told = taken.inspect_err(|_| self.ended = true)?;
+                self.follow(told.term);
+                if let Some(missing) = told.missing {
                     self.missing = wire::missing_from_wire(&missing);
                 }
                 Ok(())
             }
         }
+    }
+
+    /// The distributor's primary goes on in a new term when the members are changed.
+    fn follow(&mut self, term: u64) {
+        self.term = self.term.max(term);
     }
 
     fn taken(&mut self, position: u64) -> Result<()> {

@@ -10,7 +10,7 @@ use pmu_format::{LogPosition, Mode, RECORD_SHARE_BYTES, record_length_bytes};
 use pmu_proto::v1;
 use pmu_stripe::Layout;
 
-use super::feed::{Feed, Purpose};
+use super::feed::{Feed, Purpose, Told};
 use super::ring::Piece;
 use super::sets::not_asked;
 use super::way::{Answer, Request, Way};
@@ -39,7 +39,6 @@ const PIECES_IN_FLIGHT_EAGER: usize = 2;
 /// ([`OpenOptions::staging_bytes`]). Dropping it ends the session; waits two seconds at most until the region is free.
 pub struct DistributedLog {
     feed: Feed<Records>,
-    term: u64,
     ring_bytes: u64,
     record_bytes_max: u32,
     batch_bytes_max: u64,
@@ -160,19 +159,23 @@ impl Purpose for Records {
         });
     }
 
-    fn take(&mut self, answer: Answer, _region: &Arc<str>) -> Result<Option<Vec<v1::MissingUnit>>> {
+    fn take(&mut self, answer: Answer, _region: &Arc<str>) -> Result<Told> {
         match answer {
             Answer::Appended(appended) => {
                 self.acknowledge(appended.to)?;
-                let Some(proof) = appended.proof else {
-                    return Ok(None);
+                let mut told = Told {
+                    term: appended.term,
+                    missing: None,
                 };
-                self.proof = wire::proof_from_wire(&proof)?;
-                Ok(Some(appended.missing))
+                if let Some(proof) = appended.proof {
+                    self.proof = wire::proof_from_wire(&proof)?;
+                    told.missing = Some(appended.missing);
+                }
+                Ok(told)
             }
             Answer::Free(free) => {
                 self.take_free(free.free_to)?;
-                Ok(None)
+                Ok(Told::default())
             }
             _ => Err(not_asked()),
         }
@@ -236,7 +239,6 @@ impl DistributedLog {
         }
         let proof = wire::proof_from_wire(&log.proof.clone().unwrap_or_default())?;
         Ok(Self {
-            term: begun.opened.term,
             ring_bytes: log.ring_bytes,
             record_bytes_max: log.record_bytes_max,
             batch_bytes_max: log.batch_bytes_max,
@@ -577,10 +579,10 @@ impl DistributedLog {
         self.feed.layout
     }
 
-    /// The term in which the distributor opened the region, as [`crate::SpreadLogPrimary::term`].
+    /// The term of the distributor's primary when it last said so, as [`crate::SpreadLogPrimary::term`].
     #[must_use]
     pub const fn term(&self) -> u64 {
-        self.term
+        self.feed.term
     }
 
     /// The units that did not take part when the distributor last said so, and why.

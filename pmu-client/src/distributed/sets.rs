@@ -9,7 +9,7 @@ use pmu_format::{Label, Mode, SetNumber};
 use pmu_proto::v1;
 use pmu_stripe::Layout;
 
-use super::feed::{Feed, Purpose};
+use super::feed::{Feed, Purpose, Told};
 use super::put::DistributedPut;
 use super::ring::Piece;
 use super::way::{Answer, Request, Way};
@@ -26,7 +26,6 @@ use crate::spread::MissingUnit;
 /// the region is free.
 pub struct Distributed {
     capacity_bytes: u64,
-    term: u64,
     feed: Feed<Sets>,
 }
 
@@ -50,7 +49,7 @@ impl Purpose for Sets {
         })
     }
 
-    fn take(&mut self, answer: Answer, region: &Arc<str>) -> Result<Option<Vec<v1::MissingUnit>>> {
+    fn take(&mut self, answer: Answer, region: &Arc<str>) -> Result<Told> {
         let Answer::Stored(stored) = answer else {
             return Err(not_asked());
         };
@@ -61,7 +60,14 @@ impl Purpose for Sets {
         let receipt = wire::receipt_from_wire(&receipt, region, self.written, self.newest)?;
         self.newest = receipt.set().unwrap_or(self.newest);
         self.stored = Some(receipt);
-        Ok(Some(stored.missing))
+        Ok(Told {
+            missing: Some(stored.missing),
+            term: stored.term,
+        })
+    }
+
+    fn rejoined(&mut self, rejoined: &v1::DistributeRejoined) {
+        self.newest = self.newest.max(SetNumber(rejoined.newest));
     }
 
     fn failed(
@@ -69,6 +75,8 @@ impl Purpose for Sets {
         failed: &v1::DistributeFailed,
         error: ClientError,
     ) -> Result<Option<(ClientError, bool)>> {
+        // With other members it may have gone on behind another set.
+        self.newest = self.newest.max(SetNumber(failed.newest));
         if failed.put != 0 && failed.put < self.put {
             // Of a set that was given up here too.
             return Ok(None);
@@ -129,7 +137,6 @@ impl Distributed {
         };
         Ok(Self {
             capacity_bytes: begun.opened.capacity_bytes,
-            term: begun.opened.term,
             feed: Feed::start(begun, region, options, purpose)?,
         })
     }
@@ -211,10 +218,10 @@ impl Distributed {
         self.feed.purpose.newest
     }
 
-    /// The term in which the distributor opened the region, as [`crate::SpreadPrimary::term`].
+    /// The term of the distributor's primary when it last said so, as [`crate::SpreadPrimary::term`].
     #[must_use]
     pub const fn term(&self) -> u64 {
-        self.term
+        self.feed.term
     }
 
     /// The units that did not take part when the distributor last said so, and why.

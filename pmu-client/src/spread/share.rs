@@ -169,19 +169,33 @@ impl ShareReader {
         let damage = findings
             .find(|finding| finding.is_of(number) && !matches!(finding, Finding::SlotEmpty { .. }))
             .map(ToString::to_string);
+        let is_published = recovery.published() >= number;
         let Some(view) = recovery.into_view() else {
             return damage.map_or(Ok(None), |what| Err(self.damaged(what)));
         };
         let set = view.set().clone();
+        self.view = Some(view);
+        match self.trailer(&set) {
+            Ok(trailer) => Ok(Some((trailer, set))),
+            // The slot of an earlier try that was never published, and a later try has begun to write into it: nothing there counts.
+            Err(ClientError::Damaged { .. }) if !is_published => {
+                self.forget();
+                self.view = None;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What stands behind the selected share.
+    fn trailer(&mut self, set: &FoundSet) -> Result<ShareTrailer> {
         let share_bytes = set.payload_bytes.checked_sub(TRAILER_BYTES);
         let share_bytes =
             share_bytes.ok_or_else(|| self.damaged("its set is no share".to_owned()))?;
-        self.view = Some(view);
         let mut bytes = [0; TRAILER_BYTES as usize];
         self.read(share_bytes, &mut bytes)?;
         let trailer = ShareTrailer::decode(&bytes);
-        let trailer = trailer.map_err(|error| self.damaged(error.to_string()))?;
-        Ok(Some((trailer, set)))
+        trailer.map_err(|error| self.damaged(error.to_string()))
     }
 
     fn damaged(&self, what: String) -> ClientError {

@@ -17,7 +17,7 @@ pub(super) fn describe(
     first: usize,
     any: bool,
 ) -> Result<RegionInfo, ClientError> {
-    let units = context.with(|state| state.units.len());
+    let units = context.with(|state| state.units_proper());
     let mut last = ClientError::Invalid("no unit has the region".into());
     let mut found: Option<RegionInfo> = None;
     let generation =

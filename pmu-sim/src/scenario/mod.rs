@@ -61,12 +61,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "distributor",
-        about: "as spread, and most primaries have their sets distributed: by a unit, or by a process of its own",
+        about: "as spread or rebuild, and most primaries have their sets distributed: by a unit, or by a process of its own",
         run: spread::run_distributed,
     },
     Scenario {
         name: "distributor-log",
-        about: "as spread-log, and most primaries have their records distributed",
+        about: "as spread-log or rebuild-log, and most primaries have their records distributed",
         run: spread_log::run_distributed,
     },
     Scenario {

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use self::manager::Step;
 use crate::context::Context;
+use crate::distributor;
 use crate::scenario::sets::persist;
 use crate::scenario::spread::{Site, UNIT_NAMES, lay_out, lose_and_read, programs, start_programs};
 use crate::scenario::turns::nap;
@@ -26,9 +27,27 @@ struct Yard {
 /// See the module.
 pub(crate) fn run(context: &Context) {
     let spares = context.draw(|random| random.between(1, 2)) as usize;
+    if let Some(site) = lay_out(context, spares) {
+        run_on(context, site);
+    }
+}
+
+/// The same by way of distributors.
+pub(crate) fn run_distributed(context: &Context) {
+    let spares = context.draw(|random| random.between(1, 2)) as usize;
     let Some(site) = lay_out(context, spares) else {
         return;
     };
+    distributor::add_staging(context);
+    let site = Site {
+        distributed: true,
+        ..site
+    };
+    run_on(context, site);
+    distributor::join_all(context);
+}
+
+fn run_on(context: &Context, site: Site) {
     let (heirs, readers, managers, rivals) = context.draw(|random| {
         (
             random.below(3),

@@ -54,6 +54,9 @@ pub(crate) fn run(context: &Context) {
 
 /// The same by way of distributors.
 pub(crate) fn run_distributed(context: &Context) {
+    if context.draw(|random| random.chance(1, 3)) {
+        return super::rebuild::run_distributed(context);
+    }
     if let Some(site) = lay_out(context, 0) {
         distributor::add_staging(context);
         let site = Site {

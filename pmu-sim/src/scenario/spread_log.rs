@@ -48,7 +48,8 @@ pub(crate) fn run(context: &Context) {
 
 /// The same by way of distributors.
 pub(crate) fn run_distributed(context: &Context) {
-    run_with(context, false, true);
+    let is_managed = context.draw(|random| random.chance(1, 3));
+    run_with(context, is_managed, true);
     distributor::join_all(context);
 }
 

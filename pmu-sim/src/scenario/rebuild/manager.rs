@@ -73,7 +73,7 @@ fn draw(context: &Context, yard: &Yard) -> Option<Step> {
     context.with(|state| {
         let free =
             |unit: &usize| !state.units[*unit].has_region && !state.units[*unit].is_destroyed;
-        let spares: Vec<usize> = (0..state.units.len()).filter(free).collect();
+        let spares: Vec<usize> = (0..state.units_proper()).filter(free).collect();
         if spares.is_empty() || members.is_empty() {
             return None;
         }
@@ -87,7 +87,7 @@ fn draw(context: &Context, yard: &Yard) -> Option<Step> {
 
 /// What the unit says that knows of the latest members, or any unit.
 fn describe(context: &Context) -> Result<RegionInfo, ClientError> {
-    let units = context.with(|state| state.units.len()) as u64;
+    let units = context.with(|state| state.units_proper()) as u64;
     let (first, any) = context.draw(|random| (random.below(units), random.chance(1, 4)));
     managing::describe(context, first as usize, any)
 }
