@@ -11,7 +11,7 @@ use crate::error::{ClientError, Result};
 use crate::link::Link;
 
 /// How much is copied and digested at a time.
-const DIGEST_PIECE_BYTES: usize = 64 << 10;
+const DIGEST_PIECE_BYTES: usize = 16 << 10;
 
 /// Registered memory that one connection reads from or writes to.
 #[derive(Debug)]

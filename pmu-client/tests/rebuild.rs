@@ -11,12 +11,14 @@ mod boss;
 mod support;
 #[path = "support/units.rs"]
 mod units;
+#[path = "support/watched.rs"]
+mod watched;
 
 use std::io::IoSlice;
 use std::ops::ControlFlow;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use boss::Boss;
 use pmu_client::rebuild::{RebuildOptions, Rebuilt, Replacement, replace};
@@ -24,11 +26,12 @@ use pmu_client::{
     ClientError, ConnectOptions, Label, Layout, Network, OpenOptions, Reach, ReachedUnit,
     SetChoice, SetNumber, Spread, SpreadPrimary,
 };
-use pmu_format::Member;
+use pmu_format::{CHUNK_BYTES, Member};
 use pmu_proto::v1::create_region_request::Room;
 use pmu_proto::v1::{self};
 use support::{PATIENCE, READ, pattern};
 use units::{Units, unit};
+use watched::WatchedUnit;
 
 /// Units come back when the test says so.
 fn options() -> OpenOptions {
@@ -612,19 +615,22 @@ fn b07_scrub_while_a_primary_writes_finds_no_damage() {
     });
 }
 
-/// The network, on which a share is copied group by group; counts what is done at one time.
+/// The network, on which a share is copied group by group; counts the bytes of whole chunks that are asked for.
 struct Narrow {
     network: Arc<Network>,
-    at_once_max: AtomicUsize,
+    asked: Arc<AtomicU64>,
 }
 
 impl Reach for Narrow {
     fn unit(&self, member: &Member) -> Result<Box<dyn ReachedUnit>, ClientError> {
-        self.network.unit(member)
+        Ok(Box::new(WatchedUnit {
+            unit: self.network.unit(member)?,
+            asked: Arc::clone(&self.asked),
+            bytes_min: CHUNK_BYTES,
+        }))
     }
 
     fn at_once(&self, count: usize, work: &(dyn Fn(usize) + Sync)) {
-        self.at_once_max.fetch_max(count, Ordering::SeqCst);
         self.network.at_once(count, work);
     }
 
@@ -642,9 +648,10 @@ impl Reach for Narrow {
 }
 
 #[test]
-fn b04_the_next_stretch_is_read_while_the_last_one_is_written() {
+fn b04_the_next_stretch_is_asked_for_before_the_last_one_is_written() {
     for layout in ["parity:3+1", "mirror:3", "erasure:2+2"] {
-        let members = Layout::from_str(layout).unwrap().units();
+        let kind = Layout::from_str(layout).unwrap();
+        let members = kind.units();
         let mut units = Units::new(5, 24 << 20);
         let units_min = u8::try_from(members - 1).unwrap();
         units.spread("state", layout, units_min, 2 << 20);
@@ -656,11 +663,12 @@ fn b04_the_next_stretch_is_read_while_the_last_one_is_written() {
         let boss = Boss::new(&units, "state");
         let reach = Arc::new(Narrow {
             network: boss.network(),
-            at_once_max: AtomicUsize::new(0),
+            asked: Arc::default(),
         });
-        let mut told = Vec::new();
+        let (mut told, mut asked) = (Vec::new(), Vec::new());
         let mut on_progress = |progress: &pmu_client::RebuildProgress| {
             told.push(progress.bytes_done);
+            asked.push(reach.asked.load(Ordering::SeqCst));
             ControlFlow::Continue(())
         };
         let options = RebuildOptions {
@@ -680,8 +688,17 @@ fn b04_the_next_stretch_is_read_while_the_last_one_is_written() {
         // Each stretch is told of, and at the end everything was.
         assert!(told.len() > 8 && told.is_sorted(), "{layout}: {told:?}");
         assert_eq!(told.last(), Some(&given), "{layout}");
-        // What is read of a member is one job, and what is written another (the members are opened at one time, too).
-        assert!(reach.at_once_max.load(Ordering::SeqCst) >= 2, "{layout}");
+        // When what takes whole chunks of the others is written, their next chunks are on their way already.
+        let share = bytes.len().div_ceil(kind.units_to_read()) as u64;
+        let ahead = told.iter().zip(&asked).filter(|(done, _)| {
+            done.is_multiple_of(CHUNK_BYTES) && **done > 0 && **done + CHUNK_BYTES <= share
+        });
+        let ahead: Vec<_> = ahead.collect();
+        assert!(!ahead.is_empty(), "{layout}: {told:?}");
+        for (done, asked) in ahead {
+            let least = kind.units_to_read() as u64 * (done + CHUNK_BYTES);
+            assert!(*asked >= least, "{layout}: {done} done, {asked} asked for");
+        }
         let left: Vec<usize> = (0..members).filter(|index| *index != 1).collect();
         units.stop(left[0]);
         assert!(newest(&units).1 == bytes, "{layout}");

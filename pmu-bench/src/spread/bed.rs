@@ -8,6 +8,7 @@ use pmu_client::{Counters, Label, Layout, SetChoice, Spread, SpreadPrimary};
 use tempfile::TempDir;
 
 use crate::measure::Failure;
+use crate::process::ended_cpu_s;
 use crate::site::Site;
 use crate::spread::units::Units;
 use crate::spread::used::Used;
@@ -25,6 +26,7 @@ pub(crate) struct Bed {
     pub(crate) payload: Vec<u8>,
     units: Units,
     used: Used,
+    rebuilding: Used,
     _folder: TempDir,
 }
 
@@ -43,6 +45,7 @@ impl Bed {
             payload,
             units,
             used: Used::default(),
+            rebuilding: Used::default(),
             _folder: folder,
         })
     }
@@ -119,9 +122,29 @@ impl Bed {
     /// Loses a unit for good and puts another in its place; milliseconds, and the bytes that were read of the others.
     pub(crate) fn rebuild_ms(&mut self) -> Result<(f64, u64), Failure> {
         let replacement = self.units.begin_replacing()?;
-        let begun = Instant::now();
-        let bytes_read = self.units.replace(&replacement)?;
-        Ok((begun.elapsed().as_secs_f64() * 1e3, bytes_read))
+        let Self {
+            payload,
+            units,
+            rebuilding,
+            ..
+        } = self;
+        let (bytes_read, ms) = rebuilding.during_of(
+            payload.len(),
+            ended_cpu_s,
+            || units.cpu_s(),
+            || {
+                let begun = Instant::now();
+                let bytes_read = units.replace(&replacement)?;
+                Ok((bytes_read, begun.elapsed().as_secs_f64() * 1e3))
+            },
+        )?;
+        Ok((ms, bytes_read))
+    }
+
+    /// Processor time of rebuilds since the last note.
+    pub(crate) fn rebuild_note(&mut self) -> String {
+        let used = self.rebuilding.take("pmm", "units");
+        format!("CPU for each GiB of a checkpoint: {used}")
     }
 
     /// What the primary's connections have done.

@@ -48,7 +48,8 @@ pub(crate) fn rebuild(
         return Err(format!("each surviving byte was read {most:.3} times").into());
     }
     row.note = Some(format!(
-        "memory, not durable; each surviving byte was read {most:.4} times, checksums and headers included; pmm's start included"
+        "memory, not durable; each surviving byte was read {most:.4} times, checksums and headers included; pmm's start included; {}",
+        bed.rebuild_note()
     ));
     Ok(vec![row])
 }

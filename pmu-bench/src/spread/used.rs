@@ -22,10 +22,24 @@ impl Used {
         others_s: impl Fn() -> Result<f64, Failure>,
         work: impl FnOnce() -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let (own, others) = (own_cpu_s()?, others_s()?);
+        self.during_of(bytes, own_cpu_s, others_s, work)
+    }
+
+    /// The same where another process than this one does the work; `own_s` says what it has used.
+    ///
+    /// # Errors
+    /// As [`Self::during`].
+    pub(crate) fn during_of<T>(
+        &mut self,
+        bytes: usize,
+        own_s: impl Fn() -> Result<f64, Failure>,
+        others_s: impl Fn() -> Result<f64, Failure>,
+        work: impl FnOnce() -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let (own, others) = (own_s()?, others_s()?);
         let done = work()?;
         self.gib += bytes as f64 / f64::from(1 << 30);
-        self.own_s += own_cpu_s()? - own;
+        self.own_s += own_s()? - own;
         self.others_s += others_s()? - others;
         Ok(done)
     }

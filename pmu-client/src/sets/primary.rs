@@ -33,8 +33,8 @@ use crate::unit::{FenceReport, Purpose, Unit};
 
 /// Payload is posted, with its flush, whenever so much of it is ready, while the program prepares the next.
 const POST_BYTES: u64 = 1 << 20;
-/// Bytes are taken into the checksum and then copied in steps of this size, so that the second pass finds them in the cache.
-const STEP_BYTES: usize = 64 << 10;
+/// Bytes are taken into the checksum and then copied in steps of this size, so that the second pass finds them in the nearest cache.
+const STEP_BYTES: usize = 16 << 10;
 
 /// The one writer of a region in overwrite mode.
 ///

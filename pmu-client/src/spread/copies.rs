@@ -11,8 +11,8 @@ use crate::sets::primary::shared::SharedChunk;
 
 /// As much as a member's own staging memory: chunks are used again in the order in which they were filled.
 const SHARED_BYTES: u64 = 4 << 20;
-/// Bytes that are taken into the checksum and copied while they are in the cache.
-const STEP_BYTES: usize = 64 << 10;
+/// Bytes that are taken into the checksum and copied while they are in the nearest cache.
+const STEP_BYTES: usize = 16 << 10;
 
 /// See the module.
 #[derive(Debug)]

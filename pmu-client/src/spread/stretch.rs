@@ -1,10 +1,11 @@
-//! Gives a member its share of a set stretch by stretch: while one is computed and written, the next is read from all units at one time.
-//! Memory: two stretches, whatever the length of the set.
+//! Gives a member its share of a set stretch by stretch. A stretch is as short as a processor's cache: what is read is checked, computed with and
+//! sent on while it is there. Meanwhile the units send what comes next, which was asked for before, and the member takes what was sent.
+//! Memory: one stretch, and what is on its way, whatever the length of the set.
 
 use std::io;
 use std::ops::Range;
 
-use parking_lot::Mutex;
+use pmu_format::PAGE_BYTES;
 use pmu_stripe::{Group, GroupIndex, Reconstruct, Shard, ShardSet, UnitIndex};
 
 use crate::error::Result;
@@ -12,9 +13,11 @@ use crate::sets::primary::fill::FilledMember;
 use crate::spread::Reach;
 use crate::spread::assembly::{Assembly, Stop};
 use crate::spread::copy::{Course, Halt, compute};
-use crate::spread::window::{Cell, Lane, read};
+use crate::spread::window::{Cell, Lane, read_in_turn};
 
-/// How much of a second's bytes is read ahead where there is a rate, as a divisor.
+/// Bytes of the set in a stretch, at least one group: with what is computed of them, they stay in a processor's own cache.
+const STRETCH_BYTES: u64 = 1 << 20;
+/// How much of a second's bytes is asked for ahead where there is a rate, as a divisor.
 const STRETCHES_PER_S: u64 = 5;
 
 /// One group of a stretch, of which the member has a shard.
@@ -35,7 +38,9 @@ struct Step {
 #[derive(Default)]
 struct Stretch {
     steps: Vec<Step>,
+    /// From the first page on that begins in it: copies between beginnings of pages are the fastest.
     bytes: Vec<u8>,
+    begin: usize,
     /// The own shard of the group at hand.
     own: Vec<u8>,
 }
@@ -49,38 +54,31 @@ pub(super) fn feed_share(
     course: &mut Course<'_, '_>,
 ) -> std::result::Result<(), Halt> {
     let count = assembly.placement.group_count();
-    let length = stretch_groups(reach, assembly, course);
-    let range = |begin: u64| begin..begin.saturating_add(length).min(count);
-    let (mut now, mut next) = (Stretch::default(), Stretch::default());
-    let mut groups = range(0);
-    now.plan(assembly, groups.clone(), index)?;
-    now.read(reach, assembly, range(groups.end), index, None);
+    let (length, ahead) = lengths(reach, assembly, course);
+    let range = |begin: u64, length: u64| begin..begin.saturating_add(length).min(count);
+    let mut stretch = Stretch::default();
+    let mut groups = range(0, length);
     while !groups.is_empty() {
-        now.complete(assembly, index)?;
-        groups = range(groups.end);
-        next.plan(assembly, groups.clone(), index)?;
-        let written = Mutex::new(Ok(0));
-        let writing = Mutex::new((&mut now, &mut *writer));
-        let write = || {
-            let (now, writer) = &mut *writing.lock();
-            *written.lock() = now.feed(writer);
-        };
-        next.read(reach, assembly, range(groups.end), index, Some(&write));
-        course.advance(written.into_inner()?)?;
-        std::mem::swap(&mut now, &mut next);
+        stretch.plan(assembly, groups.clone(), index)?;
+        stretch.read(assembly, range(groups.end, ahead), index);
+        stretch.complete(assembly, index)?;
+        course.advance(stretch.feed(writer)?)?;
+        groups = range(groups.end, length);
     }
     Ok(())
 }
 
-/// How many groups make a stretch, at least one: half of a window, as there are two; with a rate no more than it gives in a fraction of a second.
-fn stretch_groups(reach: &dyn Reach, assembly: &Assembly<'_, '_>, course: &Course<'_, '_>) -> u64 {
+/// How many groups make a stretch, and how many more are asked for while one is worked on: half of a window, of which each unit sends as much as
+/// there is room for. At least one of each; with a rate no more than it gives in a fraction of a second.
+fn lengths(reach: &dyn Reach, assembly: &Assembly<'_, '_>, course: &Course<'_, '_>) -> (u64, u64) {
     let Some(group) = assembly.placement.group(GroupIndex(0)) else {
-        return 1;
+        return (1, 1);
     };
-    let by_window = reach.window_bytes() / 2 / group.segment.end.max(1);
+    let group_bytes = group.segment.end.max(1);
     let rate = course.rate_bytes_per_s.filter(|rate| *rate > 0);
     let by_rate = rate.map_or(u64::MAX, |rate| rate / STRETCHES_PER_S / group.shard_len);
-    by_window.min(by_rate).max(1)
+    let ahead = (reach.window_bytes() / 2 / group_bytes).min(by_rate).max(1);
+    ((STRETCH_BYTES / group_bytes).clamp(1, ahead), ahead)
 }
 
 impl Stretch {
@@ -121,29 +119,25 @@ impl Stretch {
                 computed: None,
             });
         }
-        if self.bytes.len() < used {
-            self.bytes.resize(used, 0);
+        let needed = used + PAGE_BYTES as usize;
+        if self.bytes.len() < needed {
+            self.bytes.resize(needed, 0);
         }
+        let begin = self.bytes.as_ptr().align_offset(PAGE_BYTES as usize);
+        self.begin = begin.min(PAGE_BYTES as usize);
         Ok(())
     }
 
-    /// Reads what was planned; `meanwhile` is done at the same time. Who fails is not read any more, and groups that lack something say so.
-    fn read(
-        &mut self,
-        reach: &dyn Reach,
-        assembly: &mut Assembly<'_, '_>,
-        behind: Range<u64>,
-        index: usize,
-        meanwhile: Option<&(dyn Fn() + Sync)>,
-    ) {
-        let groups: Vec<Group> = self.steps.iter().map(|step| step.group.clone()).collect();
+    /// Reads what was planned. Who fails is not read any more, and groups that lack something say so.
+    fn read(&mut self, assembly: &mut Assembly<'_, '_>, behind: Range<u64>, index: usize) {
+        let groups: Vec<GroupIndex> = self.steps.iter().map(|step| step.group.group).collect();
         let mut lanes = self.deal(assembly.seats.len());
         lanes[index].alone = true;
         for group in behind {
             look_ahead(assembly, GroupIndex(group), index, &mut lanes);
         }
         let hedge = assembly.patience();
-        read(reach, assembly.seats, hedge, &groups, &mut lanes, meanwhile);
+        read_in_turn(assembly.seats, hedge, &groups, &mut lanes);
         let mut lacking = Vec::new();
         for (unit, lane) in lanes.into_iter().enumerate() {
             let cells = lane.cells.iter().filter(|cell| !cell.there);
@@ -160,7 +154,7 @@ impl Stretch {
     /// Gives each unit the places of its shards.
     fn deal(&mut self, units: usize) -> Vec<Lane<'_>> {
         let mut lanes: Vec<Lane<'_>> = (0..units).map(|_| Lane::default()).collect();
-        let mut free = self.bytes.as_mut_slice();
+        let mut free = &mut self.bytes[self.begin..];
         for (shard, _) in self.steps.iter().flat_map(|step| &step.places) {
             let (place, rest) = std::mem::take(&mut free).split_at_mut(shard.len as usize);
             free = rest;
@@ -199,8 +193,9 @@ impl Stretch {
     /// Computes the member's shards and gives them to its writer; says how many bytes they are.
     fn feed(&mut self, writer: &mut FilledMember) -> Result<u64> {
         let mut bytes = 0;
+        let there = &self.bytes[self.begin..];
         for step in &self.steps {
-            let read = |range: &Range<usize>| &self.bytes[range.clone()];
+            let read = |range: &Range<usize>| &there[range.clone()];
             match (&step.computed, &step.plan) {
                 (Some(computed), _) => writer.feed(computed)?,
                 (None, None) => {

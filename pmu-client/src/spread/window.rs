@@ -131,7 +131,7 @@ impl<'r> Windows<'r> {
             }
         }
         let hedge = assembly.patience();
-        read(self.reach, assembly.seats, hedge, now, &mut lanes, None);
+        read(self.reach, assembly.seats, hedge, now, &mut lanes);
         collect(assembly, &mut rows, lanes);
         Self::compute(self.reach, assembly, rows)
     }
@@ -181,14 +181,13 @@ impl<'r> Windows<'r> {
 }
 
 /// Each thread reads of its own units, in the order of the groups: of all at the same time there are no more than processors, so that
-/// bytes come in large pieces and nobody is woken for every small one. `meanwhile` is done at the same time.
-pub(super) fn read(
+/// bytes come in large pieces and nobody is woken for every small one.
+fn read(
     reach: &dyn Reach,
     seats: &mut [Seat<'_>],
     hedge: Option<Duration>,
     groups: &[Group],
     lanes: &mut [Lane<'_>],
-    meanwhile: Option<&(dyn Fn() + Sync)>,
 ) {
     let mut work: Vec<_> = seats
         .iter_mut()
@@ -198,18 +197,30 @@ pub(super) fn read(
         .collect();
     let share = work.len().div_ceil(reach.threads().max(1)).max(1);
     let work: Vec<_> = work.chunks_mut(share).map(Mutex::new).collect();
-    let count = work.len() + usize::from(meanwhile.is_some());
-    reach.at_once(count, &|index| {
-        let Some(seats) = work.get(index) else {
-            return meanwhile.into_iter().for_each(|work| work());
-        };
-        let mut seats = seats.lock();
+    reach.at_once(work.len(), &|index| {
+        let mut seats = work[index].lock();
         for group in groups {
             for (seat, lane) in seats.iter_mut() {
                 lane.read(seat, group.group, hedge);
             }
         }
     });
+}
+
+/// The same in the caller's thread: of so few bytes that another one would only take them out of its cache.
+pub(super) fn read_in_turn(
+    seats: &mut [Seat<'_>],
+    hedge: Option<Duration>,
+    groups: &[GroupIndex],
+    lanes: &mut [Lane<'_>],
+) {
+    for group in groups {
+        for (seat, lane) in seats.iter_mut().zip(lanes.iter_mut()) {
+            if let Ok(seat) = seat {
+                lane.read(seat, *group, hedge);
+            }
+        }
+    }
 }
 
 impl Lane<'_> {

@@ -115,6 +115,35 @@ pub(super) struct Control {
     erasing: Vec<RegionId>,
     /// A change failed between its first and its last step: nobody knows what the medium holds.
     has_failed: bool,
+    /// From this offset on no region has ever lain, and the memory began as zeros when this process
+    /// made it: they are there still. None where that is not known.
+    zeros_from: Option<u64>,
+}
+
+impl Control {
+    /// All of the memory was made just now, of zeros, and no region has lain in it.
+    pub(super) fn begins_zeroed(&mut self) {
+        self.zeros_from = Some(0);
+    }
+
+    /// These extents are used from now on. Gives what of them is to be zeroed.
+    fn take_into_use(&mut self, extents: &[Extent]) -> Vec<Extent> {
+        let Some(zeros_from) = self.zeros_from else {
+            return extents.to_vec();
+        };
+        let end = |extent: &Extent| extent.offset.get() + extent.length_bytes;
+        let used_to = extents.iter().map(end).max().unwrap_or(0);
+        self.zeros_from = Some(zeros_from.max(used_to));
+        let used_before = extents.iter().map(|extent| Extent {
+            length_bytes: end(extent)
+                .min(zeros_from)
+                .saturating_sub(extent.offset.get()),
+            ..*extent
+        });
+        used_before
+            .filter(|extent| extent.length_bytes > 0)
+            .collect()
+    }
 }
 
 #[derive(Debug)]
@@ -133,9 +162,10 @@ impl<M: PoolMedium> Pool<M> {
     /// Makes a region. On return it is durable (on a durable medium), all its bytes are zero, and
     /// so are they durably.
     ///
-    /// Blocks while its extents are zeroed; other changes go on meanwhile. Its virtual addresses
-    /// were never used before. Cut short, it leaves nothing: the extents count as used only with
-    /// the table that names them.
+    /// Blocks while its extents are zeroed; other changes go on meanwhile. Of memory that this
+    /// process made, of zeros, what was never used is not zeroed again. Its virtual addresses
+    /// were never used before. Cut short, it leaves nothing: the extents count as used only with the
+    /// table that names them.
     ///
     /// # Errors
     /// [`PoolError::NameTaken`], [`PoolError::NeedsDurable`], [`PoolError::NoRoom`],
@@ -156,8 +186,9 @@ impl<M: PoolMedium> Pool<M> {
         let (length_bytes, capacity_bytes) = new.layout().map_err(bad)?;
         let id = RegionId(random_id()?);
         let mut entry = new.entry(id, length_bytes, capacity_bytes);
-        entry.extents = self.reserve(&entry)?;
-        let made = self.erase(&entry.extents).map_err(PoolError::from);
+        let used_before;
+        (entry.extents, used_before) = self.reserve(&entry)?;
+        let made = self.erase(&used_before).map_err(PoolError::from);
         let mut control = self.control.lock();
         let result = made.and_then(|()| {
             let table = self.with_region(&mut entry)?;
@@ -167,8 +198,9 @@ impl<M: PoolMedium> Pool<M> {
         result.map(|()| entry)
     }
 
-    /// Checks that the region can be made, and holds its name and its extents.
-    fn reserve(&self, entry: &RegionEntry) -> Result<Vec<Extent>, PoolError> {
+    /// Checks that the region can be made, and holds its name and its extents. Gives them, and what
+    /// of them is to be zeroed.
+    fn reserve(&self, entry: &RegionEntry) -> Result<(Vec<Extent>, Vec<Extent>), PoolError> {
         let mut control = self.control.lock();
         self.refuse_after_failure(&control)?;
         let table = self.table();
@@ -198,7 +230,8 @@ impl<M: PoolMedium> Pool<M> {
             name,
             extents: extents.clone(),
         });
-        Ok(extents)
+        let used_before = control.take_into_use(&extents);
+        Ok((extents, used_before))
     }
 
     /// The next table: with the region, and virtual addresses for it.

@@ -82,7 +82,12 @@ pub(super) fn init(
         progress: options.progress,
     };
     let memory = PoolMemory::create(spec, create).map_err(|error| holds_pool(spec, error))?;
-    Pool::format(Arc::new(memory), options.table_length_bytes, options.force)
+    let pool = Pool::format(Arc::new(memory), options.table_length_bytes, options.force)?;
+    // Memory without a path was made by the call above, of zeros, and nobody else has it.
+    if spec.path().is_none() {
+        pool.control.lock().begins_zeroed();
+    }
+    Ok(pool)
 }
 
 /// Says of a file that exists whether a pool would be lost.

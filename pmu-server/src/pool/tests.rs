@@ -681,3 +681,36 @@ fn p18_a_pool_in_a_memfd_serves_at_once() {
     assert_eq!(pool.verify().unwrap().worst(), None);
     assert!(Pool::open(&PoolSpec::memory()).is_err());
 }
+
+#[test]
+fn p10_memory_that_began_as_zeros_is_zeroed_only_where_a_region_has_lain() {
+    let pool = Pool::init(&PoolSpec::memory(), options(6 << 20)).unwrap();
+    let memory = pool.memory();
+    let first = pool.create(&volatile("first")).unwrap();
+    let [used] = first.extents[..] else {
+        panic!("{:?}", first.extents);
+    };
+    let (begin, behind) = (used.offset.get(), used.offset.get() + used.length_bytes);
+    let found = |at| {
+        let mut bytes = [0; 4];
+        memory.read_at(at, &mut bytes).unwrap();
+        bytes
+    };
+    pool.delete(first.id, || {}).unwrap();
+    // A mark where a region has lain, and one where none ever has: what is not zeroed keeps it.
+    memory.write_at(begin, b"used").unwrap();
+    memory.write_at(behind, b"mark").unwrap();
+    let longer = NewRegion {
+        size: RegionSize::Region(2 * used.length_bytes),
+        ..volatile("longer")
+    };
+    let second = pool.create(&longer).unwrap();
+    assert_eq!(second.extents[0].offset, used.offset);
+    assert_eq!((found(begin), &found(behind)), ([0; 4], b"mark"));
+    // Now one has lain there too.
+    pool.delete(second.id, || {}).unwrap();
+    memory.write_at(behind, b"mark").unwrap();
+    let third = pool.create(&longer).unwrap();
+    assert_eq!(third.extents, second.extents);
+    assert_eq!((found(begin), found(behind)), ([0; 4], [0; 4]));
+}
