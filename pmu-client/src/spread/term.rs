@@ -61,14 +61,20 @@ impl TermDesk {
         read: impl Fn(&[u8]) -> std::result::Result<Stand, StandError>,
     ) -> Result<Stand> {
         let mut page = [0; PAGE_BYTES as usize];
-        let mut before = None;
+        // The last look, and the term word of the one before it.
+        let mut last: Option<(u64, std::result::Result<Stand, StandError>)> = None;
+        let mut before_last = None;
         for _ in 0..LOOKS_MAX {
             self.read(region, &mut page)?;
-            let term = Stand::term_word(&page);
-            if before.replace(term) == Some(term) {
-                let stand = read(&page);
-                return stand.map_err(|error| damaged(region, error.to_string()));
+            let (term, stand) = (Stand::term_word(&page), read(&page));
+            if let Some((last_term, last_stand)) = last.take() {
+                // A look is torn. Two that say the same say what was so between them; and between two looks with one term there was no other.
+                if (last_term == term && last_stand == stand) || before_last == Some(term) {
+                    return last_stand.map_err(|error| damaged(region, error.to_string()));
+                }
+                before_last = Some(last_term);
             }
+            last = Some((term, stand));
         }
         Err(damaged(region, "its term changes all the time".to_owned()))
     }
