@@ -41,7 +41,7 @@ mod world;
 #[cfg(feature = "planted-bugs")]
 pub use pmu_format::planted;
 pub use random::Random;
-pub use runner::{Outcome, Plan, Summary, run_many, run_one};
+pub use runner::{Failed, Outcome, Plan, Summary, run_many, run_one};
 pub use scenario::Scenario;
 pub use state::Totals;
 pub use trace::Recording;

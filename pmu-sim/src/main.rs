@@ -6,12 +6,21 @@
     reason = "a program that reports"
 )]
 
-use std::io::IsTerminal;
+/// Prints a line; whoever reads may have gone, as `head` does.
+macro_rules! out {
+    ($($format:tt)*) => {
+        let _ = writeln!(std::io::stdout(), $($format)*);
+    };
+}
+
+mod lanes;
+
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use pmu_sim::{Outcome, Plan, Recording, Scenario, Summary, run_many, run_one};
+use pmu_sim::{Failed, Plan, Recording, Scenario, Summary, run_one};
 
 /// Simulates programs, units and the network between them, and checks what is promised.
 ///
@@ -34,7 +43,13 @@ struct Options {
     /// List the scenarios and end.
     #[arg(long)]
     list: bool,
-    /// Worlds side by side; as many as the machine has processors without it.
+    /// Only each seed of this distance.
+    #[arg(long, hide = true, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    every: u64,
+    /// Run as the lane of this number, for the program that started it.
+    #[arg(long, hide = true)]
+    lane: Option<usize>,
+    /// Worlds side by side, each a process; as many as the machine has processors without it.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     lanes: Option<u16>,
     /// End after so many failed schedules.
@@ -47,6 +62,25 @@ struct Options {
     /// Print the summary as one JSON object.
     #[arg(long)]
     json: bool,
+}
+
+impl Options {
+    /// What each lane must know beside its seeds.
+    fn for_lanes(&self) -> Vec<String> {
+        let mut arguments = vec![format!("--failures={}", self.failures)];
+        if let Some(scenario) = self.scenario {
+            arguments.push(format!("--scenario={}", scenario.name));
+        }
+        #[cfg(feature = "planted-bugs")]
+        if let Some(bug) = self.plant
+            && let Some((name, _)) = pmu_sim::planted::Bug::ALL
+                .iter()
+                .find(|(_, known)| *known == bug)
+        {
+            arguments.push(format!("--plant={name}"));
+        }
+        arguments
+    }
 }
 
 fn scenario(name: &str) -> Result<&'static Scenario, String> {
@@ -75,7 +109,7 @@ fn main() -> ExitCode {
     pmu_sim::planted::plant(options.plant);
     if options.list {
         for scenario in Scenario::all() {
-            println!("{:10} {}", scenario.name, scenario.about);
+            out!("{:10} {}", scenario.name, scenario.about);
         }
         return ExitCode::SUCCESS;
     }
@@ -105,9 +139,9 @@ fn replay(seed: u64, options: &Options) -> std::io::Result<ExitCode> {
             "totals": outcome.totals,
             "lines": outcome.lines,
         });
-        println!("{lines}");
+        out!("{lines}");
     } else {
-        println!(
+        out!(
             "seed {seed}, scenario {}, fingerprint {:016x}: {}",
             outcome.scenario,
             outcome.fingerprint,
@@ -122,14 +156,19 @@ fn many(options: &Options) -> std::io::Result<ExitCode> {
     let plan = Plan {
         first_seed: options.first_seed,
         seeds: options.seeds,
+        every: options.every,
         scenario: options.scenario,
         lanes: options.lanes.map_or(lanes, usize::from),
         failures_max: options.failures.max(1),
     };
+    if let Some(lane) = options.lane {
+        lanes::work(&Plan { lanes: 1, ..plan }, lane)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let begun = Instant::now();
     let shows = std::io::stderr().is_terminal() && !options.json;
-    let summary = run_many(&plan, |done| {
-        if shows && done.is_multiple_of(1000) {
+    let summary = lanes::run(&plan, &options.for_lanes(), |done| {
+        if shows {
             let rate = done as f64 / begun.elapsed().as_secs_f64();
             eprint!("\r{done} of {} schedules, {rate:.0} a second ", plan.seeds);
         }
@@ -137,44 +176,29 @@ fn many(options: &Options) -> std::io::Result<ExitCode> {
     if shows {
         eprintln!();
     }
-    for outcome in &summary.failed {
-        eprintln!("{}", failure(outcome));
+    for failed in &summary.failed {
+        eprintln!("{}", failure(failed));
     }
     if options.json {
-        println!("{}", json(&summary));
+        out!("{}", json(&summary));
     } else {
         print(&summary);
     }
     Ok(code(summary.failed.is_empty()))
 }
 
-fn failure(outcome: &Outcome) -> String {
+fn failure(failed: &Failed) -> String {
     format!(
         "seed {} (scenario {}): {}\n  replay: cargo run --release -p pmu-sim -- --replay {} --scenario {}",
-        outcome.seed,
-        outcome.scenario,
-        outcome.violation.as_deref().unwrap_or_default(),
-        outcome.seed,
-        outcome.scenario,
+        failed.seed, failed.scenario, failed.violation, failed.seed, failed.scenario,
     )
 }
 
 fn json(summary: &Summary) -> serde_json::Value {
-    let failed: Vec<_> = summary
-        .failed
-        .iter()
-        .map(|outcome| {
-            serde_json::json!({
-                "seed": outcome.seed,
-                "scenario": outcome.scenario,
-                "violation": outcome.violation,
-            })
-        })
-        .collect();
     serde_json::json!({
         "schedules": summary.schedules,
-        "failed": failed,
-        "crash_points": summary.crash_points,
+        "failed": summary.failed,
+        "crash_points": summary.crash_points.len(),
         "seconds": summary.took.as_secs_f64(),
         "schedules_per_second": summary.rate(),
         "totals": summary.totals,
@@ -183,15 +207,15 @@ fn json(summary: &Summary) -> serde_json::Value {
 
 fn print(summary: &Summary) {
     let totals = &summary.totals;
-    println!(
+    out!(
         "{} schedules in {:.1} s ({:.0} a second), {} failed, {} distinct crash points",
         summary.schedules,
         summary.took.as_secs_f64(),
         summary.rate(),
         summary.failed.len(),
-        summary.crash_points
+        summary.crash_points.len()
     );
-    println!(
+    out!(
         "  {} steps; {} power cuts lost {} words; {} programs killed, {} hung; {} connections cut; {} messages lost; {} clock jumps",
         totals.steps,
         totals.power_cuts,
@@ -202,7 +226,7 @@ fn print(summary: &Summary) {
         totals.messages_lost,
         totals.clock_jumps
     );
-    println!(
+    out!(
         "  {} stores acknowledged, {} of unknown outcome, {} refused; {} fences; {} reads checked, {} refused beyond the tolerance; {} operations refused by units",
         totals.acknowledged,
         totals.unknown,
@@ -212,7 +236,7 @@ fn print(summary: &Summary) {
         totals.refused_reads,
         totals.refused_operations
     );
-    println!(
+    out!(
         "  {} changes of members at units, {} cut short for a while; {} rebuilds and scrubs ended, {} cut short; {} units destroyed; {} failures of media, {} scrubs that repaired; {} publish pages that a scrub or rebuild made durable",
         totals.changes,
         totals.changes_half_done,
@@ -223,9 +247,11 @@ fn print(summary: &Summary) {
         totals.repairs,
         totals.settled
     );
-    println!(
+    out!(
         "  {} sessions with distributors: {} sets stored, {} records on their way",
-        totals.distributed, totals.distributed_sets, totals.distributed_records
+        totals.distributed,
+        totals.distributed_sets,
+        totals.distributed_records
     );
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -34,17 +35,28 @@ pub struct Outcome {
     pub lines: Vec<String>,
 }
 
+/// A schedule that failed.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Failed {
+    /// Its seed.
+    pub seed: u64,
+    /// The name of its scenario.
+    pub scenario: String,
+    /// What was not as it must be.
+    pub violation: String,
+}
+
 /// What many schedules came to.
 #[derive(Clone, Debug)]
 pub struct Summary {
     /// Schedules run.
     pub schedules: u64,
     /// The failed ones, in the order of their seeds.
-    pub failed: Vec<Outcome>,
+    pub failed: Vec<Failed>,
     /// Sums.
     pub totals: Totals,
-    /// Places at which something was struck, each counted once.
-    pub crash_points: u64,
+    /// Places at which something was struck.
+    pub crash_points: HashSet<u64>,
     /// How long it took.
     pub took: Duration,
 }
@@ -62,8 +74,10 @@ impl Summary {
 pub struct Plan {
     /// The first seed.
     pub first_seed: u64,
-    /// How many, one after the other.
+    /// How many.
     pub seeds: u64,
+    /// The distance between two seeds; 1: one after the other.
+    pub every: u64,
     /// Only this scenario.
     pub scenario: Option<&'static Scenario>,
     /// Worlds side by side.
@@ -121,16 +135,19 @@ pub fn run_one(
 
 #[derive(Default)]
 struct Gathered {
-    failed: Vec<Outcome>,
+    failed: Vec<Failed>,
     totals: Totals,
     crash_points: HashSet<u64>,
 }
 
-/// Runs many schedules; `progress` hears now and then how many are done.
+/// Runs many schedules; `progress` hears after each how many are done, and says whether to go on.
 ///
 /// # Errors
 /// The machine refuses a file descriptor.
-pub fn run_many(plan: &Plan, progress: impl Fn(u64) + Sync) -> std::io::Result<Summary> {
+pub fn run_many(
+    plan: &Plan,
+    progress: impl Fn(u64) -> ControlFlow<()> + Sync,
+) -> std::io::Result<Summary> {
     let begun = Instant::now();
     let (next, done, over) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let gathered = Mutex::new(Gathered::default());
@@ -142,20 +159,26 @@ pub fn run_many(plan: &Plan, progress: impl Fn(u64) + Sync) -> std::io::Result<S
                 if index >= plan.seeds {
                     break;
                 }
-                let seed = plan.first_seed.wrapping_add(index);
+                let seed = plan.first_seed.wrapping_add(index.wrapping_mul(plan.every));
                 let outcome = lane.run(seed, plan.scenario, Recording::Off);
                 let mut gathered = gathered.lock();
                 gathered.totals.add(&outcome.totals);
                 gathered.crash_points.extend(&outcome.crash_points);
-                if outcome.violation.is_some() {
-                    gathered.failed.push(outcome);
+                if let Some(violation) = outcome.violation {
+                    gathered.failed.push(Failed {
+                        seed,
+                        scenario: outcome.scenario.to_owned(),
+                        violation,
+                    });
                     over.fetch_or(
                         gathered.failed.len() >= plan.failures_max,
                         Ordering::Relaxed,
                     );
                 }
                 drop(gathered);
-                progress(done.fetch_add(1, Ordering::Relaxed) + 1);
+                if progress(done.fetch_add(1, Ordering::Relaxed) + 1).is_break() {
+                    over.store(true, Ordering::Relaxed);
+                }
             }
             Ok(())
         };
@@ -171,7 +194,7 @@ pub fn run_many(plan: &Plan, progress: impl Fn(u64) + Sync) -> std::io::Result<S
         schedules: done.into_inner(),
         failed: gathered.failed,
         totals: gathered.totals,
-        crash_points: gathered.crash_points.len() as u64,
+        crash_points: gathered.crash_points,
         took: begun.elapsed(),
     })
 }

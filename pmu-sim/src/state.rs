@@ -99,7 +99,7 @@ pub(crate) enum RequestStage {
 }
 
 /// What happened, in numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Totals {
     /// Choices of what happens next.
     pub steps: u64,
