@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use pmu_client::distributed::wire::{failure, failure_to_wire};
 use pmu_client::distributed::{self, Answer, Request, Way};
-use pmu_client::{ClientError, OpenOptions, ProviderChoice, Spread};
+use pmu_client::{ClientError, ProviderChoice, Spread};
 use pmu_distributor::{Heard, Over, Program, Session};
 use pmu_fabric::{ConnectToken, Connection, FabricError, PersistenceMethod, Provider};
 use pmu_proto::v1::failure::Kind;
@@ -12,6 +12,7 @@ use pmu_proto::v1::{self, Failure};
 use tonic::Status;
 
 use crate::context::Context;
+use crate::scenario::spread::options;
 use crate::state::Wait;
 use crate::stream::{End, Ending, Letter};
 
@@ -23,23 +24,17 @@ const REGION: &str = "sim";
 pub(crate) const ADDRESS: &str = "distributor";
 
 /// Finds a region, as somebody's.
-type Find = Box<dyn Fn(&Context) -> Result<Spread, ClientError> + Send>;
+type Find = dyn Fn(&Context) -> Result<Spread, ClientError>;
 
-/// How a distributor finds a region, and what it opens it with.
-pub(crate) struct Means {
-    pub(crate) find: Find,
-    pub(crate) options: fn(&Context) -> OpenOptions,
-}
-
-/// Begins a session with a distributor: in a unit that is on, or in a process of its own.
+/// Begins a session with a distributor, which finds the region with `find`: in a unit that is on, or in a process of its own.
 ///
 /// # Errors
 /// [`ClientError::Unreachable`].
 pub(crate) fn reach(
     context: &Context,
-    home: Option<usize>,
-    means: Means,
+    find: impl Fn(&Context) -> Result<Spread, ClientError> + Send + 'static,
 ) -> Result<Box<dyn Way>, ClientError> {
+    let home = home(context);
     let is_on = context.with(|state| home.is_none_or(|unit| state.units[unit].is_on));
     if !is_on || !context.goes_on() {
         return Err(ClientError::Unreachable {
@@ -49,7 +44,7 @@ pub(crate) fn reach(
     }
     let stream = context.with(|state| state.open_stream(context.id()));
     let far = End { stream, side: 1 };
-    let process = context.spawn("distributor", move |context| serve(context, far, &means));
+    let process = context.spawn("distributor", move |context| serve(context, far, &find));
     context.with(|state| {
         state.streams[stream].ends[1] = process;
         state.processes[process].lives_in = home;
@@ -63,7 +58,7 @@ pub(crate) fn reach(
 }
 
 /// Where the next distributor lives: in a unit that is on, or in a process of its own.
-pub(crate) fn home(context: &Context) -> Option<usize> {
+fn home(context: &Context) -> Option<usize> {
     context.with(|state| {
         let units = state.units_proper() as u64;
         let unit = state.random.below(2 * units) as usize;
@@ -88,7 +83,7 @@ pub(crate) fn join_all(context: &Context) {
 }
 
 /// A distributor's session, from its beginning to its end.
-fn serve(context: &Context, end: End, means: &Means) {
+fn serve(context: &Context, end: End, find: &Find) {
     context.doing("distribute");
     let mut program = SimProgram {
         context: context.clone(),
@@ -97,8 +92,8 @@ fn serve(context: &Context, end: End, means: &Means) {
     };
     if let Some(Request::Open(open)) = program.hear() {
         let session = Session::new(&mut program, REGION);
-        let options = (means.options)(context);
-        match pmu_distributor::open(&open, options, |_| (means.find)(context)) {
+        let options = options(context);
+        match pmu_distributor::open(&open, options, |_| find(context)) {
             Ok(mut work) => session.serve(work.as_mut(), ADDRESS),
             Err(error) => {
                 context.note(|| format!("can't open the region: {error}"));

@@ -1,7 +1,6 @@
 //! Lanes of many schedules in processes of their own: threads of one process would wait for each other in the kernel, where each connection's
 //! memory is mapped and unmapped.
 
-use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::ControlFlow;
 use std::process::{Child, Command, Stdio};
@@ -11,7 +10,7 @@ use std::time::Instant;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use pmu_sim::{Failed, Plan, Summary, Totals, run_many};
+use pmu_sim::{Plan, Summary, run_many};
 use serde::{Deserialize, Serialize};
 
 /// A lane says how far it is after so many schedules.
@@ -23,15 +22,7 @@ enum Line {
     /// So many more schedules are done.
     Done(u64),
     /// The end.
-    End(Box<Part>),
-}
-
-#[derive(Serialize, Deserialize)]
-struct Part {
-    schedules: u64,
-    failed: Vec<Failed>,
-    totals: Totals,
-    crash_points: HashSet<u64>,
+    End(Box<Summary>),
 }
 
 /// Of the programs of a lane exactly one runs at any time: the turn is handed over faster on one processor, where the threads of its programs
@@ -70,12 +61,7 @@ pub(crate) fn work(plan: &Plan, lane: usize) -> std::io::Result<()> {
         }
         ControlFlow::Continue(())
     })?;
-    say(&Line::End(Box::new(Part {
-        schedules: summary.schedules,
-        failed: summary.failed,
-        totals: summary.totals,
-        crash_points: summary.crash_points,
-    })))
+    say(&Line::End(Box::new(summary)))
 }
 
 fn say(line: &Line) -> std::io::Result<()> {
@@ -113,12 +99,7 @@ pub(crate) fn run(
     }
     let done = AtomicU64::new(0);
     let more = |count| progress(done.fetch_add(count, Ordering::Relaxed) + count);
-    let mut sum = Part {
-        schedules: 0,
-        failed: Vec::new(),
-        totals: Totals::default(),
-        crash_points: HashSet::new(),
-    };
+    let mut sum = Summary::default();
     thread::scope(|scope| -> std::io::Result<()> {
         let (ended, parts) = std::sync::mpsc::channel();
         let mut open = Vec::new();
@@ -143,17 +124,12 @@ pub(crate) fn run(
         Ok(())
     })?;
     sum.failed.sort_by_key(|failed| failed.seed);
-    Ok(Summary {
-        schedules: sum.schedules,
-        failed: sum.failed,
-        totals: sum.totals,
-        crash_points: sum.crash_points,
-        took: begun.elapsed(),
-    })
+    sum.took = begun.elapsed();
+    Ok(sum)
 }
 
 /// Hears what a lane says until its end.
-fn follow(mut child: Child, more: impl Fn(u64)) -> std::io::Result<Part> {
+fn follow(mut child: Child, more: impl Fn(u64)) -> std::io::Result<Summary> {
     let lines = child.stdout.take().map(BufReader::new);
     let mut part = None;
     for line in lines.into_iter().flat_map(BufRead::lines) {

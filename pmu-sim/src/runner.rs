@@ -47,7 +47,7 @@ pub struct Failed {
 }
 
 /// What many schedules came to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Summary {
     /// Schedules run.
     pub schedules: u64,

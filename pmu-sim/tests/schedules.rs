@@ -68,10 +68,10 @@ fn run(name: &str) -> Totals {
 }
 
 fn all_happened(name: &str, happened: &[(&str, u64)]) {
-    more_than(20, name, happened);
+    more_than(10, name, happened);
 }
 
-/// What takes two faults at one time: seldom in so few schedules, and the same number each time.
+/// What takes two things at one time: seldom in so few schedules, and the same number each time.
 fn happened_seldom(name: &str, happened: (&str, u64)) {
     more_than(2, name, &[happened]);
 }
@@ -108,9 +108,13 @@ fn d08_sets_by_way_of_distributors_are_held_to_the_same() {
     let happened = [
         ("sessions with distributors", totals.distributed),
         ("sets that they stored", totals.distributed_sets),
-        ("changes of members followed", totals.followed),
     ];
     all_happened("distributor", &happened);
+    // Members change in a third of the schedules, seldom while a session is in the middle of its sets.
+    happened_seldom(
+        "distributor",
+        ("changes of members followed", totals.followed),
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod managing;
 mod medium;
 mod rebuild;
 mod sets;
-mod spread;
+pub(crate) mod spread;
 mod spread_log;
 mod turns;
 

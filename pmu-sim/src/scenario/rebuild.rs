@@ -10,7 +10,9 @@ use self::manager::Step;
 use crate::context::Context;
 use crate::distributor;
 use crate::scenario::sets::persist;
-use crate::scenario::spread::{Site, UNIT_NAMES, lay_out, lose_and_read, programs, start_programs};
+use crate::scenario::spread::{
+    Site, UNIT_NAMES, lay_out, lay_out_distributed, lose_and_read, programs, start_programs,
+};
 use crate::scenario::turns::nap;
 use crate::unit::Unit;
 
@@ -26,25 +28,22 @@ struct Yard {
 
 /// See the module.
 pub(crate) fn run(context: &Context) {
-    let spares = context.draw(|random| random.between(1, 2)) as usize;
-    if let Some(site) = lay_out(context, spares) {
+    if let Some(site) = lay_out(context, draw_spares(context)) {
         run_on(context, site);
     }
 }
 
 /// The same by way of distributors.
 pub(crate) fn run_distributed(context: &Context) {
-    let spares = context.draw(|random| random.between(1, 2)) as usize;
-    let Some(site) = lay_out(context, spares) else {
-        return;
-    };
-    distributor::add_staging(context);
-    let site = Site {
-        distributed: true,
-        ..site
-    };
-    run_on(context, site);
-    distributor::join_all(context);
+    if let Some(site) = lay_out_distributed(context, draw_spares(context)) {
+        run_on(context, site);
+        distributor::join_all(context);
+    }
+}
+
+/// Units without a region.
+fn draw_spares(context: &Context) -> usize {
+    context.draw(|random| random.between(1, 2)) as usize
 }
 
 fn run_on(context: &Context, site: Site) {

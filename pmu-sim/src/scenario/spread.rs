@@ -57,12 +57,7 @@ pub(crate) fn run_distributed(context: &Context) {
     if context.draw(|random| random.chance(1, 3)) {
         return super::rebuild::run_distributed(context);
     }
-    if let Some(site) = lay_out(context, 0) {
-        distributor::add_staging(context);
-        let site = Site {
-            distributed: true,
-            ..site
-        };
+    if let Some(site) = lay_out_distributed(context, 0) {
         run_on(context, &site);
         distributor::join_all(context);
     }
@@ -126,6 +121,16 @@ pub(super) fn start_programs(
         started.push(context.spawn("reader", move |context| programs::reader(context, &site)));
     }
     started
+}
+
+/// The same, where most primaries have their sets distributed.
+pub(super) fn lay_out_distributed(context: &Context, spares: usize) -> Option<Site> {
+    let site = lay_out(context, spares)?;
+    distributor::add_staging(context);
+    Some(Site {
+        distributed: true,
+        ..site
+    })
 }
 
 pub(super) fn draw_layout(random: &mut Random) -> Option<Layout> {
@@ -195,7 +200,7 @@ fn draw_region(random: &mut Random) -> Option<(Vec<RegionInfo>, Site)> {
 }
 
 /// Primaries call units that are missing by themselves, or leave it to the program.
-pub(super) fn options(context: &Context) -> OpenOptions {
+pub(crate) fn options(context: &Context) -> OpenOptions {
     let rejoin = context.draw(|random| random.pick(&[None, Some(10), Some(1000)]));
     OpenOptions::new()
         .staging_bytes(STAGING_BYTES)

@@ -6,7 +6,7 @@ use pmu_client::{ClientError, Distributed, Label, Receipt, SpreadPrimary};
 
 use super::{Site, options};
 use crate::context::Context;
-use crate::distributor::{self, Means};
+use crate::distributor;
 
 /// See the module.
 pub(super) enum Writer {
@@ -18,13 +18,8 @@ impl Writer {
     /// Opens the region in one of the ways that the site has.
     pub(super) fn open(context: &Context, site: &Site) -> Result<Self, ClientError> {
         if site.distributed && context.draw(|random| random.chance(3, 4)) {
-            let way = distributor::reach(context, distributor::home(context), {
-                let site = site.clone();
-                Means {
-                    find: Box::new(move |context| site.find(context)),
-                    options,
-                }
-            })?;
+            let its_site = site.clone();
+            let way = distributor::reach(context, move |context| its_site.find(context))?;
             let distributed = Distributed::over(way, "sim", &options(context))?;
             return Ok(Self::Distributed(Box::new(distributed)));
         }

@@ -4,7 +4,7 @@ use pmu_client::{ClientError, DistributedLog, SpreadLogPrimary, Ticket};
 
 use super::Site;
 use crate::context::Context;
-use crate::distributor::{self, Means};
+use crate::distributor;
 use crate::scenario::spread::options;
 
 /// See the module.
@@ -18,13 +18,8 @@ impl Writer {
     /// Opens the log in one of the ways that the site has.
     pub(super) fn open(context: &Context, site: &Site) -> Result<Self, ClientError> {
         if site.distributed && context.draw(|random| random.chance(3, 4)) {
-            let way = distributor::reach(context, distributor::home(context), {
-                let site = site.clone();
-                Means {
-                    find: Box::new(move |context| site.find(context)),
-                    options,
-                }
-            })?;
+            let its_site = site.clone();
+            let way = distributor::reach(context, move |context| its_site.find(context))?;
             let log = DistributedLog::over(way, "sim", &options(context))?;
             let end = log.submitted().get();
             return Ok(Self::Distributed(Box::new(log), end));
