@@ -235,6 +235,37 @@ fn open_request() -> v1::DistributeOpen {
     }
 }
 
+/// Somebody whom nobody gave a right, and who says nothing.
+fn silent_stranger(units: &Units) -> Runtime {
+    let runtime = Runtime::new().unwrap();
+    let identity = units.identity("stranger", Role::Client);
+    let address = units.addresses[0].parse().unwrap();
+    let channel = runtime
+        .block_on(pmu_auth::connect(&address, &identity, None, PATIENCE))
+        .unwrap();
+    for _ in 0..8 {
+        let mut client = DistributorClient::new(channel.clone());
+        runtime.spawn(async move {
+            let nothing = tokio_stream::pending::<DistributeRequest>();
+            client.distribute(nothing).await.map(drop)
+        });
+    }
+    // Each of them is there.
+    std::thread::sleep(Duration::from_millis(300));
+    runtime
+}
+
+#[test]
+fn d08_strangers_who_say_nothing_take_no_room() {
+    let mut units = Units::new(3, 16 << 20);
+    units.distribute("staging = \"1MiB\"\nsessions_max = 1");
+    units.spread("state", "parity:2+1", 2, 1 << 20);
+    let strangers = silent_stranger(&units);
+    let mut raw = Raw::begin(&units);
+    raw.attach();
+    drop(strangers);
+}
+
 /// What is wrong, and the program that does it.
 type Mistake<'a> = (&'a str, &'a dyn Fn(&Raw));
 
@@ -349,7 +380,10 @@ fn d08_who_breaks_the_protocol_loses_the_session_alone() {
     let units = units();
     let bytes = pattern(1000, 1);
     let whole = crc64_nvme(&bytes);
-    let wrong: [Mistake<'_>; 8] = [
+    let wrong: [Mistake<'_>; 9] = [
+        ("a second window", &|raw| {
+            raw.say(Step::Connected(v1::DistributeConnected {}));
+        }),
         ("piece across the end", &|raw| {
             raw.start(1);
             raw.ready(1, RING - 1, &bytes, whole);
@@ -466,7 +500,15 @@ fn d08_who_breaks_the_protocol_of_records_loses_the_session_alone() {
     let units = units_with_a_log();
     let bytes = pattern(1000, 1);
     let whole = crc64_nvme(&bytes);
-    let wrong: [Mistake<'_>; 7] = [
+    let wrong: [Mistake<'_>; 9] = [
+        // Neither may make the distributor hold more than one batch.
+        ("bytes behind a record whose batch goes on", &|raw| {
+            raw.records(0, &bytes[..1], crc64_nvme(&bytes[..1]), &[3]);
+            raw.records(1, &bytes[1..], crc64_nvme(&bytes[1..]), &[]);
+        }),
+        ("records inside the one before them", &|raw| {
+            raw.records(0, &bytes, whole, &[2 * 5000, 3, 3, 3]);
+        }),
         ("record of nothing", &|raw| {
             raw.records(0, &bytes, whole, &[0, 2000]);
         }),

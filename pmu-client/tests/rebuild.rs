@@ -23,8 +23,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use boss::Boss;
 use pmu_client::rebuild::{RebuildOptions, Rebuilt, Replacement, replace};
 use pmu_client::{
-    ClientError, ConnectOptions, Label, Layout, Network, OpenOptions, Reach, ReachedUnit,
-    SetChoice, SetNumber, Spread, SpreadPrimary,
+    ClientError, ConnectOptions, Distributed, Label, Layout, Network, OpenOptions, Reach,
+    ReachedUnit, SetChoice, SetNumber, Spread, SpreadPrimary,
 };
 use pmu_format::{CHUNK_BYTES, Member};
 use pmu_proto::v1::create_region_request::Room;
@@ -149,6 +149,38 @@ fn d07_a_dead_unit_is_replaced_and_the_next_loss_is_survived() {
         .read(SetChoice::Newest, &mut Vec::new())
         .unwrap_err();
     assert!(matches!(error, ClientError::TooFewUnits { .. }), "{error}");
+}
+
+#[test]
+fn d08_a_unit_that_was_replaced_distributes_no_more() {
+    for is_dead in [false, true] {
+        let mut units = Units::new(4, 24 << 20);
+        units.distribute("");
+        units.spread("state", "mirror:3", 2, 1 << 20);
+        if is_dead {
+            units.stop(1);
+        }
+        Boss::new(&units, "state").replace(1, 3).unwrap();
+        if is_dead {
+            units.start(1);
+        }
+        let identity = units.identity("app", pmu_auth::Role::Client);
+        let through = |index: usize| {
+            let connect = ConnectOptions::with_timeout(PATIENCE);
+            let address = &units.addresses[index];
+            Distributed::connect(address, "state", &identity, &connect, &options())
+        };
+        // Its grants are those of the time when it was a member.
+        let error = through(1).unwrap_err();
+        assert!(
+            matches!(&error, ClientError::NoGrant { reason, .. } if reason.contains("no member")),
+            "dead meanwhile: {is_dead}: {error}"
+        );
+        let receipt = through(3)
+            .unwrap()
+            .commit(&[IoSlice::new(b"state")], Label::default());
+        assert!(receipt.unwrap().units.len() >= 2);
+    }
 }
 
 /// Replaces unit 2 by unit 5, dies at the given call, and checks that all sets are there; then goes on.

@@ -15,13 +15,37 @@ use crate::session::{Piece, Session, Stand, Work};
 /// Records that begin in one piece at most.
 const RECORDS_PER_PIECE_MAX: usize = 512;
 
+/// A batch whose records were announced, at least the first of them.
+#[derive(Default)]
+struct Batch {
+    lengths: Vec<u64>,
+    /// The sum of them.
+    bytes: u64,
+    /// Its last record was announced.
+    is_closed: bool,
+}
+
+/// What of the bytes of a session was given to the units.
+#[derive(Default)]
+struct Given {
+    bytes: usize,
+    last: Option<Ticket>,
+}
+
+/// Why a piece can't be given to the units.
+enum Wrong {
+    /// The program broke a rule.
+    Rule(&'static str),
+    Units(ClientError),
+}
+
 /// See the module. The bytes of records that have not come as a whole yet lie in [`Session::bytes`].
 pub(crate) struct Records {
     log: SpreadLogPrimary,
     /// The last record of each piece, as long as it is not durable.
     in_flight: VecDeque<Ticket>,
-    /// Lengths of the records that have not come as a whole, each with whether the next one belongs to the same batch.
-    lengths: VecDeque<(u64, bool)>,
+    /// The batch that has not come as a whole.
+    batch: Batch,
     /// What the program was told last of who has the records.
     proof: Option<(Epoch, Arc<[UnitProof]>)>,
     batch_bytes_max: u64,
@@ -32,7 +56,7 @@ impl Records {
         Self {
             log,
             in_flight: VecDeque::new(),
-            lengths: VecDeque::new(),
+            batch: Batch::default(),
             proof: None,
             batch_bytes_max: 0,
         }
@@ -65,71 +89,80 @@ impl Records {
             return self.refuse(session, *damaged);
         }
         session.taken(piece)?;
-        let lengths = records.records.iter();
-        self.lengths
-            .extend(lengths.map(|code| (code >> 1, code & 1 == 1)));
-        self.submit_whole(session)?;
-        self.report(session)
+        let mut given = Given::default();
+        let done = self.give(session, &records.records, &mut given);
+        session.bytes.drain(..given.bytes);
+        self.in_flight.extend(given.last);
+        match done {
+            Ok(()) if session.bytes.len() as u64 > self.batch.bytes => {
+                session.broken("bytes that belong to no record")
+            }
+            Ok(()) => self.report(session),
+            Err(Wrong::Rule(what)) => session.broken(what),
+            Err(Wrong::Units(error)) => self.failed(session, error),
+        }
     }
 
-    /// Submits every batch that has come as a whole.
-    fn submit_whole(&mut self, session: &mut Session<'_>) -> Result<(), Over> {
-        let mut at = 0;
-        let mut last = None;
-        while let Some((records, bytes)) = self.first_batch(session)? {
-            if bytes > (session.bytes.len() - at) as u64 {
-                break;
+    /// Takes what was announced with a piece, and submits every batch that has come as a whole. A record begins in the piece with which all
+    /// before it have come: so no more is held than one batch, whatever is announced.
+    fn give(
+        &mut self,
+        session: &Session<'_>,
+        announced: &[u64],
+        given: &mut Given,
+    ) -> Result<(), Wrong> {
+        let record_bytes_max = self.record_bytes_max().into();
+        for code in announced {
+            let (length, continues) = (code >> 1, code & 1 == 1);
+            if self.batch.bytes > (session.bytes.len() - given.bytes) as u64 {
+                return Err(Wrong::Rule("a record inside the one before it"));
             }
-            let end = at + bytes as usize;
-            match self.submit(records, &session.bytes[at..end]) {
-                Ok(ticket) => last = Some(ticket),
-                Err(error) => {
-                    self.in_flight.extend(last);
-                    return self.failed(session, error);
-                }
+            if self.batch.is_closed {
+                self.submit(session, given)?;
             }
-            at = end;
-            self.lengths.drain(..records);
-            session.program.count_records(records as u64, bytes);
+            let batch = &mut self.batch;
+            if length == 0
+                || length > record_bytes_max
+                || batch.bytes + length > self.batch_bytes_max
+            {
+                return Err(Wrong::Rule("a record of a length that none can have"));
+            }
+            batch.lengths.push(length);
+            batch.bytes += length;
+            batch.is_closed = !continues;
         }
-        session.bytes.drain(..at);
-        self.in_flight.extend(last);
-        if self.lengths.is_empty() && !session.bytes.is_empty() {
-            return session.broken("bytes that belong to no record");
+        let is_whole = self.batch.bytes <= (session.bytes.len() - given.bytes) as u64;
+        if self.batch.is_closed && is_whole {
+            self.submit(session, given)?;
         }
         Ok(())
     }
 
-    /// How many records the next batch has, and their bytes; none if its last one was not announced yet.
-    fn first_batch(&self, session: &mut Session<'_>) -> Result<Option<(usize, u64)>, Over> {
-        let mut bytes = 0_u64;
-        for (index, (length, continues)) in self.lengths.iter().enumerate() {
-            bytes = bytes.saturating_add(*length);
-            if *length == 0
-                || *length > self.record_bytes_max().into()
-                || bytes > self.batch_bytes_max
-            {
-                return session.broken("a record of a length that none can have");
+    /// Submits the batch, which has come as a whole.
+    fn submit(&mut self, session: &Session<'_>, given: &mut Given) -> Result<(), Wrong> {
+        let Batch { lengths, bytes, .. } = &self.batch;
+        let (records, bytes) = (lengths.len() as u64, *bytes);
+        let all = &session.bytes[given.bytes..given.bytes + bytes as usize];
+        let submitted = match lengths[..] {
+            [_] => self.log.submit(all),
+            _ => {
+                let mut rest = all;
+                let parts = lengths.iter().map(|length| {
+                    let (part, behind) = rest.split_at(*length as usize);
+                    rest = behind;
+                    part
+                });
+                let parts: Vec<_> = parts.collect();
+                self.log.submit_batch(&parts)
             }
-            if !continues {
-                return Ok(Some((index + 1, bytes)));
-            }
-        }
-        Ok(None)
-    }
-
-    fn submit(&mut self, records: usize, bytes: &[u8]) -> Result<Ticket, ClientError> {
-        if records == 1 {
-            return self.log.submit(bytes);
-        }
-        let mut parts = Vec::with_capacity(records);
-        let mut rest = bytes;
-        for (length, _) in self.lengths.iter().take(records) {
-            let (part, behind) = rest.split_at(*length as usize);
-            parts.push(part);
-            rest = behind;
-        }
-        self.log.submit_batch(&parts)
+        };
+        given.last = Some(submitted.map_err(Wrong::Units)?);
+        given.bytes += bytes as usize;
+        self.batch.lengths.clear();
+        self.batch.bytes = 0;
+        self.batch.is_closed = false;
+        session.program.count_records(records, bytes);
+        Ok(())
     }
 
     /// Tells the program what has become durable, as far as completions were seen.

@@ -103,7 +103,7 @@ pub fn open(
 pub struct Session<'a> {
     pub(crate) program: &'a mut dyn Program,
     region: &'a str,
-    /// The program has a window on the staging memory, or had one.
+    /// The data connection that was asked for last has its window on the staging memory.
     has_window: bool,
     /// End of the newest piece.
     position: u64,
@@ -150,6 +150,7 @@ impl<'a> Session<'a> {
     }
 
     fn attach(&mut self, attach: &v1::DistributeAttach) -> Result<(), Over> {
+        self.has_window = false;
         match self.program.attach(attach) {
             Ok(mut staging) => {
                 let piece_max = self.piece_bytes_max();
@@ -163,6 +164,9 @@ impl<'a> Session<'a> {
     }
 
     fn connected(&mut self) -> Result<(), Over> {
+        if self.has_window {
+            return self.broken("the data connection has its window");
+        }
         match self.program.connected() {
             None => self.broken("no data connection was asked for"),
             Some(Ok(window)) => {

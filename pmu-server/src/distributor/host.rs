@@ -3,7 +3,7 @@
 use pmu_format::{Membership, PrincipalName, RegionName};
 use pmu_proto::v1::Reason;
 
-use super::Host;
+use super::{Admitted, Host};
 use crate::config::Limits;
 use crate::control::reasons::Refusal;
 use crate::opening::writing_right;
@@ -23,7 +23,7 @@ impl Host for UnitState {
     }
 
     /// Whoever may write on this unit's own member.
-    fn admit(&self, principal: &PrincipalName, name: &RegionName) -> Result<Vec<String>, Refusal> {
+    fn admit(&self, principal: &PrincipalName, name: &RegionName) -> Result<Admitted, Refusal> {
         self.check_serving()?;
         let region = self.region(name)?;
         let entry = self.entry(&region, &region.desk())?;
@@ -38,7 +38,21 @@ impl Host for UnitState {
         }
         let membership = Membership::decode(&entry.attributes)
             .map_err(|error| refuse(format!("has no readable members: {error}")))?;
-        let addresses = membership.members.iter();
-        Ok(addresses.map(|member| member.address.clone()).collect())
+        let members = membership.members.iter();
+        if !members
+            .clone()
+            .any(|member| member.unit.as_str() == self.unit_name())
+        {
+            // Its grants are those of the time when it was one: they may have been taken away since.
+            let message = format!(
+                "unit {} is no member of region {name} any more; use another one",
+                self.unit_name()
+            );
+            return Err(Refusal::new(Reason::NoGrant, message));
+        }
+        Ok(Admitted {
+            seeds: members.map(|member| member.address.clone()).collect(),
+            id: Some(membership.id),
+        })
     }
 }

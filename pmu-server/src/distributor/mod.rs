@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use pmu_auth::Identity;
-use pmu_format::{PrincipalName, RegionName};
-use tokio::sync::{Semaphore, watch};
+use pmu_format::{PrincipalName, RegionName, SpreadId};
+use pmu_proto::v1::Reason;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::config::Limits;
 use crate::control::reasons::Refusal;
@@ -23,6 +24,7 @@ use crate::metrics;
 use crate::state::Listener;
 use crate::unit::{StartError, client_identity};
 use config::DistributorSection;
+use program::Client;
 
 pub(crate) use service::DistributorService;
 
@@ -40,12 +42,73 @@ pub(crate) trait Host: Send + Sync {
     /// Its limits.
     fn limits(&self) -> &Limits;
 
-    /// Whether the principal may have sets of the region distributed now; the addresses of units that know the region. May block.
+    /// Whether the principal may have sets of the region distributed now, and where that region is. May block.
     ///
     /// # Errors
     /// `STOPPING`, `LOCKED`, `NO_SUCH_REGION`, `NO_GRANT`, `BAD_REQUEST` for a region that isn't spread.
-    fn admit(&self, principal: &PrincipalName, region: &RegionName)
-    -> Result<Vec<String>, Refusal>;
+    fn admit(&self, principal: &PrincipalName, region: &RegionName) -> Result<Admitted, Refusal>;
+}
+
+/// A region that may be distributed.
+pub(crate) struct Admitted {
+    /// Addresses of units that know it.
+    seeds: Vec<String>,
+    /// Which one it has to be, where the right was given for one and not for a name.
+    id: Option<SpreadId>,
+}
+
+/// The right to one session, until it is dropped.
+struct Turn {
+    distributor: Arc<Distributor>,
+    principal: PrincipalName,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut turns = self.distributor.turns.lock();
+        if let Some(index) = turns.iter().position(|holder| *holder == self.principal) {
+            turns.swap_remove(index);
+        }
+    }
+}
+
+/// A session at work, until it is dropped: also where its thread panics.
+struct AtWork<'a> {
+    distributor: &'a Distributor,
+    client: &'a Client,
+    has_region: bool,
+}
+
+impl<'a> AtWork<'a> {
+    fn begin(distributor: &'a Distributor, client: &'a Client) -> Self {
+        distributor.count(true);
+        Self {
+            distributor,
+            client,
+            has_region: false,
+        }
+    }
+
+    fn enter(&mut self) {
+        self.has_region = true;
+        let Client { principal, region } = self.client;
+        self.distributor.enter(region, principal);
+    }
+
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.has_region) {
+            let Client { principal, region } = self.client;
+            self.distributor.leave(region, principal);
+        }
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.leave();
+        self.distributor.count(false);
+    }
 }
 
 /// A distributor: what all its sessions share.
@@ -56,6 +119,8 @@ pub(crate) struct Distributor {
     room: Arc<Semaphore>,
     sessions_max: u32,
     next_address: AtomicU64,
+    /// Who has a session, once for each.
+    turns: Mutex<Vec<PrincipalName>>,
     /// For whom which region is distributed now.
     at_work: Mutex<Vec<(RegionName, PrincipalName)>>,
     running: AtomicUsize,
@@ -82,10 +147,38 @@ impl Distributor {
             room: Arc::new(Semaphore::new(section.sessions_max as usize)),
             sessions_max: section.sessions_max,
             next_address: AtomicU64::new(FIRST_ADDRESS),
+            turns: Mutex::default(),
             at_work: Mutex::default(),
             running: AtomicUsize::new(0),
             stopped,
         }))
+    }
+
+    /// The right to one more session, for a principal that was admitted.
+    ///
+    /// # Errors
+    /// `TOO_MANY_SESSIONS`.
+    fn turn(self: &Arc<Self>, principal: &PrincipalName) -> Result<Turn, Refusal> {
+        let too_many = |limit: &str, most: u32| {
+            let message =
+                format!("{limit} ({most}) is reached; try again later, or another distributor");
+            Refusal::new(Reason::TooManySessions, message)
+        };
+        let mut turns = self.turns.lock();
+        let own = turns.iter().filter(|holder| *holder == principal).count();
+        let most = self.host.limits().sessions_per_principal_max;
+        if own >= most as usize {
+            return Err(too_many("limits.sessions_per_principal_max", most));
+        }
+        let permit = Arc::clone(&self.room)
+            .try_acquire_owned()
+            .map_err(|_| too_many("distributor.sessions_max", self.sessions_max))?;
+        turns.push(principal.clone());
+        Ok(Turn {
+            distributor: Arc::clone(self),
+            principal: principal.clone(),
+            _permit: permit,
+        })
     }
 
     /// An address range that no session had before.

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tonic::transport::Server;
 
-use super::{Distributor, DistributorService, Host};
+use super::{Admitted, Distributor, DistributorService, Host};
 use crate::config::{Config, Limits, Place};
 use crate::control::limited;
 use crate::control::reasons::{Refusal, with_causes};
@@ -181,11 +181,7 @@ impl Host for State {
     }
 
     /// Whoever the configuration names.
-    fn admit(
-        &self,
-        principal: &PrincipalName,
-        region: &RegionName,
-    ) -> Result<Vec<String>, Refusal> {
+    fn admit(&self, principal: &PrincipalName, region: &RegionName) -> Result<Admitted, Refusal> {
         if self.stopping.load(Ordering::Acquire) {
             return Err(Refusal::new(
                 Reason::Stopping,
@@ -213,7 +209,10 @@ impl Host for State {
             );
             return Err(Refusal::new(Reason::NoGrant, message));
         }
-        Ok(section.units.clone())
+        Ok(Admitted {
+            seeds: section.units.clone(),
+            id: None,
+        })
     }
 }
 

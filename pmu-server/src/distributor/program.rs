@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 use tonic::Status;
 
-use super::Distributor;
 use super::staging::{Offer, Staging, WRITE_ONLY};
+use super::{Admitted, AtWork, Distributor};
 use crate::control::convert;
 use crate::control::reasons::Refusal;
 use crate::metrics;
@@ -35,18 +35,17 @@ pub(super) struct Messages {
     pub(super) answers: mpsc::Sender<Result<DistributeResponse, Status>>,
 }
 
-/// Runs a session to its end. `seeds` are units that know the region. Blocks.
+/// Runs a session to its end. Blocks.
 pub(super) fn run(
     distributor: &Distributor,
     client: &Client,
-    seeds: &[String],
+    admitted: &Admitted,
     messages: Messages,
     open: &v1::DistributeOpen,
 ) {
     let Client { principal, region } = client;
     let span = tracing::info_span!("distribute", %principal, %region);
     let _entered = span.entered();
-    distributor.count(true);
     let mut program = RemoteProgram {
         distributor,
         client,
@@ -54,14 +53,15 @@ pub(super) fn run(
         staging: None,
         offer: None,
     };
+    let mut at_work = AtWork::begin(distributor, client);
     let session = Session::new(&mut program, region.as_str());
-    match open_region(distributor, region, seeds, open) {
+    match open_region(distributor, region, admitted, open) {
         Ok(mut work) => {
             tracing::info!("distribution begins");
-            distributor.enter(region, principal);
+            at_work.enter();
             session.serve(work.as_mut(), distributor.host.name());
             drop(work);
-            distributor.leave(region, principal);
+            at_work.leave();
             tracing::info!("distribution ends");
         }
         Err(error) => {
@@ -70,7 +70,7 @@ pub(super) fn run(
         }
     }
     program.let_go();
-    distributor.count(false);
+    drop(at_work);
     // Only now the program hears that the session is over: the region is free.
     drop(program);
 }
@@ -78,13 +78,29 @@ pub(super) fn run(
 fn open_region(
     distributor: &Distributor,
     region: &RegionName,
-    seeds: &[String],
+    admitted: &Admitted,
     open: &v1::DistributeOpen,
 ) -> Result<Box<dyn pmu_distributor::Work>, ClientError> {
     pmu_distributor::open(open, OpenOptions::new(), |within| {
         let connect = ConnectOptions::with_timeout(within);
-        let seeds: Vec<_> = seeds.iter().map(String::as_str).collect();
-        Spread::find(&seeds, region.as_str(), &distributor.identity, &connect)
+        let seeds: Vec<_> = admitted.seeds.iter().map(String::as_str).collect();
+        let spread = Spread::find(&seeds, region.as_str(), &distributor.identity, &connect)?;
+        let (found, name) = (spread.membership(), distributor.host.name());
+        let is_member = || {
+            found
+                .members
+                .iter()
+                .any(|member| member.unit.as_str() == name)
+        };
+        if admitted.id.is_some_and(|id| id != found.id || !is_member()) {
+            return Err(ClientError::NoGrant {
+                region: region.to_string(),
+                reason: format!(
+                    "unit {name} is no member of the region of this name any more; use another one"
+                ),
+            });
+        }
+        Ok(spread)
     })
 }
 

@@ -8,7 +8,7 @@ use pmu_format::RegionName;
 use pmu_proto::v1::distribute_request::Step;
 use pmu_proto::v1::distributor_server::{Distributor as Service, DistributorServer};
 use pmu_proto::v1::{DistributeOpen, DistributeRequest, DistributeResponse, Mode, Reason};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -40,17 +40,6 @@ impl DistributorService {
             return Err(Refusal::new(Reason::WrongRole, message));
         }
         Ok(principal)
-    }
-
-    fn turn(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        let room = Arc::clone(&self.distributor.room);
-        room.try_acquire_owned().map_err(|_| {
-            let message = format!(
-                "distributor.sessions_max ({}) is reached; try again later, or another distributor",
-                self.distributor.sessions_max
-            );
-            Refusal::new(Reason::TooManySessions, message)
-        })
     }
 
     /// The first message, which must not be long in coming.
@@ -87,7 +76,6 @@ impl Service for DistributorService {
         request: Request<Streaming<DistributeRequest>>,
     ) -> Result<Response<Self::DistributeStream>, Status> {
         let caller = self.caller(&request)?;
-        let turn = self.turn()?;
         let mut incoming = request.into_inner();
         let (open, region) = self.first(&mut incoming).await?;
         let client = Client {
@@ -98,9 +86,11 @@ impl Service for DistributorService {
         let admitted = tokio::task::spawn_blocking(move || {
             distributor.host.admit(&asking.principal, &asking.region)
         });
-        let seeds = admitted
+        let admitted = admitted
             .await
             .map_err(|_| Status::internal("the distributor failed; its log says more"))??;
+        // Whoever may not have anything distributed takes no room from those who may.
+        let turn = self.distributor.turn(&client.principal)?;
         let (requests, queue) = mpsc::channel(MESSAGES_MAX);
         let (answers, outgoing) = mpsc::channel(MESSAGES_MAX);
         let messages = Messages {
@@ -112,7 +102,7 @@ impl Service for DistributorService {
         thread::Builder::new()
             .name("pmu-distribute".into())
             .spawn(move || {
-                program::run(&distributor, &client, &seeds, messages, &open);
+                program::run(&distributor, &client, &admitted, messages, &open);
                 drop(turn);
             })
             .map_err(|error| Status::internal(format!("start a thread: {error}")))?;
@@ -137,8 +127,13 @@ async fn pass_on(
             () = requests.closed() => return,
             _ = stopped.wait_for(|stop| *stop) => return,
         };
-        let Ok(Some(DistributeRequest { step: Some(step) })) = message else {
-            return;
+        let step = match message {
+            Ok(Some(DistributeRequest { step: Some(step) })) => step,
+            Ok(Some(_)) => {
+                tracing::warn!("a message that this version doesn't know ends the session");
+                return;
+            }
+            Ok(None) | Err(_) => return,
         };
         tokio::select! {
             sent = requests.send(step) => {
