@@ -269,12 +269,13 @@ fn read_without(context: &Context, site: &Site, lost: u64) {
     }
     let alive = site.units - lost.count_ones() as usize;
     match done {
-        Ok(()) if alive < site.to_decide.max(site.data_shards) => {
+        // That nothing is left takes no more than those who decide.
+        Ok(records) if alive < site.to_decide || (records > 0 && alive < site.data_shards) => {
             context.violate(format!(
                 "a log was recovered from {alive} units, which are too few"
             ));
         }
-        Ok(()) => {}
+        Ok(_) => {}
         Err(what) => {
             context.note(|| what);
             context.count(|totals| totals.refused_reads += 1);

@@ -51,10 +51,19 @@ pub(in crate::spread) fn scrub(
                 position = sources.cursor;
                 continue;
             }
+            if position >= sources.end() {
+                // The unit that had published it is gone meanwhile, and the others never did.
+                break;
+            }
         }
         let Some(next) = scrub.judge(sources, &all, position, found) else {
-            let what = format!("the record at {position} is on no unit whole");
-            found.log_damage = Some(what);
+            if all.contains(&Has::Missing) {
+                // It may be on a unit that doesn't answer, and so what comes behind it.
+                found.groups_incomplete += 1;
+            } else {
+                let what = format!("the record at {position} is on no unit whole");
+                found.log_damage = Some(what);
+            }
             break;
         };
         position = next;

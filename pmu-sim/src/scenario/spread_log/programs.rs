@@ -262,8 +262,10 @@ fn fail(
                 ..
             } if batch.from >= to.get() => Ending::Refused,
             ClientError::UnknownOutcome { .. } => Ending::Unknown,
-            // Whoever has records distributed is told what became of them.
+            // Whoever has records distributed is told what became of them; who appends himself, by the error that ends the log.
             _ if log.is_distributed() => Ending::Refused,
+            ClientError::Ended { .. } => Ending::Unknown,
+            _ if log.is_ended() => Ending::Refused,
             _ => Ending::Unknown,
         };
         let unknown = ending == Ending::Unknown;
@@ -419,8 +421,9 @@ pub(super) fn last_round(context: &Context, site: &Site) -> Result<(), String> {
     Ok(())
 }
 
-/// Hands out everything that is not cleared, with nothing going on beside: what is handed out is checked. Says what is lacking.
-pub(super) fn recover(context: &Context, site: &Site) -> Result<(), String> {
+/// Hands out everything that is not cleared, with nothing going on beside: what is handed out is checked. Says how many records that were, or
+/// what is lacking.
+pub(super) fn recover(context: &Context, site: &Site) -> Result<usize, String> {
     let (floor, cleared) = {
         let model = site.model.lock();
         (model.floor(), model.cursors().0)
@@ -444,5 +447,5 @@ pub(super) fn recover(context: &Context, site: &Site) -> Result<(), String> {
     site.check(context, |model| {
         model.recovered(&handed, cursor, end, least)
     });
-    Ok(())
+    Ok(handed.len())
 }

@@ -5,7 +5,7 @@ use pmu_core::log::{LogStart, LogWriter};
 use pmu_format::{Epoch, LogPosition, Term};
 
 use super::SpreadLogPrimary;
-use crate::error::{ClientError, Result};
+use crate::error::{Attempt, ClientError, Result};
 use crate::log::primary::PUBLISHES_IN_FLIGHT_MAX;
 use crate::spread::Spread;
 use crate::spread::change::{Followed, may_be_a_change};
@@ -23,30 +23,55 @@ impl SpreadLogPrimary {
         }
         let mut kept = std::mem::replace(&mut self.kept, Kept::new(self.submitted));
         kept.cut_to(keep_to);
-        let other = match self.follow_change(&mut kept) {
+        let mut reached = match &error {
+            ClientError::UnknownOutcome {
+                attempt: Attempt::Records(_, to),
+                ..
+            } => *to,
+            _ => LogPosition(0),
+        };
+        let other = match self.follow_change(&mut kept, &mut reached) {
             Ok(true) => return Ok(()),
             Ok(false) => None,
             Err(other) => Some(other),
         };
         self.kept = kept;
         let Some(other) = other else {
-            return Err(error);
+            return Err(self.may_be_appended(error, reached));
         };
         tracing::warn!(region = %self.spread.name, error = %other, "the members were changed, and the log can't be opened anew");
         if self.kept.is_empty() && matches!(other, ClientError::TooFewUnits { .. }) {
             self.stay_open();
         }
-        Err(in_place_of(error, other))
+        Err(self.may_be_appended(in_place_of(error, other), reached))
     }
 
-    /// Opens the log anew if its members were changed; false if they were not, or another primary has taken over.
-    fn follow_change(&mut self, kept: &mut Kept) -> Result<bool> {
+    /// What an error means if records up to `reached` were published by some member, while the members were those before or others.
+    fn may_be_appended(&self, error: ClientError, reached: LogPosition) -> ClientError {
+        let from = self.acknowledged();
+        if reached <= from {
+            return error;
+        }
+        let cause = match error {
+            ClientError::UnknownOutcome { cause, .. } => cause,
+            error => Box::new(error),
+        };
+        ClientError::UnknownOutcome {
+            region: self.spread.name.as_ref().into(),
+            attempt: Attempt::Records(from, reached),
+            cause,
+        }
+    }
+
+    /// Opens the log anew if its members were changed; false if they were not, or another primary has taken over. `reached` rises to where
+    /// members may have published records meanwhile.
+    fn follow_change(&mut self, kept: &mut Kept, reached: &mut LogPosition) -> Result<bool> {
         let mut own = self.newest.term();
         let patience = self.options.timeouts.stall;
         let spread = self.spread.apart();
         let followed = spread.follow_change(patience, |later| {
             self.leave_members();
-            let opened = self.write_again(later, &mut own, kept)?;
+            let opened = self.write_again(later, &mut own, kept, reached)?;
             Ok(opened)
         })?;
         match followed {
@@ -98,12 +123,14 @@ impl SpreadLogPrimary {
         later: Spread,
         own: &mut Term,
         kept: &mut Kept,
+        reached: &mut LogPosition,
     ) -> Result<Option<Box<Self>>> {
         let Some((mut next, _)) = Self::open_behind(later, &self.options, Some(*own))? else {
             return Ok(None);
         };
         *own = next.newest.term();
         // What any member has published counts, and had to be whole.
+        *reached = next.submitted.max(*reached);
         kept.drop_to(next.submitted);
         if kept.begin() != next.submitted {
             return Err(ClientError::Protocol(format!(
@@ -113,25 +140,17 @@ impl SpreadLogPrimary {
             )));
         }
         let patience = self.options.timeouts.back_pressure;
-        kept.each_batch(|records| next.submit_once(records, patience).map(drop))?;
-        Ok(Some(Box::new(next)))
+        let written = kept.each_batch(|records| next.submit_once(records, patience).map(drop));
+        *reached = LogPosition(next.tail_sent).max(*reached);
+        written.map(|()| Some(Box::new(next)))
     }
 }
 
-/// The outcome of what was under way is no better known.
+/// Which units are missing now is of more use than which were.
 fn in_place_of(error: ClientError, other: ClientError) -> ClientError {
-    match (error, other) {
-        (
-            ClientError::UnknownOutcome {
-                region, attempt, ..
-            },
-            cause @ ClientError::TooFewUnits { .. },
-        ) => ClientError::UnknownOutcome {
-            region,
-            attempt,
-            cause: Box::new(cause),
-        },
-        (_, other @ ClientError::TooFewUnits { .. }) => other,
-        (error, _) => error,
+    match other {
+        ClientError::TooFewUnits { .. } => other,
+        ClientError::UnknownOutcome { cause, .. } => in_place_of(error, *cause),
+        _ => error,
     }
 }
