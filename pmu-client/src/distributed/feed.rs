@@ -58,6 +58,7 @@ pub(super) trait Purpose {
         &mut self,
         failed: &v1::DistributeFailed,
         error: ClientError,
+        region: &Arc<str>,
     ) -> Result<Option<(ClientError, bool)>>;
 }
 
@@ -339,7 +340,7 @@ impl<P: Purpose> Feed<P> {
                 self.follow(failed.term);
                 let failure = failed.failure.clone().unwrap_or_default();
                 let error = wire::failure_from_wire(&failure, self.way.address());
-                let told = self.purpose.failed(&failed, error);
+                let told = self.purpose.failed(&failed, error, &self.region);
                 let told = told.inspect_err(|_| self.ended = true)?;
                 if let Some((error, ends)) = told {
                     self.ended |= ends;

@@ -185,10 +185,19 @@ impl Purpose for Records {
         &mut self,
         failed: &v1::DistributeFailed,
         error: ClientError,
+        _region: &Arc<str>,
     ) -> Result<Option<(ClientError, bool)>> {
         if let Some(to) = failed.appended_to {
+            let before = self.acknowledged;
             self.acknowledge(to)?;
-            self.told = true;
+            self.told = !failed.failure.as_ref().is_some_and(wire::says_more);
+            if self.acknowledged > before {
+                // Acknowledged by those that were left, which was not told by itself.
+                let lost = |name: &str| failed.missing.iter().any(|missing| missing.unit == name);
+                let units = self.proof.units.iter();
+                let left = units.filter(|unit| !lost(&unit.name)).cloned();
+                self.proof.units = left.collect();
+            }
         }
         Ok(Some((error, true)))
     }
@@ -408,7 +417,7 @@ impl DistributedLog {
             from: ticket.position(),
             to: ticket.end(),
         };
-        Ok(self.receipt(stored, ticket.bytes()))
+        self.receipt(stored, ticket.bytes())
     }
 
     /// Blocks until everything submitted is durable. The receipt is for all records since the last flush.
@@ -423,19 +432,32 @@ impl DistributedLog {
         };
         let bytes = std::mem::take(&mut self.bytes_since_flush);
         self.flushed = self.submitted();
-        Ok(self.receipt(stored, bytes))
+        self.receipt(stored, bytes)
     }
 
-    fn receipt(&self, stored: Stored, bytes: u64) -> Receipt {
+    fn receipt(&self, stored: Stored, bytes: u64) -> Result<Receipt> {
+        let region = &self.feed.region;
         let proof = &self.feed.purpose.proof;
-        Receipt {
-            region: Arc::clone(&self.feed.region),
+        if let Stored::Log { from, to } = stored
+            && proof.units.is_empty()
+        {
+            // Whoever had it failed at the same time as the others.
+            return Err(ClientError::UnknownOutcome {
+                region: region.as_ref().into(),
+                attempt: Attempt::Records(from, to),
+                cause: Box::new(ClientError::Ended {
+                    region: region.as_ref().into(),
+                }),
+            });
+        }
+        Ok(Receipt {
+            region: Arc::clone(region),
             stored,
             epoch: proof.epoch,
             bytes,
             units: Arc::clone(&proof.units),
             provider: proof.provider,
-        }
+        })
     }
 
     fn wait_until(&mut self, position: LogPosition) -> Result<()> {
@@ -600,5 +622,90 @@ impl DistributedLog {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.feed.counters()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pmu_format::Epoch;
+
+    fn proof(names: &[&str]) -> Proof {
+        let units = names.iter().map(|name| crate::receipt::UnitProof {
+            name: (*name).into(),
+            persistence: pmu_fabric::PersistenceMethod::ServerPersist,
+        });
+        Proof {
+            epoch: Epoch(1),
+            units: units.collect(),
+            provider: Provider::SoftUnix,
+        }
+    }
+
+    fn records() -> Records {
+        let log = v1::DistributedLog {
+            ring_bytes: 1 << 20,
+            free_to: 1 << 20,
+            ..v1::DistributedLog::default()
+        };
+        let mut records = Records::new(&log, proof(&["a", "b", "c"]));
+        records.announced = LogPosition(192);
+        records
+    }
+
+    fn failed(appended_to: u64, missing: &[&str], failure: v1::Failure) -> v1::DistributeFailed {
+        let missing = missing.iter().map(|unit| v1::MissingUnit {
+            unit: (*unit).to_owned(),
+            reason: "gone".to_owned(),
+        });
+        v1::DistributeFailed {
+            failure: Some(failure),
+            missing: missing.collect(),
+            appended_to: Some(appended_to),
+            ..v1::DistributeFailed::default()
+        }
+    }
+
+    fn take(records: &mut Records, failed: &v1::DistributeFailed) {
+        let error = wire::failure_from_wire(&failed.failure.clone().unwrap(), "d:1");
+        let told = records.failed(failed, error, &"log".into()).unwrap();
+        assert!(told.is_some_and(|(_, ends)| ends));
+    }
+
+    fn names(records: &Records) -> Vec<&str> {
+        let units = records.proof.units.iter();
+        units.map(|unit| unit.name.as_ref()).collect()
+    }
+
+    #[test]
+    fn d08_a_receipt_names_no_unit_that_was_lost_before_it() {
+        let fenced = || v1::Failure {
+            kind: v1::failure::Kind::Fenced.into(),
+            ..v1::Failure::default()
+        };
+        // Acknowledged with the failure itself: not by those that were lost.
+        let mut one = records();
+        take(&mut one, &failed(64, &["b"], fenced()));
+        assert_eq!(
+            (one.acknowledged, names(&one)),
+            (LogPosition(64), vec!["a", "c"])
+        );
+        // Acknowledged before they were.
+        let mut one = records();
+        one.acknowledge(64).unwrap();
+        take(&mut one, &failed(64, &["b"], fenced()));
+        assert_eq!(names(&one), ["a", "b", "c"]);
+        assert!(one.told);
+    }
+
+    #[test]
+    fn d08_a_failure_of_a_later_version_may_mean_anything() {
+        let mut one = records();
+        let later = v1::Failure {
+            kind: 4711,
+            ..v1::Failure::default()
+        };
+        take(&mut one, &failed(64, &[], later));
+        assert!(!one.told, "the rest is told to be unknown");
     }
 }

@@ -33,10 +33,21 @@ pub struct Distributed {
 struct Sets {
     /// Counts the sets.
     put: u64,
+    /// The one in progress was given up.
+    is_given_up: bool,
+    /// The one in progress was to be published.
+    is_finished: bool,
     /// Bytes of the set in progress.
     written: u64,
     stored: Option<Receipt>,
     newest: SetNumber,
+}
+
+impl Sets {
+    /// The set that is to be published.
+    const fn attempt(&self) -> Attempt {
+        Attempt::Set(SetNumber(self.newest.get().saturating_add(1)))
+    }
 }
 
 impl Purpose for Sets {
@@ -74,12 +85,25 @@ impl Purpose for Sets {
         &mut self,
         failed: &v1::DistributeFailed,
         error: ClientError,
+        region: &Arc<str>,
     ) -> Result<Option<(ClientError, bool)>> {
         // With other members it may have gone on behind another set.
         self.newest = self.newest.max(SetNumber(failed.newest));
-        if failed.put != 0 && failed.put < self.put {
+        let is_over = failed.put < self.put || self.is_given_up;
+        if failed.put != 0 && is_over {
             // Of a set that was given up here too.
             return Ok(None);
+        }
+        if failed.failure.as_ref().is_some_and(wire::says_more) {
+            if !self.is_finished {
+                return Ok(Some((error, true)));
+            }
+            let unknown = ClientError::UnknownOutcome {
+                region: region.as_ref().into(),
+                attempt: self.attempt(),
+                cause: Box::new(error),
+            };
+            return Ok(Some((unknown, true)));
         }
         let ends = error.is_fenced() || matches!(error, ClientError::UnknownOutcome { .. });
         Ok(Some((error, ends)))
@@ -131,6 +155,8 @@ impl Distributed {
         let begun = open::begin(way, region, options, Mode::Overwrite)?;
         let purpose = Sets {
             put: 0,
+            is_given_up: false,
+            is_finished: false,
             written: 0,
             stored: None,
             newest: SetNumber(begun.opened.newest),
@@ -168,6 +194,8 @@ impl Distributed {
         }
         let sets = &mut self.feed.purpose;
         sets.put += 1;
+        sets.is_given_up = false;
+        sets.is_finished = false;
         sets.written = 0;
         sets.stored = None;
         let begin = v1::DistributeBegin {
@@ -261,12 +289,13 @@ impl Distributed {
     pub(super) fn finish_put(&mut self) -> Result<Receipt> {
         self.feed.announce_all()?;
         self.feed.check_failure()?;
-        let sets = &self.feed.purpose;
+        let sets = &mut self.feed.purpose;
+        sets.is_finished = true;
         let request = Request::Finish(v1::DistributeFinish {
             put: sets.put,
             length_bytes: sets.written,
         });
-        let attempt = Attempt::Set(SetNumber(sets.newest.get().saturating_add(1)));
+        let attempt = sets.attempt();
         self.feed.say(request)?;
         loop {
             if let Some(receipt) = self.feed.purpose.stored.take() {
@@ -286,6 +315,7 @@ impl Distributed {
     /// Gives the set in progress up. What was not announced is forgotten; its place is written again.
     pub(super) fn abandon_put(&mut self) {
         self.feed.forget();
+        self.feed.purpose.is_given_up = true;
         let put = self.feed.purpose.put;
         let abandon = Request::Abandon(v1::DistributeAbandon { put });
         if !self.feed.ended && self.feed.say(abandon).is_err() {

@@ -206,6 +206,11 @@ const fn mode_from_wire(mode: v1::Mode) -> Mode {
     }
 }
 
+/// Whether a distributor says of what failed more than this version can read: it may be that the outcome is unknown.
+pub(super) fn says_more(wire: &Failure) -> bool {
+    wire.kind() == Kind::Unspecified
+}
+
 /// The error that a distributor's failure stands for. `distributor` is its address.
 pub(super) fn failure_from_wire(wire: &Failure, distributor: &str) -> ClientError {
     from_wire(wire, distributor, CAUSES_MAX)
