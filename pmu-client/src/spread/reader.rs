@@ -59,6 +59,8 @@ pub struct SpreadReader<'a> {
     pub(super) spread: &'a Spread,
     pub(super) options: OpenOptions,
     pub(super) members: Vec<std::result::Result<ShareReader, MissingUnit>>,
+    /// What each member had published when it was asked last, and in which term.
+    published: Vec<Option<(Term, u64)>>,
 }
 
 impl std::fmt::Debug for SpreadReader<'_> {
@@ -92,6 +94,7 @@ impl Spread {
         Ok(SpreadReader {
             spread: self,
             options: *options,
+            published: vec![None; members.len()],
             members,
         })
     }
@@ -182,9 +185,22 @@ impl SpreadReader<'_> {
             ours(trailer, index).then_some(*trailer)
         });
         let last = tries.max_by_key(|trailer| trailer.attempt);
-        // Whoever can't say may hold a later one.
-        let said = held.iter().filter(|held| held.is_ok()).count();
-        let decided = self.spread.quorum.check_decide(said);
+        // Whoever can't say may hold a later one. But who has published the set holds the try that was.
+        let published = held.iter().enumerate().find_map(|(index, held)| {
+            let (trailer, _) = held.as_ref().ok()?.as_ref()?;
+            let has_published = self.published[index] == Some((term, number.get()));
+            (has_published && ours(trailer, index)).then_some(*trailer)
+        });
+        let can_say = |reader: &std::result::Result<ShareReader, MissingUnit>| {
+            reader.as_ref().is_ok_and(|reader| !reader.is_unclear())
+        };
+        let said = held.iter().zip(&self.members);
+        let said = said.filter(|(held, reader)| held.is_ok() && can_say(reader));
+        let decided = match published {
+            Some(_) => Ok(()),
+            None => self.spread.quorum.check_decide(said.count()),
+        };
+        let last = published.or(last);
         let seats = self.seats(&held, number, last.as_ref());
         if let Err(what) = decided {
             return Err(self.spread.too_few(what, &self.absent(&reasons(&seats))));
@@ -217,8 +233,12 @@ impl SpreadReader<'_> {
         &mut self,
         ask: impl Fn(&mut ShareReader) -> Result<Stand> + Sync,
     ) -> Result<Newest> {
-        let stands: Vec<Stand> = self.each(ask).into_iter().flatten().collect();
-        let newest = self.spread.quorum.newest(stands.iter());
+        let stands = self.each(ask);
+        self.published = stands
+            .iter()
+            .map(|stand| stand.as_ref().map(|stand| (stand.term(), stand.published)))
+            .collect();
+        let newest = self.spread.quorum.newest(stands.iter().flatten());
         newest.map_err(|what| self.spread.too_few(what, self.missing()))
     }
 

@@ -31,6 +31,8 @@ pub(super) struct ShareReader {
     fetcher: Fetcher,
     desk: TermDesk,
     view: Option<SetView>,
+    /// Whether it holds the set that was asked for last can't be told: a share lies there, and not whole.
+    is_unclear: bool,
     asked: VecDeque<Asked>,
     /// The last chunk that was needed in part, checked: its index, and its bytes.
     kept: Option<u32>,
@@ -55,6 +57,7 @@ impl ShareReader {
             geometry,
             region,
             view: None,
+            is_unclear: false,
             asked: VecDeque::new(),
             kept: None,
             chunk: Vec::new(),
@@ -158,10 +161,16 @@ impl ShareReader {
         SetRecovery::new(self.geometry, self.region.info.id, goal)
     }
 
+    /// Whether the member that said last that it doesn't hold a set may yet have prepared its last try.
+    pub(super) const fn is_unclear(&self) -> bool {
+        self.is_unclear
+    }
+
     /// Gets ready to read the share of a set, and gives what stands behind it; `None` if this member doesn't hold it.
     pub(super) fn select(&mut self, number: SetNumber) -> Result<Option<(ShareTrailer, FoundSet)>> {
         self.forget();
         self.view = None;
+        self.is_unclear = false;
         let mut recovery = self.recovery(Goal::Number(number));
         self.fetcher.look(&mut self.region, &mut recovery)?;
         // A member that missed sets has other findings too: its publish word is behind.
@@ -177,10 +186,12 @@ impl ShareReader {
         self.view = Some(view);
         match self.trailer(&set) {
             Ok(trailer) => Ok(Some((trailer, set))),
-            // The slot of an earlier try that was never published, and a later try has begun to write into it: nothing there counts.
+            // The slot of an earlier try that was never published, and a later try has begun to write into it: nothing there counts. It
+            // looks the same where the medium has damaged the last try.
             Err(ClientError::Damaged { .. }) if !is_published => {
                 self.forget();
                 self.view = None;
+                self.is_unclear = true;
                 Ok(None)
             }
             Err(error) => Err(error),
