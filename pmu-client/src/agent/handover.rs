@@ -17,6 +17,9 @@ pub mod names {
     pub const SOCKET: &str = "PMU_AGENT_SOCKET";
     /// How often to beat, in milliseconds.
     pub const BEAT_MS: &str = "PMU_AGENT_BEAT_MS";
+    /// What the regions were recovered behind: `REGION@UNIT=EPOCH` for each region, and each unit that was fenced, apart by spaces. Opening as
+    /// primary is refused as fenced where the unit has another epoch. See [`crate::agent`].
+    pub const EPOCHS: &str = "PMU_AGENT_EPOCHS";
     /// The file that the library holds as long as the program lives ([`pmu_notice`]).
     pub const NOTICE: &str = "PMU_AGENT_NOTICE";
     /// `primary`, or `rehearsal`: then nothing that is written counts, and the regions are not to be opened.
