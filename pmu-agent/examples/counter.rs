@@ -5,7 +5,7 @@
 //! had answered. Lines: `start EPOCH COUNT PROCESS OPENED_NS`, `record EPOCH NUMBER FROM TO BEGUN_NS TOLD_NS`, `fenced EPOCH COUNT`,
 //! `set EPOCH SETS_EPOCH NUMBER BEGUN_NS TOLD_NS`.
 //!
-//! For tests: it holds so many MiB more as `DIRECTORY/memory` says, hangs while `DIRECTORY/hang` exists, and fails at its start while `DIRECTORY/broken` does.
+//! For tests: the first one waits so many milliseconds before it opens its regions as `DIRECTORY/load` says, and removes that; it holds so many MiB more as `DIRECTORY/memory` says, hangs while `DIRECTORY/hang` exists, and fails at its start while `DIRECTORY/broken` does.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 use std::fs::{File, OpenOptions as FileOptions};
@@ -110,6 +110,11 @@ fn run(unit: &str, identity: &Path, directory: &Path, ballast: usize) -> Result<
     if std::env::var("PMU_AGENT_ROLE").is_ok_and(|role| role == "rehearsal") {
         std::fs::write(directory.join("rehearsed"), count.to_string())?;
         return Ok(());
+    }
+    let load = directory.join("load");
+    if let Ok(milliseconds) = std::fs::read_to_string(&load) {
+        std::fs::remove_file(load)?;
+        std::thread::sleep(Duration::from_millis(milliseconds.parse()?));
     }
     let mib = std::fs::read_to_string(directory.join("memory")).unwrap_or_default();
     let memory = vec![1_u8; mib.parse::<usize>().unwrap_or(0) << 20];

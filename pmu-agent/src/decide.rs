@@ -120,6 +120,8 @@ pub enum Event {
     Ready {
         /// The epoch in which it writes; 0 if it doesn't say.
         epoch: u64,
+        /// The units have seen to it that nobody came between our fence and its opening.
+        held: bool,
     },
     /// The program is being killed, or fails. Its end is still to come: until then it has its memory, its ports and its files.
     Dying,
@@ -307,6 +309,8 @@ pub struct Machine {
     epoch: u64,
     /// The program itself has told its epoch.
     epoch_told: bool,
+    /// That of our last fence; 0 where it isn't known, as over several units.
+    fenced_in: u64,
     attempts: u32,
     /// When a beat was seen last, and whether ever.
     beat_at: Millis,
@@ -375,6 +379,7 @@ impl Machine {
             has_program: false,
             epoch: 0,
             epoch_told: false,
+            fenced_in: 0,
             attempts: 0,
             beat_at: now,
             beat_seen: false,
@@ -435,7 +440,7 @@ impl Machine {
             Event::Beat => self.beat_seen(),
             Event::Units { reachable } => self.units(reachable),
             Event::Peer { standing, epoch } => self.heard(standing, epoch),
-            Event::Ready { epoch } => self.ready(epoch),
+            Event::Ready { epoch, held } => self.ready(epoch, held),
             Event::Dying => self.dying(),
             Event::Exited { clean } => self.exited(clean),
             Event::StartFailed => self.exited(false),
@@ -535,6 +540,11 @@ impl Machine {
     fn peer_was_stopped(&self) -> bool {
         let said = self.peer.map(|(standing, _)| standing);
         matches!(said, Some(Standing::Demoted | Standing::Finished))
+    }
+
+    /// The same, where the epoch of our fence is known: what was said before it is not taken for something behind it.
+    fn peer_fenced_after_us(&self) -> bool {
+        self.fenced_in > 0 && self.peer_is_ahead()
     }
 
     /// It has fenced after us: it says so, with the epoch of its fence.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use pmu_client::agent::{encode_arena, names};
+use pmu_client::agent::{encode_arena, encode_epochs, names};
 use pmu_notice::{Notice, Outcome, dying};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -298,6 +298,7 @@ fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role
         names::TAIL,
         names::SOCKET,
         names::NOTICE,
+        names::EPOCHS,
     ] {
         command.env_remove(variable);
     }
@@ -311,6 +312,9 @@ fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role
         names::BEAT_MS,
         (config.watch.interval_ms / 2).max(1).to_string(),
     );
+    if role == Role::Primary && !handed.epochs.is_empty() {
+        command.env(names::EPOCHS, encode_epochs(&handed.epochs));
+    }
     if handed.is_empty() {
         return;
     }

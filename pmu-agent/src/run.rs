@@ -280,7 +280,7 @@ impl Agent {
             return;
         }
         match said {
-            FromProgram::Ready { epoch, .. } => self.step(Event::Ready { epoch }),
+            FromProgram::Ready { epoch, held, .. } => self.step(Event::Ready { epoch, held }),
             FromProgram::Snapshot(report) => self.snapshot_done(report),
             FromProgram::Fenced { message } => {
                 tracing::warn!(message, "the program says that it is fenced");
@@ -382,7 +382,10 @@ impl Agent {
                 tracing::info!(pid = program.id(), "the program is started");
                 self.program = Some(program);
                 if !self.config.program.speaks && self.config.program.health.is_none() {
-                    self.step(Event::Ready { epoch: 0 });
+                    self.step(Event::Ready {
+                        epoch: 0,
+                        held: false,
+                    });
                 }
             }
             Err(error) => {
@@ -486,7 +489,10 @@ impl Agent {
                 let good = succeeds(&command, every.max(Duration::from_secs(1)));
                 let event = match (works, good) {
                     (true, good) => Event::Health { good },
-                    (false, true) => Event::Ready { epoch: 0 },
+                    (false, true) => Event::Ready {
+                        epoch: 0,
+                        held: false,
+                    },
                     (false, false) => continue,
                 };
                 if inputs.send(Input::Event(event)).is_err() {

@@ -61,6 +61,15 @@ struct Program {
     told: bool,
     /// Nobody knows how it ends.
     adopted: bool,
+    /// What it was handed.
+    handed: Recovered,
+}
+
+/// What a takeover read: everything that was acknowledged when its fence stood.
+#[derive(Debug, Clone, Copy, Default)]
+struct Recovered {
+    epoch: u64,
+    commits: u64,
 }
 
 struct Agent {
@@ -74,7 +83,7 @@ struct Agent {
     cut_until: u64,
     was_cut: Option<bool>,
     takeovers: u32,
-    fenced: bool,
+    recovered: Option<Recovered>,
     /// A program that runs on, of an agent that is no more: in this epoch.
     orphan: Option<u64>,
 }
@@ -90,6 +99,8 @@ struct World {
     committed: Option<(usize, u64, u64)>,
     beats: u64,
     beats_seen: [u64; 2],
+    /// That were acknowledged, by whomever.
+    commits: u64,
     seed: u64,
     settings: Settings,
     /// Who holds the lease, and until when.
@@ -106,7 +117,7 @@ impl Agent {
             cut_until: 0,
             was_cut: None,
             takeovers: 0,
-            fenced: false,
+            recovered: None,
             orphan: None,
         }
     }
@@ -135,6 +146,7 @@ impl World {
             committed: None,
             beats: 0,
             beats_seen: [0; 2],
+            commits: 0,
             seed,
             settings,
             lease: None,
@@ -163,7 +175,7 @@ impl World {
             Action::TakeOver { unless_held } => self.take_over(which, unless_held),
             Action::Start => {
                 // Nothing is ever started but behind a fence of our own.
-                assert!(self.agents[which].fenced, "seed {}", self.seed);
+                let handed = self.agents[which].recovered.expect("no fence of its own");
                 assert!(
                     self.agents[which].program.is_none(),
                     "seed {}: two programs",
@@ -182,6 +194,7 @@ impl World {
                     hangs: false,
                     told: false,
                     adopted: false,
+                    handed,
                 });
             }
             Action::Kill => self.end_program(which, false),
@@ -239,7 +252,10 @@ impl World {
             self.epoch += 1;
             self.writer = None;
             self.agents[which].takeovers += 1;
-            self.agents[which].fenced = true;
+            self.agents[which].recovered = Some(Recovered {
+                epoch: self.epoch,
+                commits: self.commits,
+            });
             Event::TakenOver { epoch: self.epoch }
         };
         self.later(which, event, 50);
@@ -278,14 +294,20 @@ impl World {
         match program.work {
             Work::Starting { ready_at } if self.now < ready_at => {}
             Work::Starting { .. } if self.writer.is_some() => self.end_program(which, false),
+            // The units refuse who goes on from another fence than the last.
+            Work::Starting { .. } if self.epoch != program.handed.epoch => {
+                self.end_program(which, false);
+            }
             Work::Starting { .. } => {
+                let (knows, all, seed) = (program.handed.commits, self.commits, self.seed);
+                assert_eq!(knows, all, "seed {seed}: it leads without knowing all");
                 self.epoch += 1;
                 self.writer = Some(which);
                 let epoch = self.epoch;
                 if let Some(program) = &mut self.agents[which].program {
                     program.work = Work::Open { epoch };
                 }
-                self.later(which, Event::Ready { epoch }, 5);
+                self.later(which, Event::Ready { epoch, held: true }, 5);
             }
             Work::Open { epoch } if epoch == self.epoch => self.commit(which, epoch),
             Work::Open { .. } => {
@@ -297,6 +319,7 @@ impl World {
 
     fn commit(&mut self, which: usize, epoch: u64) {
         self.beats += 1;
+        self.commits += 1;
         if let Some((other, before, _)) = self.committed {
             let seed = self.seed;
             assert!(before < epoch || other == which, "seed {seed}: two leaders");
@@ -707,7 +730,13 @@ fn leader() -> Machine {
     let mut machine = Machine::primary(settings(), 0);
     machine.step(0, Event::Units { reachable: true });
     machine.step(10, Event::TakenOver { epoch: 1 });
-    machine.step(20, Event::Ready { epoch: 2 });
+    machine.step(
+        20,
+        Event::Ready {
+            epoch: 2,
+            held: true,
+        },
+    );
     assert_eq!(machine.phase(), Phase::Primary);
     machine
 }
@@ -1022,7 +1051,13 @@ fn s10_a_demotion_is_over_when_the_peer_leads_though_nobody_knows_its_epoch() {
     };
     let mut machine = Machine::primary(no_beats, 0);
     machine.step(10, Event::TakenOver { epoch: 0 });
-    machine.step(20, Event::Ready { epoch: 0 });
+    machine.step(
+        20,
+        Event::Ready {
+            epoch: 0,
+            held: false,
+        },
+    );
     machine.step(30, Event::Demote);
     machine.step(40, Event::Exited { clean: true });
     let leads = Event::Peer {
@@ -1096,6 +1131,68 @@ fn s05_who_was_fenced_while_it_starts_leaves_it_to_the_peer() {
         }
         assert_eq!(machine.phase(), Phase::Standby);
     }
+}
+
+#[test]
+fn s05_a_program_whose_state_is_too_old_by_now_is_ended_and_not_led_by() {
+    let fenced_later = |standing| Event::Peer { standing, epoch: 7 };
+    let starting = |epoch| {
+        let mut machine = standby();
+        say(&mut machine, 20, Standing::Dead);
+        let actions = machine.step(30, Event::TakenOver { epoch });
+        (machine, actions)
+    };
+    // The peer took over while our program loads, and says so in whichever way.
+    for standing in [Standing::Starting, Standing::Primary] {
+        let (mut machine, _) = starting(5);
+        let actions = machine.step(40, fenced_later(standing));
+        assert!(actions.contains(&Action::Kill), "{actions:?}");
+        assert_eq!(machine.phase(), Phase::Standby);
+        machine.step(50, Event::Exited { clean: false });
+        // It leads, and fails: what follows begins with a fence.
+        assert!(takes_over(&say(&mut machine, 60, Standing::Dead)));
+    }
+    // It did while we were recovering.
+    let mut machine = standby();
+    say(&mut machine, 20, Standing::Dead);
+    machine.step(30, fenced_later(Standing::Primary));
+    let actions = machine.step(40, Event::TakenOver { epoch: 5 });
+    assert!(!actions.contains(&Action::Start), "{actions:?}");
+    assert_eq!(machine.phase(), Phase::Standby);
+    // What was said before our own fence is no reason.
+    let mut machine = standby();
+    say(&mut machine, 20, Standing::Dead);
+    machine.step(30, fenced_later(Standing::Primary));
+    let actions = machine.step(40, Event::TakenOver { epoch: 8 });
+    assert!(actions.contains(&Action::Start), "{actions:?}");
+    let actions = machine.step(50, fenced_later(Standing::Primary));
+    assert!(!actions.contains(&Action::Kill), "{actions:?}");
+}
+
+#[test]
+fn s05_a_program_that_opened_behind_somebody_else_does_not_lead() {
+    let opened = |epoch, held| {
+        let mut machine = standby();
+        say(&mut machine, 20, Standing::Dead);
+        machine.step(30, Event::TakenOver { epoch: 5 });
+        let actions = machine.step(40, Event::Ready { epoch, held });
+        (machine, actions)
+    };
+    let (machine, _) = opened(6, false);
+    assert_eq!(machine.phase(), Phase::Primary);
+    // It opened more than once, and each time the units saw to it that nobody came between.
+    let (machine, _) = opened(9, true);
+    assert_eq!(machine.phase(), Phase::Primary);
+    let (mut machine, actions) = opened(9, false);
+    assert!(actions.contains(&Action::Kill), "{actions:?}");
+    assert!(matches!(machine.phase(), Phase::Starting { .. }));
+    let actions = machine.step(50, Event::Exited { clean: false });
+    // Its own opening is nobody else's.
+    let look = Action::LookForLeader { own_up_to: 9 };
+    assert!(actions.contains(&look), "{actions:?}");
+    machine.step(60, Event::Leader { other: false });
+    let mut later = (80..1000).step_by(20).map(|now| machine.tick(now));
+    assert!(later.any(|actions| takes_over(&actions)), "it fences anew");
 }
 
 #[test]

@@ -35,6 +35,29 @@ fn s05_killed_program_goes_on_elsewhere_with_all_that_was_acknowledged() {
 }
 
 #[test]
+fn s05_a_program_that_loads_while_another_leads_and_fails_is_refused_and_nothing_is_lost() {
+    let mut agents = Agents::with_relays(4096);
+    std::fs::write(agents.path("load"), "8000").unwrap();
+    agents.start(A, "primary", &[]);
+    wait_until("the program loads", || !agents.path("load").exists());
+    agents.start(B, "standby", &[]);
+    wait_until("the standby is there", || agents.status(B).is_some());
+    // So that nobody but the unit can tell the first one.
+    agents.cut(true);
+    let promoted = agents.ask(B, &["promote", "--force"]);
+    assert!(promoted.status.success(), "{promoted:?}");
+    let led = agents.wait_for(B, "primary");
+    agents.wait_for_leader_after(0);
+    agents.signal(led.pid.unwrap(), Signal::KILL);
+    wait_until("it is refused", || {
+        agents.log(A).contains("counter: fenced: region log")
+    });
+    agents.cut(false);
+    agents.wait_for_leader_after(led.epoch);
+    agents.check();
+}
+
+#[test]
 fn s05_a_kill_is_known_before_the_programs_memory_is_free() {
     let mut agents = Agents::new(4096);
     std::fs::write(agents.path("memory"), "1024").unwrap();
@@ -270,7 +293,9 @@ fn s05_of_two_agents_that_begin_as_primary_one_leads() {
     };
     let log = agents.log(loser);
     assert!(
-        log.contains("leads: standing by") || log.contains("fenced: somebody else leads"),
+        log.contains("leads: standing by")
+            || log.contains("fenced: somebody else leads")
+            || log.contains("the peer has taken over after us: standing by"),
         "{log}"
     );
     std::thread::sleep(std::time::Duration::from_secs(1));

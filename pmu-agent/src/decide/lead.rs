@@ -25,9 +25,20 @@ impl Machine {
         self.attempts = attempts;
     }
 
-    pub(super) fn ready(&mut self, epoch: u64) {
+    pub(super) fn ready(&mut self, epoch: u64, held: bool) {
         self.epoch_told = epoch > 0;
         match self.phase {
+            Phase::Starting { .. } if !held && self.came_late(epoch) => {
+                let fence = self.fenced_in;
+                let what = format!(
+                    "the program leads in epoch {epoch}, our fence was {fence}: somebody came between, and what it was handed is too old; \
+                     ending it"
+                );
+                self.say(Level::Error, what);
+                // Its end is an event; what follows begins from the regions.
+                self.epoch = self.epoch.max(epoch);
+                self.act(Action::Kill);
+            }
             Phase::Starting { .. } => self.lead(epoch),
             Phase::Primary => {
                 self.epoch = self.epoch.max(epoch);
@@ -36,6 +47,11 @@ impl Machine {
             }
             _ => {}
         }
+    }
+
+    /// Opening raises the epoch by one: if it was raised more often, others fenced or opened the region since our fence.
+    fn came_late(&self, epoch: u64) -> bool {
+        self.fenced_in > 0 && epoch > self.fenced_in + 1
     }
 
     pub(super) fn lead(&mut self, epoch: u64) {
@@ -164,7 +180,7 @@ impl Machine {
         self.phase = Phase::GivenUp;
     }
 
-    fn follow_another(&mut self, why: &str) {
+    pub(super) fn follow_another(&mut self, why: &str) {
         self.say(Level::Warning, why);
         self.stand_by();
         self.primary_seen = true;

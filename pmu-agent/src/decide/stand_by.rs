@@ -40,8 +40,14 @@ impl Machine {
             }
             _ => {}
         }
-        if matches!(self.phase, Phase::Moving { .. }) {
-            self.move_on(standing);
+        match self.phase {
+            Phase::Moving { .. } => self.move_on(standing),
+            // What our program was handed is too old by now. The units refuse it, if it asks them; it needn't try.
+            Phase::Starting { .. } if self.peer_fenced_after_us() => {
+                self.act(Action::Kill);
+                self.follow_another("the peer has taken over after us: standing by");
+            }
+            _ => {}
         }
     }
 
@@ -219,8 +225,12 @@ impl Machine {
         if self.phase != Phase::TakingOver {
             return;
         }
-        self.epoch = self.epoch.max(epoch);
+        (self.fenced_in, self.epoch) = (epoch, self.epoch.max(epoch));
         (self.left, self.unless_held) = (None, false);
+        if self.peer_fenced_after_us() {
+            self.follow_another("the peer has taken over after us: standing by");
+            return;
+        }
         self.start();
     }
 
