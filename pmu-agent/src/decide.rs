@@ -336,6 +336,9 @@ pub struct Machine {
     not_before: Millis,
     /// The last takeover was to take only what nobody holds: so is one that follows because it failed.
     unless_held: bool,
+    /// The lease was given back because no beat was seen of our program, which may work on; and whether one was seen since.
+    lease_left: bool,
+    beaten_since: bool,
     /// Said already, not to be said again in this phase.
     said_unseen: bool,
     actions: Vec<Action>,
@@ -397,6 +400,8 @@ impl Machine {
             snapshot_at: now,
             not_before: 0,
             unless_held: false,
+            lease_left: false,
+            beaten_since: false,
             said_unseen: false,
             actions: Vec::new(),
         }
@@ -487,7 +492,7 @@ impl Machine {
 
     fn beat_seen(&mut self) {
         self.beat_at = self.now;
-        self.beat_seen = true;
+        (self.beat_seen, self.beaten_since) = (true, true);
         // Our own program's beats have ended with it: somebody else leads.
         let own = self.has_program || self.now - self.left_at < self.settings.silence_ms;
         if self.left.is_some() && !own {

@@ -1262,6 +1262,134 @@ fn s05_where_nobody_beats_the_silence_of_the_agent_is_enough() {
     }
 }
 
+fn leader_with(settings: Settings) -> Machine {
+    let needs_lease = settings.needs_lease;
+    let mut machine = Machine::primary(settings, 0);
+    machine.step(0, Event::Units { reachable: true });
+    if needs_lease {
+        machine.step(5, Event::Lease { held: true });
+    }
+    machine.step(10, Event::TakenOver { epoch: 1 });
+    let ready = Event::Ready {
+        epoch: 2,
+        held: true,
+    };
+    machine.step(20, ready);
+    assert_eq!(machine.phase(), Phase::Primary);
+    machine
+}
+
+fn with_lease() -> Settings {
+    Settings {
+        needs_lease: true,
+        ..settings()
+    }
+}
+
+/// When each of some actions came, with a tick in each 20 ms.
+fn when(machine: &mut Machine, from: u64, to: u64, wanted: &Action) -> Vec<u64> {
+    let mut times = Vec::new();
+    for now in (from..to).step_by(20) {
+        times.extend(
+            machine
+                .tick(now)
+                .iter()
+                .filter(|act| *act == wanted)
+                .map(|_| now),
+        );
+    }
+    times
+}
+
+#[test]
+fn s05_a_leader_that_hangs_and_is_left_alone_gives_its_lease_back_once() {
+    let mut machine = leader_with(Settings {
+        kills_hung: false,
+        ..with_lease()
+    });
+    machine.step(30, Event::Beat);
+    let given = when(&mut machine, 40, 10_000, &Action::Release);
+    assert!(given.len() == 1 && given[0] < 3 * SILENCE_MS, "{given:?}");
+    assert_eq!(machine.standing(), Standing::Dead);
+    // It goes on, and nobody has relieved it.
+    let actions = machine.step(10_000, Event::Beat);
+    assert!(actions.contains(&Action::Acquire), "{actions:?}");
+    assert_eq!(machine.standing(), Standing::Primary);
+    let again = when(&mut machine, 10_020, 10_200, &Action::Acquire);
+    assert!(again.is_empty(), "{again:?}");
+}
+
+#[test]
+fn s05_a_leader_out_of_sight_of_the_units_gives_its_lease_back_until_it_is_seen_to_work() {
+    let mut machine = leader_with(with_lease());
+    machine.step(30, Event::Beat);
+    machine.step(40, Event::Units { reachable: false });
+    let given = when(&mut machine, 60, 10_000, &Action::Release);
+    let expected = 3 * SILENCE_MS..3 * SILENCE_MS + 60;
+    assert!(
+        given.len() == 1 && expected.contains(&given[0]),
+        "{given:?}"
+    );
+    // The program may live: it is not called hung.
+    assert_eq!(machine.standing(), Standing::Primary);
+    let actions = machine.step(10_000, Event::Units { reachable: true });
+    assert!(!actions.contains(&Action::Acquire), "{actions:?}");
+    let actions = machine.step(10_020, Event::Beat);
+    assert!(actions.contains(&Action::Acquire), "{actions:?}");
+}
+
+#[test]
+fn s05_with_leases_too_somebody_leads_again_when_the_leader_hangs_or_is_cut_off() {
+    for seed in seeds(200) {
+        let settings = Settings {
+            kills_hung: seed % 2 == 0,
+            ..with_lease()
+        };
+        let mut world = World::with(settings, seed, false);
+        world.run_until(2000);
+        assert!(world.is_well(), "{}", world.describe());
+        if seed % 3 == 0 {
+            world.agents[0].cut_until = END_MS;
+        } else if let Some(program) = &mut world.agents[0].program {
+            program.hangs = true;
+        }
+        world.run_until(12_000);
+        assert!(world.is_working(), "nobody works: {}", world.describe());
+        assert_eq!(world.committed.unwrap().0, 1, "{}", world.describe());
+    }
+}
+
+#[test]
+fn s05_between_two_tries_for_a_lease_there_is_rest_and_who_promotes_is_heard() {
+    let mut machine = Machine::standby(with_lease(), 0);
+    say(&mut machine, 10, Standing::Primary);
+    let (mut tries, mut rests, mut actions) = (0, 0, say(&mut machine, 20, Standing::Dead));
+    for now in (40..10_000).step_by(20) {
+        if actions.contains(&Action::Acquire) {
+            tries += 1;
+            let lease = Event::Lease { held: false };
+            actions = machine.step(now, lease);
+            rests += u32::from(machine.phase() == Phase::Standby);
+        } else {
+            actions = say(&mut machine, now, Standing::Dead);
+        }
+    }
+    let most = u32::try_from(10_000 / SILENCE_MS).unwrap();
+    assert!(
+        tries > 10 && tries <= most && rests == tries,
+        "{tries}, {rests}"
+    );
+    // Whoever is told to lead while it waits takes what it is told to take.
+    let mut machine = Machine::primary(with_lease(), 0);
+    let waiting = |unless_held| Phase::Acquiring { unless_held };
+    machine.step(20, Event::Promote { force: false });
+    assert_eq!(machine.phase(), waiting(true));
+    machine.step(40, Event::Promote { force: true });
+    assert_eq!(machine.phase(), waiting(false));
+    let actions = machine.step(60, Event::Lease { held: true });
+    assert_eq!(take_over_of(&actions), Some(false));
+}
+
 #[test]
 fn s04_snapshots_are_caused_at_an_interval_and_one_at_a_time() {
     let mut machine = Machine::adopting(

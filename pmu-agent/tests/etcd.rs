@@ -309,6 +309,24 @@ fn s05_without_etcd_nothing_is_taken_over_and_it_is_said() {
 }
 
 #[test]
+fn s05_a_leader_that_hangs_and_is_left_alone_is_relieved_with_leases_too() {
+    let etcd = Etcd::start();
+    let mut agents = Agents::new(4096);
+    agents.watch.push_str("\nkill_hung = false");
+    agents.more.push_str(&etcd.section());
+    agents.both_at_work();
+    let before = agents.wait_for(A, "primary");
+    agents.signal(before.pid.unwrap(), Signal::STOP);
+    agents.wait_for_leader_after(before.epoch);
+    agents.wait_for(B, "primary");
+    assert!(agents.log(A).contains("giving the lease back"));
+    // It wakes up, and can do nothing any more.
+    agents.signal(before.pid.unwrap(), Signal::CONT);
+    agents.wait_for(A, "standby");
+    agents.check();
+}
+
+#[test]
 fn s05_a_lease_goes_over_tls_where_etcd_wants_certificates() {
     let secured = Secured::start();
     let mut agents = Agents::new(4096);

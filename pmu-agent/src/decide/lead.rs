@@ -59,7 +59,7 @@ impl Machine {
         self.epoch = self.epoch.max(epoch);
         self.attempts = 0;
         self.left = None;
-        self.hung = false;
+        (self.hung, self.lease_left) = (false, false);
         self.health_failures = 0;
         (self.snapshot_asked, self.snapshot_at) = (None, self.now);
         self.beat_at = self.now;
@@ -222,7 +222,30 @@ impl Machine {
             self.hung = false;
             self.say(Level::Warning, "the program goes on");
         }
+        self.judge_the_lease();
         self.snapshot_if_due();
+    }
+
+    /// Whoever has the lease keeps the others from taking over. So it is held only as long as our program seems to work: not for one that hangs
+    /// and is left alone, nor out of sight of the units, where nobody can tell.
+    fn judge_the_lease(&mut self) {
+        if !self.settings.needs_lease {
+            return;
+        }
+        let (beats, silence) = (self.settings.beats, self.settings.silence_ms);
+        // Whether the units can be seen or not.
+        let unseen = beats && self.now - self.beat_at >= self.beat_patience() + silence;
+        let left_alone = self.hung && !self.settings.kills_hung;
+        if !self.lease_left && (unseen || left_alone) {
+            let what = "our program is not seen to work: giving the lease back, so that the other agent may take over";
+            self.say(Level::Warning, what);
+            (self.lease_left, self.beaten_since) = (true, false);
+            self.act(Action::Release);
+        } else if self.lease_left && !self.hung && (!beats || self.beaten_since) {
+            self.say(Level::Info, "our program works: asking for the lease again");
+            self.lease_left = false;
+            self.act(Action::Acquire);
+        }
     }
 
     fn hangs(&mut self, why: &str) {

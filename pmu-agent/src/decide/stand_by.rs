@@ -212,6 +212,8 @@ impl Machine {
                 self.stand_by();
                 // Whoever holds it must show that it lives.
                 self.primary_seen = seen;
+                // Who waits for an answer gets one, and etcd some rest.
+                self.not_before = self.now + self.settings.silence_ms;
             }
             (Phase::Primary, false) => {
                 let what = "the lease is lost; the program goes on until somebody fences it";
@@ -275,6 +277,13 @@ impl Machine {
                 }
             }
             Phase::GivenUp => self.begin_take_over(false),
+            // The lease is waited for already; who uses force is asked no more than that.
+            Phase::Acquiring { unless_held } => {
+                let unless_held = unless_held && !force;
+                self.unless_held = unless_held;
+                self.phase = Phase::Acquiring { unless_held };
+                self.say(Level::Info, "promoted: waiting for the lease");
+            }
             _ => self.say(Level::Warning, "not promoted: this agent leads already"),
         }
     }
