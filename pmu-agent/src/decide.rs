@@ -70,6 +70,8 @@ pub enum Standing {
     Starting,
     /// Its program works.
     Primary,
+    /// Its program was told to end on purpose, and is still at it: nobody shall take over.
+    Ending,
     /// Its program, which worked, has ended or hangs; nobody leads that it knows of.
     Dead,
     /// It has stopped its program for a planned move.
@@ -82,12 +84,21 @@ pub enum Standing {
     Demoted,
 }
 
+impl Standing {
+    /// Its program works, and be it at its end.
+    #[must_use]
+    pub const fn leads(self) -> bool {
+        matches!(self, Self::Primary | Self::Ending)
+    }
+}
+
 impl fmt::Display for Standing {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Standby => "standby",
             Self::Starting => "starting",
             Self::Primary => "primary",
+            Self::Ending => "ending",
             Self::Dead => "dead",
             Self::Yielded => "yielded",
             Self::Finished => "finished",
@@ -431,7 +442,9 @@ impl Machine {
             }
             Phase::Primary if self.hung => Standing::Dead,
             Phase::Primary | Phase::Closing => Standing::Primary,
-            Phase::Yielding { .. } | Phase::Stopping { .. } => Standing::Primary,
+            // The peer waits for it, and takes over if it fails.
+            Phase::Yielding { to_peer: true, .. } => Standing::Primary,
+            Phase::Yielding { .. } | Phase::Stopping { .. } => Standing::Ending,
             Phase::GivenUp => Standing::GivenUp,
             Phase::Ended => Standing::Finished,
         }
@@ -498,9 +511,10 @@ impl Machine {
         if self.left.is_some() && !own {
             self.left = None;
         }
-        // So have those of a peer that was stopped on purpose.
-        let stopped =
-            self.peer_was_stopped() && self.now - self.peer_since < self.settings.silence_ms;
+        // So have those of a peer that was stopped on purpose, and until then they say nothing.
+        let ends = matches!(self.peer, Some((Standing::Ending, _)));
+        let just_now = self.now - self.peer_since < self.settings.silence_ms;
+        let stopped = ends || (self.peer_was_stopped() && just_now);
         if self.phase == Phase::Standby && self.left.is_none() && !stopped {
             self.primary_seen = true;
         }
@@ -544,7 +558,10 @@ impl Machine {
     /// On purpose, the last that was heard of it.
     fn peer_was_stopped(&self) -> bool {
         let said = self.peer.map(|(standing, _)| standing);
-        matches!(said, Some(Standing::Demoted | Standing::Finished))
+        matches!(
+            said,
+            Some(Standing::Ending | Standing::Demoted | Standing::Finished)
+        )
     }
 
     /// The same, where the epoch of our fence is known: what was said before it is not taken for something behind it.
@@ -556,7 +573,7 @@ impl Machine {
     fn peer_is_ahead(&self) -> bool {
         let said = self.peer.filter(|_| !self.peer_is_silent());
         said.is_some_and(|(standing, epoch)| {
-            matches!(standing, Standing::Starting | Standing::Primary) && epoch > self.epoch
+            (standing.leads() || standing == Standing::Starting) && epoch > self.epoch
         })
     }
 

@@ -120,6 +120,9 @@ fn status(agent: &AgentArguments, json: bool) -> Result<u8> {
     } else {
         print(&status.text())?;
     }
-    let leads = status.role == pmu_agent::decide::Standing::Primary;
-    Ok(if leads { exit::DONE } else { exit::STANDBY })
+    Ok(if status.role.leads() {
+        exit::DONE
+    } else {
+        exit::STANDBY
+    })
 }

@@ -1011,6 +1011,50 @@ fn s10_a_move_goes_on_when_the_peer_has_no_program_any_more() {
 }
 
 #[test]
+fn s10_whoever_ends_on_purpose_may_take_long_and_is_not_taken_over() {
+    for (order, end, standing) in [
+        (Event::Stop, Standing::Finished, Phase::Ended),
+        (Event::Demote, Standing::Demoted, Phase::Standby),
+    ] {
+        let mut machine = leader();
+        let mut other = standby();
+        machine.step(20, order);
+        // A long last commit: no beats.
+        for now in (40..400).step_by(20) {
+            machine.tick(now);
+            assert_eq!(machine.standing(), Standing::Ending);
+            let actions = say(&mut other, 10 * now, machine.standing());
+            assert!(!takes_over(&actions), "{now}");
+            // Or some, which are nobody's.
+            if now > 200 {
+                other.step(10 * now, Event::Beat);
+            }
+        }
+        machine.step(400, Event::Exited { clean: true });
+        assert_eq!((machine.phase(), machine.standing()), (standing, end));
+        // Nor if its agent says no more, or begins anew.
+        for now in (4000..20_000).step_by(20) {
+            assert!(!takes_over(&other.tick(now)), "{now}");
+        }
+        for now in (20_000..30_000).step_by(20) {
+            let actions = say(&mut other, now, Standing::Standby);
+            assert!(!takes_over(&actions), "{now}");
+        }
+    }
+    // In a move the other one takes over if it fails meanwhile.
+    let mut machine = leader();
+    machine.step(30, Event::Yield);
+    assert_eq!(machine.standing(), Standing::Primary);
+    // Whoever is promoted meanwhile waits for the end.
+    let mut other = standby();
+    say(&mut other, 20, Standing::Ending);
+    let actions = other.step(40, Event::Promote { force: false });
+    assert!(!takes_over(&actions) && matches!(other.phase(), Phase::Moving { .. }));
+    assert!(!takes_over(&say(&mut other, 60, Standing::Ending)));
+    assert!(takes_over(&say(&mut other, 80, Standing::Demoted)));
+}
+
+#[test]
 fn s10_a_demotion_counts_where_the_program_has_ended_already() {
     let mut machine = leader();
     machine.step(30, Event::Exited { clean: false });

@@ -33,7 +33,9 @@ impl Machine {
         match standing {
             Standing::Primary => self.peer_leads(epoch),
             // Nobody is to lead: none can fail.
-            Standing::Demoted | Standing::Finished => self.primary_seen = false,
+            Standing::Ending | Standing::Demoted | Standing::Finished => {
+                self.primary_seen = false;
+            }
             Standing::Starting if self.left.is_some() && epoch > self.epoch => {
                 self.left = None;
                 self.primary_seen = true;
@@ -56,7 +58,7 @@ impl Machine {
         // Who began anew knows of nothing: its program may run on.
         let unless_held = standing == Standing::Standby;
         match standing {
-            Standing::Primary | Standing::Starting => return,
+            Standing::Primary | Standing::Starting | Standing::Ending => return,
             Standing::Finished => {
                 let what = "not moved: the peer's program has done its work, or was stopped";
                 self.say(Level::Error, what);
@@ -150,11 +152,15 @@ impl Machine {
         if self.left.is_some() {
             // It was our own program. The others come first, and it must be gone: what it holds on this computer is needed again.
             let over = self.now - self.left_at >= self.settings.grace_ms && !self.has_program;
-            let others = matches!(said, Some(Standing::Primary | Standing::Starting));
+            let others = said.is_some_and(|said| said.leads() || said == Standing::Starting);
             return (over && !others)
                 .then_some("our program has ended, and nobody else has taken over");
         }
-        if matches!(said, Some(Standing::Finished | Standing::Starting)) || !self.primary_seen {
+        let left_alone = matches!(
+            said,
+            Some(Standing::Finished | Standing::Starting | Standing::Ending)
+        );
+        if left_alone || !self.primary_seen {
             return None;
         }
         if matches!(said, Some(Standing::Dead | Standing::GivenUp)) {
@@ -170,7 +176,7 @@ impl Machine {
         }
         // One that was starting may still be at it; one whose work was done is no failure.
         let patience = match self.peer {
-            Some((Standing::Finished, _)) => Millis::MAX,
+            Some((Standing::Finished | Standing::Ending, _)) => Millis::MAX,
             Some((Standing::Starting, _)) => self.settings.start_timeout_ms,
             _ => silence,
         };
@@ -269,6 +275,8 @@ impl Machine {
                         self.phase = Phase::Moving { since: self.now };
                         self.act(Action::AskYield);
                     }
+                    // It stops by itself.
+                    Some(Standing::Ending) => self.phase = Phase::Moving { since: self.now },
                     Some(Standing::Starting) => self.say(
                         Level::Error,
                         "not promoted: the peer is starting its program; try again, or use force",
