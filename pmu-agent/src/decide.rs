@@ -350,6 +350,8 @@ pub struct Machine {
     /// The lease was given back because no beat was seen of our program, which may work on; and whether one was seen since.
     lease_left: bool,
     beaten_since: bool,
+    /// It was started to lead if nobody else does, and nobody has led yet, neither it nor another.
+    begins: bool,
     /// Said already, not to be said again in this phase.
     said_unseen: bool,
     actions: Vec<Action>,
@@ -369,6 +371,7 @@ impl Machine {
     pub fn primary(settings: Settings, now: Millis) -> Self {
         let mut machine = Self::new(settings, now);
         machine.begin_take_over(true);
+        machine.begins = true;
         machine
     }
 
@@ -413,6 +416,7 @@ impl Machine {
             unless_held: false,
             lease_left: false,
             beaten_since: false,
+            begins: false,
             said_unseen: false,
             actions: Vec::new(),
         }

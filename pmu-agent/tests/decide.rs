@@ -1435,6 +1435,45 @@ fn s05_between_two_tries_for_a_lease_there_is_rest_and_who_promotes_is_heard() {
 }
 
 #[test]
+fn s05_who_begins_as_primary_waits_for_an_etcd_that_comes_late() {
+    // After a power cut: neither has seen anybody lead.
+    let mut machine = Machine::primary(with_lease(), 0);
+    let mut actions = machine.tick(0);
+    machine.step(5, Event::Units { reachable: true });
+    let mut tries = 0;
+    for now in (20..20_000).step_by(20) {
+        if actions.contains(&Action::Acquire) {
+            tries += 1;
+            let lease = Event::Lease { held: false };
+            actions = machine.step(now, lease);
+        } else {
+            actions = say(&mut machine, now, Standing::Standby);
+        }
+        assert!(!takes_over(&actions), "{now}");
+    }
+    assert!(tries > 5, "{tries}");
+    let mut now = 20_000;
+    while !actions.contains(&Action::Acquire) {
+        assert!(now < 30_000, "never again");
+        now += 20;
+        actions = say(&mut machine, now, Standing::Standby);
+    }
+    // Still no more than what nobody holds.
+    let actions = machine.step(now + 20, Event::Lease { held: true });
+    assert_eq!(take_over_of(&actions), Some(true));
+    // One that stands by, or was promoted, asks no more by itself.
+    for mut machine in [
+        Machine::standby(with_lease(), 0),
+        Machine::primary(with_lease(), 0),
+    ] {
+        machine.step(10, Event::Promote { force: false });
+        machine.step(20, Event::Lease { held: false });
+        let again = when(&mut machine, 40, 20_000, &Action::Acquire);
+        assert!(again.is_empty(), "{again:?}");
+    }
+}
+
+#[test]
 fn s04_snapshots_are_caused_at_an_interval_and_one_at_a_time() {
     let mut machine = Machine::adopting(
         Settings {

@@ -301,6 +301,7 @@ impl Machine {
     }
 
     pub(super) fn demote(&mut self) {
+        self.begins = false;
         match self.phase {
             Phase::Primary => {
                 self.say(Level::Info, "demoted: stopping the program");

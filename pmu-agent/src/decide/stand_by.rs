@@ -78,7 +78,7 @@ impl Machine {
     fn peer_leads(&mut self, epoch: u64) {
         match self.phase {
             Phase::Standby => {
-                self.primary_seen = true;
+                (self.primary_seen, self.begins) = (true, false);
                 // Over several units epochs are not always known: after a demotion it was promoted.
                 let promoted = epoch == self.epoch && self.left == Some(Standing::Demoted);
                 if epoch > self.epoch || promoted {
@@ -220,6 +220,11 @@ impl Machine {
                 self.primary_seen = seen;
                 // Who waits for an answer gets one, and etcd some rest.
                 self.not_before = self.now + self.settings.silence_ms;
+                // It was to lead if nobody does, and nobody has been seen: it asks again, for no more, as etcd may come late.
+                if self.begins && self.unless_held && !seen {
+                    self.primary_seen = true;
+                    (self.left, self.left_at) = (Some(Standing::Dead), self.now);
+                }
             }
             (Phase::Primary, false) => {
                 let what = "the lease is lost; the program goes on until somebody fences it";
@@ -234,7 +239,7 @@ impl Machine {
             return;
         }
         (self.fenced_in, self.epoch) = (epoch, self.epoch.max(epoch));
-        (self.left, self.unless_held) = (None, false);
+        (self.left, self.unless_held, self.begins) = (None, false, false);
         if self.peer_fenced_after_us() {
             self.follow_another("the peer has taken over after us: standing by");
             return;
@@ -260,11 +265,13 @@ impl Machine {
             (self.left, self.left_at) = (Some(Standing::Dead), self.now);
         }
         if reason == Refusal::Held {
+            self.begins = false;
             self.left = None;
         }
     }
 
     pub(super) fn promote(&mut self, force: bool) {
+        self.begins = false;
         match self.phase {
             Phase::Standby if force => self.begin_take_over(false),
             Phase::Standby => {
