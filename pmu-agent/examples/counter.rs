@@ -5,7 +5,7 @@
 //! had answered. Lines: `start EPOCH COUNT PROCESS OPENED_NS`, `record EPOCH NUMBER FROM TO BEGUN_NS TOLD_NS`, `fenced EPOCH COUNT`,
 //! `set EPOCH SETS_EPOCH NUMBER BEGUN_NS TOLD_NS`.
 //!
-//! For tests: the first one waits so many milliseconds before it opens its regions as `DIRECTORY/load` says, and removes that; it holds so many MiB more as `DIRECTORY/memory` says, hangs while `DIRECTORY/hang` exists, and fails at its start while `DIRECTORY/broken` does.
+//! For tests: the first one waits so many milliseconds before it opens its regions as `DIRECTORY/load` says, and removes that; one that was fenced stays for a minute while `DIRECTORY/linger` exists; it holds so many MiB more as `DIRECTORY/memory` says, hangs while `DIRECTORY/hang` exists, and fails at its start while `DIRECTORY/broken` does.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 use std::fs::{File, OpenOptions as FileOptions};
@@ -148,6 +148,10 @@ fn run(unit: &str, identity: &Path, directory: &Path, ballast: usize) -> Result<
     {
         counter.note(&format!("fenced {epoch} {}", counter.count))?;
         agent.fenced(&client.to_string());
+        let begun = Instant::now();
+        while directory.join("linger").exists() && begun.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
     done
 }

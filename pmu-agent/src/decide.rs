@@ -315,8 +315,10 @@ pub struct Machine {
     now: Millis,
     /// When it was called last.
     called: Millis,
-    /// A program of ours may run.
+    /// A program of ours may run: until its end is an event.
     has_program: bool,
+    /// It took too long, and was killed for that.
+    killed: bool,
     epoch: u64,
     /// The program itself has told its epoch.
     epoch_told: bool,
@@ -394,6 +396,7 @@ impl Machine {
             now,
             called: now,
             has_program: false,
+            killed: false,
             epoch: 0,
             epoch_told: false,
             fenced_in: 0,

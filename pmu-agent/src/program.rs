@@ -125,6 +125,12 @@ impl Running {
         self.signal(Signal::KILL);
     }
 
+    /// Whether it ends in time. Blocks until then.
+    #[must_use]
+    pub fn has_ended_within(&self, timeout: Duration) -> bool {
+        has_ended_within(&self.descriptor, timeout)
+    }
+
     /// Asks it to end.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
@@ -221,6 +227,15 @@ fn wait(descriptor: &OwnedFd) {
             }
         }
     }
+}
+
+fn has_ended_within(descriptor: &OwnedFd, timeout: Duration) -> bool {
+    let limit = rustix::event::Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    let mut watched = [PollFd::new(descriptor, PollFlags::IN)];
+    poll(&mut watched, Some(&limit)).is_ok_and(|ready| ready > 0)
 }
 
 /// A thread with a name.
@@ -399,13 +414,7 @@ pub fn succeeds(command: &[String], timeout: Duration) -> bool {
 /// The exit status; none after the timeout: then it is killed.
 fn wait_within(child: Started, timeout: Duration) -> Result<Option<ExitStatus>> {
     let descriptor = descriptor_of(child.pid())?;
-    let limit = rustix::event::Timespec {
-        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: timeout.subsec_nanos().into(),
-    };
-    let mut watched = [PollFd::new(&descriptor, PollFlags::IN)];
-    let ready = poll(&mut watched, Some(&limit)).unwrap_or(0);
-    if ready == 0 {
+    if !has_ended_within(&descriptor, timeout) {
         return Ok(None);
     }
     let status = child

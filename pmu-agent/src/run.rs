@@ -25,6 +25,8 @@ use crate::status::{Shared, Status};
 const EVENTS_MAX: usize = 50;
 /// How long the last word to the peer may take.
 const LINGER: Duration = Duration::from_millis(50);
+/// How long an earlier program's end is waited for, once it is killed, before the next one is started: the kernel frees some GiB meanwhile.
+const OLD_PROGRAM_WAIT: Duration = Duration::from_secs(2);
 /// Between two updates of metrics.
 const SHOW_EVERY: Duration = Duration::from_millis(500);
 
@@ -376,6 +378,15 @@ impl Agent {
 
     fn start(&mut self) {
         self.serial += 1;
+        if let Some(old) = self.program.take() {
+            old.kill();
+            if !old.has_ended_within(OLD_PROGRAM_WAIT) {
+                tracing::error!(
+                    pid = old.id(),
+                    "the earlier program was killed, and has not ended yet: the next one is started all the same"
+                );
+            }
+        }
         match Running::start(&self.config, &self.handed, self.serial, &self.ways.inputs) {
             Ok(program) => {
                 self.status.lock().pid = Some(program.id());

@@ -1474,6 +1474,53 @@ fn s05_who_begins_as_primary_waits_for_an_etcd_that_comes_late() {
 }
 
 #[test]
+fn s05_a_fenced_program_that_ends_slowly_is_killed_before_the_next_one_starts() {
+    let fenced = || {
+        let mut machine = leader();
+        machine.step(30, Event::Fenced);
+        assert_eq!(machine.phase(), Phase::Standby);
+        say(&mut machine, 40, Standing::Primary);
+        machine
+    };
+    let start = |machine: &mut Machine| {
+        assert!(takes_over(&say(machine, 60, Standing::Dead)));
+        let actions = machine.step(70, Event::TakenOver { epoch: 5 });
+        let place = |wanted| actions.iter().position(|action| *action == wanted);
+        (place(Action::Kill), place(Action::Start))
+    };
+    let (killed, started) = start(&mut fenced());
+    assert!(
+        killed.is_some() && killed < started,
+        "{killed:?} {started:?}"
+    );
+    // One that has ended meanwhile needs no kill.
+    let mut machine = fenced();
+    machine.step(50, Event::Exited { clean: true });
+    let (killed, started) = start(&mut machine);
+    assert!(killed.is_none() && started.is_some());
+    // Who is told to end takes it along.
+    let mut machine = fenced();
+    let actions = machine.step(50, Event::Stop);
+    assert_eq!(actions, [Action::Order(Ending::Stop)]);
+    assert!(!actions.contains(&Action::Exit { code: 0 }));
+    let actions = machine.step(60, Event::Exited { clean: false });
+    assert!(actions.contains(&Action::Exit { code: 0 }), "{actions:?}");
+}
+
+#[test]
+fn s05_a_program_that_starts_or_ends_too_slowly_is_killed_once() {
+    let mut machine = standby();
+    say(&mut machine, 20, Standing::Dead);
+    machine.step(30, Event::TakenOver { epoch: 5 });
+    let kills = when(&mut machine, 40, 5000, &Action::Kill);
+    assert!(kills.len() == 1 && kills[0] >= 2000, "{kills:?}");
+    let mut machine = leader();
+    machine.step(30, Event::Stop);
+    let kills = when(&mut machine, 40, 5000, &Action::Kill);
+    assert!(kills.len() == 1 && kills[0] >= 500, "{kills:?}");
+}
+
+#[test]
 fn s04_snapshots_are_caused_at_an_interval_and_one_at_a_time() {
     let mut machine = Machine::adopting(
         Settings {

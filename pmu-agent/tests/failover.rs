@@ -58,6 +58,41 @@ fn s05_a_program_that_loads_while_another_leads_and_fails_is_refused_and_nothing
 }
 
 #[test]
+fn s05_a_fenced_program_that_cleans_up_slowly_keeps_nothing_from_the_next_one() {
+    let mut agents = Agents::new(4096);
+    agents.program.push_str("stop_timeout_ms = 1000");
+    agents.both_at_work();
+    let first = agents.wait_for(A, "primary").pid.unwrap();
+    std::fs::write(agents.path("linger"), "").unwrap();
+    let promoted = agents.ask(B, &["promote", "--force"]);
+    assert!(promoted.status.success(), "{promoted:?}");
+    agents.wait_for(A, "standby");
+    let lives = |pid: u32| std::path::Path::new(&format!("/proc/{pid}")).exists();
+    assert!(lives(first), "it cleans up");
+    let second = agents.wait_for(B, "primary");
+    agents.wait_for_leader_after(second.epoch - 1);
+    wait_until("the standby knows that it leads", || {
+        let status = agents.status(A);
+        status.is_some_and(|status| status.epoch == second.epoch && status.since_beat_ms.is_some())
+    });
+    agents.signal(second.pid.unwrap(), Signal::KILL);
+    agents.wait_for_leader_after(second.epoch);
+    agents.wait_for(A, "primary");
+    assert!(!lives(first), "it was killed before");
+    assert!(agents.log(A).contains("the earlier program is still there"));
+    agents.check();
+    // One that lingers ends with its agent.
+    let third = agents.pid(A);
+    let promoted = agents.ask(B, &["promote", "--force"]);
+    assert!(promoted.status.success(), "{promoted:?}");
+    agents.wait_for(A, "standby");
+    assert!(lives(third), "it cleans up");
+    assert!(agents.ask(A, &["stop"]).status.success());
+    assert_eq!(agents.exit_code(A), Some(0));
+    assert!(!lives(third), "its agent has left it behind");
+}
+
+#[test]
 fn s05_a_kill_is_known_before_the_programs_memory_is_free() {
     let mut agents = Agents::new(4096);
     std::fs::write(agents.path("memory"), "1024").unwrap();

@@ -8,7 +8,15 @@ const SNAPSHOT_PATIENCE_MS: Millis = 60_000;
 impl Machine {
     pub(super) fn start(&mut self) {
         self.attempts += 1;
-        (self.has_program, self.epoch_told) = (true, false);
+        // One that was fenced may still be at its end: it has the ports and files that the next one needs.
+        if self.has_program {
+            self.say(
+                Level::Warning,
+                "the earlier program is still there: killing it",
+            );
+            self.act(Action::Kill);
+        }
+        (self.has_program, self.killed, self.epoch_told) = (true, false, false);
         self.phase = Phase::Starting { since: self.now };
         self.act(Action::Start);
     }
@@ -125,7 +133,6 @@ impl Machine {
             Level::Warning,
             "our program was fenced: somebody else leads",
         );
-        self.has_program = false;
         self.stand_by();
         self.primary_seen = true;
     }
@@ -187,14 +194,15 @@ impl Machine {
     }
 
     pub(super) fn judge_the_start(&mut self, since: Millis) {
-        if self.now - since >= self.settings.start_timeout_ms && self.has_program {
+        let late = self.now - since >= self.settings.start_timeout_ms;
+        if late && self.has_program && !self.killed {
             let after = self.settings.start_timeout_ms;
             self.say(
                 Level::Error,
                 format!("the program is not ready after {after} ms"),
             );
             // Its end is an event, and goes on from there.
-            self.has_program = false;
+            self.killed = true;
             self.act(Action::Kill);
         }
     }
@@ -326,6 +334,7 @@ impl Machine {
         match self.phase {
             Phase::Stopping { .. } => self.act(Action::Kill),
             _ if self.has_program => {
+                self.killed = false;
                 self.phase = Phase::Stopping { since: self.now };
                 self.act(Action::Order(Ending::Stop));
             }
@@ -334,9 +343,10 @@ impl Machine {
     }
 
     pub(super) fn judge_the_end(&mut self, since: Millis) {
-        if self.now - since >= self.settings.stop_timeout_ms && self.has_program {
+        let late = self.now - since >= self.settings.stop_timeout_ms;
+        if late && self.has_program && !self.killed {
             self.say(Level::Error, "the program doesn't end: killing it");
-            self.has_program = false;
+            self.killed = true;
             self.act(Action::Kill);
         }
     }

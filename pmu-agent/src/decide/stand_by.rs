@@ -94,7 +94,6 @@ impl Machine {
                 if self.settings.kills_hung {
                     self.act(Action::Kill);
                 }
-                self.has_program = false;
                 self.stand_by();
             }
             _ => {}
@@ -116,6 +115,7 @@ impl Machine {
             self.begin_take_over(self.left.is_some() && self.unless_held);
             return;
         }
+        self.end_what_lingers();
         let unseen = !self.primary_seen && self.left.is_none() && !self.peer_was_stopped();
         if unseen && self.peer_is_silent() && !self.said_unseen {
             self.said_unseen = true;
@@ -124,6 +124,15 @@ impl Machine {
             self.say(Level::Warning, what);
         }
         self.judge_the_peers_start();
+    }
+
+    /// A program of ours that nobody has relieved, and that was fenced or is dying: it is in the way of the next one, for which its end is waited.
+    fn end_what_lingers(&mut self) {
+        let over = self.left.is_some() && self.now - self.left_at >= self.settings.grace_ms;
+        if over && self.has_program && !self.killed {
+            self.killed = true;
+            self.act(Action::Kill);
+        }
     }
 
     /// A recovery takes as long as it takes: what is behind it is left to people.
