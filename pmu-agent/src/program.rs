@@ -68,6 +68,8 @@ impl Running {
             if let Some(notice) = notice {
                 notice.close();
             }
+            // What it has started, and left behind: that could be the very one that leads. It isn't reaped yet, so the group's id is its own.
+            let _ = kill_process_group(pid, Signal::KILL);
             let (clean, how) = match child.end() {
                 Ok(status) => (status.success(), status.to_string()),
                 Err(error) => (false, error.to_string()),
@@ -131,15 +133,16 @@ impl Running {
         has_ended_within(&self.descriptor, timeout)
     }
 
-    /// Asks it to end.
+    /// Asks it to end, and what it has started: a wrapper that doesn't exec passes nothing on.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
     fn signal(&self, signal: Signal) {
-        // The descriptor can't mean another process; the group is ours as long as its leader isn't reaped, which the first call finds out.
-        let sent = pidfd_send_signal(&self.descriptor, signal);
-        if sent.is_ok() && self.is_leader && signal == Signal::KILL {
+        // The descriptor can't mean another process; the group is ours as long as its leader lives. Who reaps that kills the group before.
+        if !self.is_leader {
+            let _ = pidfd_send_signal(&self.descriptor, signal);
+        } else if !self.has_ended_within(Duration::ZERO) {
             let _ = kill_process_group(self.pid, signal);
         }
     }
