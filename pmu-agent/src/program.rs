@@ -157,10 +157,12 @@ struct Started {
 impl Started {
     fn of(mut command: Command) -> std::io::Result<Self> {
         let child = command.process_group(0).spawn()?;
-        Ok(Self {
+        let started = Self {
             child,
             ended: false,
-        })
+        };
+        unprotect(started.pid(), oom_score_adjust());
+        Ok(started)
     }
 
     fn pid(&self) -> Pid {
@@ -307,6 +309,24 @@ fn spawn(config: &Config, handed: &Handed, role: Role, notice: Option<&Notice>) 
     started.map_err(AgentError::system(format!("start {name}")))
 }
 
+/// How much less likely than others the kernel is to kill this process where memory is short, as it was told; 0 where that can't be read.
+fn oom_score_adjust() -> i32 {
+    let text = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
+/// An agent may be protected from the kernel where memory is short. Its program, and its commands, which inherit that, are not to be: they are what needs
+/// the memory, and a program is relieved. What they start inherits it from there.
+fn unprotect(pid: Pid, own: i32) {
+    if own >= 0 {
+        return;
+    }
+    let path = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
+    if let Err(error) = std::fs::write(path, "0") {
+        tracing::warn!(%error, "a child keeps the agent's oom_score_adj of {own}");
+    }
+}
+
 fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role: Role) {
     for variable in [
         names::STATE,
@@ -424,4 +444,27 @@ fn wait_within(child: Started, timeout: Duration) -> Result<Option<ExitStatus>> 
         .end()
         .map_err(AgentError::system("wait for a command"))?;
     Ok(Some(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s05_a_program_is_not_protected_from_the_kernel_as_its_agent_is() {
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        let child = Started::of(command).unwrap();
+        let path = format!("/proc/{}/oom_score_adj", child.pid().as_raw_nonzero());
+        let score = || {
+            let text = std::fs::read_to_string(&path).unwrap();
+            text.trim().parse::<i32>().unwrap()
+        };
+        // Whoever is not protected has nothing to give up, and a person's choice stays.
+        std::fs::write(&path, "300").unwrap();
+        unprotect(child.pid(), 0);
+        assert_eq!(score(), 300);
+        unprotect(child.pid(), -500);
+        assert_eq!(score(), 0);
+    }
 }

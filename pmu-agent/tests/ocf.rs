@@ -119,6 +119,8 @@ fn s05_the_unit_of_systemd_is_sound() {
     };
     let (good, said) = verify(&built);
     assert!(good && !said.contains("pmu-agent.service"), "{said}");
+    // A kill for want of memory is a failure of the program, and not a wish to stop.
+    assert!(text.contains("\nOOMPolicy=continue\n"), "{text}");
     // The verifier finds what is wrong.
     let (_, said) = verify(&built.replace("KillMode=mixed", "KillMode=sometimes"));
     assert!(said.contains("pmu-agent.service"), "{said}");
