@@ -354,6 +354,8 @@ pub struct Machine {
     beaten_since: bool,
     /// It was started to lead if nobody else does, and nobody has led yet, neither it nor another.
     begins: bool,
+    /// This takeover is its own idea, for a failure that was seen.
+    by_itself: bool,
     /// Said already, not to be said again in this phase.
     said_unseen: bool,
     actions: Vec<Action>,
@@ -420,6 +422,7 @@ impl Machine {
             lease_left: false,
             beaten_since: false,
             begins: false,
+            by_itself: false,
             said_unseen: false,
             actions: Vec::new(),
         }

@@ -1521,6 +1521,44 @@ fn s05_a_program_that_starts_or_ends_too_slowly_is_killed_once() {
 }
 
 #[test]
+fn s05_who_waited_for_its_lease_looks_again_before_it_takes_over() {
+    let waiting = || {
+        let mut machine = Machine::standby(with_lease(), 0);
+        machine.step(0, Event::Units { reachable: true });
+        say(&mut machine, 0, Standing::Primary);
+        machine.step(10, Event::Beat);
+        let acquires = when(&mut machine, 20, 500, &Action::Acquire);
+        assert_eq!(acquires.len(), 1, "{acquires:?}");
+        machine
+    };
+    let got = |machine: &mut Machine, now| machine.step(now, Event::Lease { held: true });
+    // It was cut off, and is back: a leader that works.
+    let mut machine = waiting();
+    for now in (500..2000).step_by(20) {
+        machine.step(now, Event::Beat);
+        say(&mut machine, now, Standing::Primary);
+    }
+    let actions = got(&mut machine, 2000);
+    assert!(
+        !takes_over(&actions) && actions.contains(&Action::Release),
+        "{actions:?}"
+    );
+    assert_eq!(machine.phase(), Phase::Standby);
+    // When it fails then, that is a failure.
+    let acquires = when(&mut machine, 2020, 4000, &Action::Acquire);
+    assert_eq!(acquires.len(), 1, "{acquires:?}");
+    // It stays away; a person wants it so.
+    let mut machine = waiting();
+    when(&mut machine, 500, 2000, &Action::Acquire);
+    assert!(takes_over(&got(&mut machine, 2000)));
+    let mut machine = waiting();
+    machine.step(500, Event::Beat);
+    say(&mut machine, 500, Standing::Primary);
+    machine.step(510, Event::Promote { force: true });
+    assert!(takes_over(&got(&mut machine, 520)));
+}
+
+#[test]
 fn s04_snapshots_are_caused_at_an_interval_and_one_at_a_time() {
     let mut machine = Machine::adopting(
         Settings {

@@ -113,6 +113,7 @@ impl Machine {
             }
             self.say(Level::Warning, format!("the primary has failed: {why}"));
             self.begin_take_over(self.left.is_some() && self.unless_held);
+            self.by_itself = true;
             return;
         }
         self.end_what_lingers();
@@ -202,7 +203,7 @@ impl Machine {
 
     /// Takes over, with the lease first where one is needed.
     pub(super) fn begin_take_over(&mut self, unless_held: bool) {
-        (self.attempts, self.unless_held) = (0, unless_held);
+        (self.attempts, self.unless_held, self.by_itself) = (0, unless_held, false);
         if self.settings.needs_lease {
             self.phase = Phase::Acquiring { unless_held };
             self.act(Action::Acquire);
@@ -214,6 +215,14 @@ impl Machine {
 
     pub(super) fn lease(&mut self, held: bool) {
         match (self.phase, held) {
+            // It may have taken long, and the one that seemed to have failed has come back meanwhile: with a lease or without, as that is nobody's proof.
+            (Phase::Acquiring { .. }, true) if self.by_itself && self.death().is_none() => {
+                let what =
+                    "the lease is got, and nobody seems to have failed any more: standing by";
+                self.say(Level::Warning, what);
+                self.stand_by();
+                self.primary_seen = true;
+            }
             (Phase::Acquiring { unless_held }, true) => {
                 self.phase = Phase::TakingOver;
                 self.act(Action::TakeOver { unless_held });
@@ -304,7 +313,7 @@ impl Machine {
             // The lease is waited for already; who uses force is asked no more than that.
             Phase::Acquiring { unless_held } => {
                 let unless_held = unless_held && !force;
-                self.unless_held = unless_held;
+                (self.unless_held, self.by_itself) = (unless_held, false);
                 self.phase = Phase::Acquiring { unless_held };
                 self.say(Level::Info, "promoted: waiting for the lease");
             }
