@@ -498,6 +498,14 @@ impl Machine {
             self.peer_at = (self.peer_at + gap).min(self.now);
             self.peer_since = (self.peer_since + gap).min(self.now);
             self.left_at = (self.left_at + gap).min(self.now);
+            // Nor of what our own program was told to do: on a computer that stood still, it stood still as well.
+            if let Phase::Moving { since }
+            | Phase::Starting { since }
+            | Phase::Yielding { since, .. }
+            | Phase::Stopping { since } = &mut self.phase
+            {
+                *since = (*since + gap).min(self.now);
+            }
         }
     }
 

@@ -1559,6 +1559,41 @@ fn s05_who_waited_for_its_lease_looks_again_before_it_takes_over() {
 }
 
 #[test]
+fn s05_a_pause_of_the_computer_is_no_fault_of_the_program_that_starts_or_ends() {
+    let starting = || {
+        let mut machine = standby();
+        say(&mut machine, 20, Standing::Dead);
+        machine.step(30, Event::TakenOver { epoch: 5 });
+        machine
+    };
+    let told = |event| {
+        let mut machine = leader();
+        machine.step(30, event);
+        machine
+    };
+    for mut machine in [
+        starting(),
+        told(Event::Stop),
+        told(Event::Demote),
+        told(Event::Yield),
+    ] {
+        let phase = format!("{:?}", machine.phase());
+        for now in [50_000, 50_100, 90_000] {
+            let actions = machine.tick(now);
+            assert!(!actions.contains(&Action::Kill), "{phase}: {actions:?}");
+        }
+        // Its time is its own all the same.
+        let kills = when(&mut machine, 90_020, 95_000, &Action::Kill);
+        assert_eq!(kills.len(), 1, "{phase}");
+    }
+    // A move is not given up either.
+    let mut machine = standby();
+    machine.step(20, Event::Promote { force: false });
+    machine.tick(50_000);
+    assert!(matches!(machine.phase(), Phase::Moving { .. }));
+}
+
+#[test]
 fn s04_snapshots_are_caused_at_an_interval_and_one_at_a_time() {
     let mut machine = Machine::adopting(
         Settings {
