@@ -209,6 +209,8 @@ pub struct Handed {
     pub tail: Option<(Arc<File>, u64)>,
     /// Of all regions and units, behind the fence: what the program is to go on from. None for a copy.
     pub epochs: Vec<UnitEpoch>,
+    /// When that stood, on the machine's monotonic clock.
+    pub fenced_ns: Option<u64>,
 }
 
 impl Handed {

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use pmu_client::agent::UnitEpoch;
 use pmu_client::snapshot::{SnapshotError, SnapshotImage};
 use pmu_client::{ClientError, LogPosition};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::config::{Clear, Config};
 use crate::copy::{Handed, HeldSet, Journal, covered};
@@ -352,12 +353,12 @@ impl Worker {
             open.ways.check_unheld()?;
         }
         let (epoch, mut epochs) = Self::fence(open.ways)?;
-        let fenced = begun.elapsed();
+        let (fenced, fenced_ns) = (begun.elapsed(), monotonic_ns());
         self.settle(open.ways, &mut epochs)?;
         let held_before = open.journal.records();
         let state = self.recover(open)?;
         let mut handed = open.hand_over(state)?;
-        handed.epochs = epochs;
+        (handed.epochs, handed.fenced_ns) = (epochs, Some(fenced_ns));
         let (all, tail) = (begun.elapsed(), open.journal.records());
         let set = handed.state.as_ref().map_or(0, |held| held.set.number);
         tracing::info!(
@@ -494,6 +495,13 @@ impl Worker {
         }
         apart.hand_over(state)
     }
+}
+
+/// The clock that all processes of a machine share.
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let [seconds, rest] = [now.tv_sec, now.tv_nsec].map(|part| u64::try_from(part).unwrap_or(0));
+    seconds * 1_000_000_000 + rest
 }
 
 /// What is lost between a set and what is left of the log.
@@ -691,6 +699,7 @@ impl<'a> Open<'a> {
             state,
             tail,
             epochs: Vec::new(),
+            fenced_ns: None,
         })
     }
 }

@@ -337,6 +337,7 @@ fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role
         names::SOCKET,
         names::NOTICE,
         names::EPOCHS,
+        names::FENCED_NS,
     ] {
         command.env_remove(variable);
     }
@@ -352,6 +353,9 @@ fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role
     );
     if role == Role::Primary && !handed.epochs.is_empty() {
         command.env(names::EPOCHS, encode_epochs(&handed.epochs));
+    }
+    if let (Role::Primary, Some(fenced_ns)) = (role, handed.fenced_ns) {
+        command.env(names::FENCED_NS, fenced_ns.to_string());
     }
     if handed.is_empty() {
         return;

@@ -162,7 +162,8 @@ fn p14_a_second_leader_fails_the_check_of_real_kills() {
     let newest = newest.unwrap();
     let (from, to) = (newest.to, newest.to + 64);
     let (begun, told) = (newest.told_ns, newest.told_ns + 1000);
-    let line = format!("record {} 1 {from} {to} {begun} {told}\n", before.epoch);
+    let epoch = before.epoch;
+    let line = format!("record {epoch} {epoch} 1 {from} {to} {begun} {told}\n");
     let planted = |agents: &Agents, log: &Log| {
         let checked = std::panic::AssertUnwindSafe(|| agents.check_leaders(log));
         let said = std::panic::catch_unwind(checked).unwrap_err();

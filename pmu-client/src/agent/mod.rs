@@ -47,6 +47,6 @@ mod wire;
 
 pub(crate) use epochs::{Epochs, Expected};
 pub use epochs::{UnitEpoch, encode_epochs};
-pub use handover::{Handover, TailWriter, encode_arena, memory_file, names};
+pub use handover::{Handover, TailWriter, encode_arena, fenced_ns, memory_file, names};
 pub use program::Program;
 pub use wire::{FromProgram, LINE_BYTES_MAX, Order, SnapshotReport};
