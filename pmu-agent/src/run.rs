@@ -88,6 +88,7 @@ pub fn run(config: Config, beginning: Beginning) -> Result<u8> {
     let config = Arc::new(config);
     let place = Place::new(&config)?;
     let name = place.principal();
+    config.check_peer_of(&name).map_err(AgentError::Refused)?;
     // Its files are read before anything is opened.
     #[cfg(feature = "etcd")]
     let cluster = match &config.election {
