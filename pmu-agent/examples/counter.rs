@@ -2,10 +2,10 @@
 //! `counter UNIT IDENTITY DIRECTORY BALLAST_BYTES`; regions `log` and `state`. Each record bears its number, the epoch and the process.
 //!
 //! What was acknowledged is written to `DIRECTORY/acknowledged`, with the times of the monotonic clock: before the library was asked, and when it
-//! had answered. Lines: `start EPOCH COUNT PROCESS OPENED_NS`, `record EPOCH NUMBER FROM TO BEGUN_NS TOLD_NS`, `fenced EPOCH COUNT`,
+//! had answered. Lines: `start EPOCH COUNT PROCESS OPENED_NS FENCED_NS`, `record EPOCH RECEIPTS_EPOCH NUMBER FROM TO BEGUN_NS TOLD_NS`, `fenced EPOCH COUNT`,
 //! `set EPOCH SETS_EPOCH NUMBER BEGUN_NS TOLD_NS`.
 //!
-//! For tests: it holds so many MiB more as `DIRECTORY/memory` says, hangs while `DIRECTORY/hang` exists, and fails at its start while `DIRECTORY/broken` does.
+//! For tests: the first one waits so many milliseconds before it opens its regions as `DIRECTORY/load` says, and removes that; one that was fenced stays for a minute while `DIRECTORY/linger` exists; it holds so many MiB more as `DIRECTORY/memory` says, hangs while `DIRECTORY/hang` exists, and fails at its start while `DIRECTORY/broken` does.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 use std::fs::{File, OpenOptions as FileOptions};
@@ -111,6 +111,11 @@ fn run(unit: &str, identity: &Path, directory: &Path, ballast: usize) -> Result<
         std::fs::write(directory.join("rehearsed"), count.to_string())?;
         return Ok(());
     }
+    let load = directory.join("load");
+    if let Ok(milliseconds) = std::fs::read_to_string(&load) {
+        std::fs::remove_file(load)?;
+        std::thread::sleep(Duration::from_millis(milliseconds.parse()?));
+    }
     let mib = std::fs::read_to_string(directory.join("memory")).unwrap_or_default();
     let memory = vec![1_u8; mib.parse::<usize>().unwrap_or(0) << 20];
     let mut agent = Program::from_environment();
@@ -131,7 +136,10 @@ fn run(unit: &str, identity: &Path, directory: &Path, ballast: usize) -> Result<
     };
     let epoch = counter.log.epoch();
     let process = std::process::id();
-    counter.note(&format!("start {epoch} {count} {process} {opened_ns}"))?;
+    let fenced_ns = pmu_client::agent::fenced_ns().unwrap_or(0);
+    counter.note(&format!(
+        "start {epoch} {count} {process} {opened_ns} {fenced_ns}"
+    ))?;
     if let Some(agent) = &mut agent {
         agent.ready(epoch);
     }
@@ -143,6 +151,10 @@ fn run(unit: &str, identity: &Path, directory: &Path, ballast: usize) -> Result<
     {
         counter.note(&format!("fenced {epoch} {}", counter.count))?;
         agent.fenced(&client.to_string());
+        let begun = Instant::now();
+        while directory.join("linger").exists() && begun.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
     done
 }
@@ -193,12 +205,12 @@ impl Counter {
         }
         let begun_ns = now_ns();
         let ticket = self.log.submit(&record)?;
-        self.log.wait(ticket)?;
-        let told_ns = now_ns();
+        let receipt = self.log.wait(ticket)?;
+        let (told_ns, told_epoch) = (now_ns(), receipt.epoch);
         self.count = number;
         let (from, to) = (ticket.position(), ticket.end());
         self.note(&format!(
-            "record {epoch} {number} {from} {to} {begun_ns} {told_ns}"
+            "record {epoch} {told_epoch} {number} {from} {to} {begun_ns} {told_ns}"
         ))
     }
 

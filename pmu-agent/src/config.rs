@@ -236,6 +236,20 @@ pub struct Log {
     pub json: bool,
 }
 
+impl Log {
+    /// The filter that holds: what carries requests to etcd never tells more than in the large, whatever is asked for. It writes down
+    /// headers and bodies, and with them passwords and tokens.
+    #[must_use]
+    pub fn directives(&self) -> String {
+        let others = self.filter.split(',');
+        let mut kept: Vec<&str> = others
+            .filter(|directive| !directive.trim_start().starts_with("ureq"))
+            .collect();
+        kept.extend(["ureq=info", "ureq_proto=info"]);
+        kept.join(",")
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self {
@@ -312,6 +326,21 @@ impl Config {
             return Err("follow: every_ms and sets_every_ms are at least 1".into());
         }
         self.check_election()
+    }
+
+    /// Checks that the peer is another principal than the agent's own, which is in its identity. Two agents of one name would fence each other as if each
+    /// were the other's earlier life, and each would take etcd's key for its own.
+    ///
+    /// # Errors
+    /// What is wrong, in a sentence.
+    pub fn check_peer_of(&self, own: &str) -> Result<(), String> {
+        match &self.peer {
+            Some(peer) if peer.name == own => Err(format!(
+                "peer.name: {own} is this agent's own name (of its certificate in {}): each agent has one of its own",
+                self.identity.display()
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn check_regions(&self) -> Result<(), String> {

@@ -6,7 +6,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use pmu_client::agent::{TailWriter, memory_file};
+use pmu_client::agent::{TailWriter, UnitEpoch, memory_file};
 use pmu_client::snapshot::{ArenaShape, SnapshotImage};
 use pmu_client::{FileSink, LogPosition, LogRecord, RecordMark};
 
@@ -207,8 +207,10 @@ pub struct Handed {
     pub state: Option<HeldSet>,
     /// The records that were not cleared, and how many.
     pub tail: Option<(Arc<File>, u64)>,
-    /// The region's epoch after the fence.
-    pub epoch: u64,
+    /// Of all regions and units, behind the fence: what the program is to go on from. None for a copy.
+    pub epochs: Vec<UnitEpoch>,
+    /// When that stood, on the machine's monotonic clock.
+    pub fenced_ns: Option<u64>,
 }
 
 impl Handed {

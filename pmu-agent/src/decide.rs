@@ -70,6 +70,8 @@ pub enum Standing {
     Starting,
     /// Its program works.
     Primary,
+    /// Its program was told to end on purpose, and is still at it: nobody shall take over.
+    Ending,
     /// Its program, which worked, has ended or hangs; nobody leads that it knows of.
     Dead,
     /// It has stopped its program for a planned move.
@@ -82,12 +84,21 @@ pub enum Standing {
     Demoted,
 }
 
+impl Standing {
+    /// Its program works, and be it at its end.
+    #[must_use]
+    pub const fn leads(self) -> bool {
+        matches!(self, Self::Primary | Self::Ending)
+    }
+}
+
 impl fmt::Display for Standing {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Standby => "standby",
             Self::Starting => "starting",
             Self::Primary => "primary",
+            Self::Ending => "ending",
             Self::Dead => "dead",
             Self::Yielded => "yielded",
             Self::Finished => "finished",
@@ -120,6 +131,8 @@ pub enum Event {
     Ready {
         /// The epoch in which it writes; 0 if it doesn't say.
         epoch: u64,
+        /// The units have seen to it that nobody came between our fence and its opening.
+        held: bool,
     },
     /// The program is being killed, or fails. Its end is still to come: until then it has its memory, its ports and its files.
     Dying,
@@ -302,11 +315,15 @@ pub struct Machine {
     now: Millis,
     /// When it was called last.
     called: Millis,
-    /// A program of ours may run.
+    /// A program of ours may run: until its end is an event.
     has_program: bool,
+    /// It took too long, and was killed for that.
+    killed: bool,
     epoch: u64,
     /// The program itself has told its epoch.
     epoch_told: bool,
+    /// That of our last fence; 0 where it isn't known, as over several units.
+    fenced_in: u64,
     attempts: u32,
     /// When a beat was seen last, and whether ever.
     beat_at: Millis,
@@ -332,6 +349,13 @@ pub struct Machine {
     not_before: Millis,
     /// The last takeover was to take only what nobody holds: so is one that follows because it failed.
     unless_held: bool,
+    /// The lease was given back because no beat was seen of our program, which may work on; and whether one was seen since.
+    lease_left: bool,
+    beaten_since: bool,
+    /// It was started to lead if nobody else does, and nobody has led yet, neither it nor another.
+    begins: bool,
+    /// This takeover is its own idea, for a failure that was seen.
+    by_itself: bool,
     /// Said already, not to be said again in this phase.
     said_unseen: bool,
     actions: Vec<Action>,
@@ -351,6 +375,7 @@ impl Machine {
     pub fn primary(settings: Settings, now: Millis) -> Self {
         let mut machine = Self::new(settings, now);
         machine.begin_take_over(true);
+        machine.begins = true;
         machine
     }
 
@@ -373,8 +398,10 @@ impl Machine {
             now,
             called: now,
             has_program: false,
+            killed: false,
             epoch: 0,
             epoch_told: false,
+            fenced_in: 0,
             attempts: 0,
             beat_at: now,
             beat_seen: false,
@@ -392,6 +419,10 @@ impl Machine {
             snapshot_at: now,
             not_before: 0,
             unless_held: false,
+            lease_left: false,
+            beaten_since: false,
+            begins: false,
+            by_itself: false,
             said_unseen: false,
             actions: Vec::new(),
         }
@@ -421,7 +452,9 @@ impl Machine {
             }
             Phase::Primary if self.hung => Standing::Dead,
             Phase::Primary | Phase::Closing => Standing::Primary,
-            Phase::Yielding { .. } | Phase::Stopping { .. } => Standing::Primary,
+            // The peer waits for it, and takes over if it fails.
+            Phase::Yielding { to_peer: true, .. } => Standing::Primary,
+            Phase::Yielding { .. } | Phase::Stopping { .. } => Standing::Ending,
             Phase::GivenUp => Standing::GivenUp,
             Phase::Ended => Standing::Finished,
         }
@@ -435,7 +468,7 @@ impl Machine {
             Event::Beat => self.beat_seen(),
             Event::Units { reachable } => self.units(reachable),
             Event::Peer { standing, epoch } => self.heard(standing, epoch),
-            Event::Ready { epoch } => self.ready(epoch),
+            Event::Ready { epoch, held } => self.ready(epoch, held),
             Event::Dying => self.dying(),
             Event::Exited { clean } => self.exited(clean),
             Event::StartFailed => self.exited(false),
@@ -465,6 +498,14 @@ impl Machine {
             self.peer_at = (self.peer_at + gap).min(self.now);
             self.peer_since = (self.peer_since + gap).min(self.now);
             self.left_at = (self.left_at + gap).min(self.now);
+            // Nor of what our own program was told to do: on a computer that stood still, it stood still as well.
+            if let Phase::Moving { since }
+            | Phase::Starting { since }
+            | Phase::Yielding { since, .. }
+            | Phase::Stopping { since } = &mut self.phase
+            {
+                *since = (*since + gap).min(self.now);
+            }
         }
     }
 
@@ -482,15 +523,16 @@ impl Machine {
 
     fn beat_seen(&mut self) {
         self.beat_at = self.now;
-        self.beat_seen = true;
+        (self.beat_seen, self.beaten_since) = (true, true);
         // Our own program's beats have ended with it: somebody else leads.
         let own = self.has_program || self.now - self.left_at < self.settings.silence_ms;
         if self.left.is_some() && !own {
             self.left = None;
         }
-        // So have those of a peer that was stopped on purpose.
-        let stopped =
-            self.peer_was_stopped() && self.now - self.peer_since < self.settings.silence_ms;
+        // So have those of a peer that was stopped on purpose, and until then they say nothing.
+        let ends = matches!(self.peer, Some((Standing::Ending, _)));
+        let just_now = self.now - self.peer_since < self.settings.silence_ms;
+        let stopped = ends || (self.peer_was_stopped() && just_now);
         if self.phase == Phase::Standby && self.left.is_none() && !stopped {
             self.primary_seen = true;
         }
@@ -534,14 +576,22 @@ impl Machine {
     /// On purpose, the last that was heard of it.
     fn peer_was_stopped(&self) -> bool {
         let said = self.peer.map(|(standing, _)| standing);
-        matches!(said, Some(Standing::Demoted | Standing::Finished))
+        matches!(
+            said,
+            Some(Standing::Ending | Standing::Demoted | Standing::Finished)
+        )
+    }
+
+    /// The same, where the epoch of our fence is known: what was said before it is not taken for something behind it.
+    fn peer_fenced_after_us(&self) -> bool {
+        self.fenced_in > 0 && self.peer_is_ahead()
     }
 
     /// It has fenced after us: it says so, with the epoch of its fence.
     fn peer_is_ahead(&self) -> bool {
         let said = self.peer.filter(|_| !self.peer_is_silent());
         said.is_some_and(|(standing, epoch)| {
-            matches!(standing, Standing::Starting | Standing::Primary) && epoch > self.epoch
+            (standing.leads() || standing == Standing::Starting) && epoch > self.epoch
         })
     }
 

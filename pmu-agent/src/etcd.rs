@@ -169,7 +169,7 @@ impl Cluster {
                 Ok(None) => {}
                 Err(error) if said => tracing::debug!(%error, "no lease"),
                 Err(error) => {
-                    tracing::error!(%error, "etcd doesn't answer: nothing is taken over without its lease");
+                    tracing::error!(%error, "etcd gives no lease: nothing is taken over without one");
                     said = true;
                 }
             }

@@ -5,8 +5,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use pmu_client::agent::UnitEpoch;
 use pmu_client::snapshot::{SnapshotError, SnapshotImage};
 use pmu_client::{ClientError, LogPosition};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::config::{Clear, Config};
 use crate::copy::{Handed, HeldSet, Journal, covered};
@@ -214,8 +216,7 @@ impl Worker {
             Some(Order::Follow) => self.change_to(Mode::Following, open)?,
             Some(Order::Lead) => self.change_to(Mode::Leading, open)?,
             Some(Order::TakeOver { unless_held }) => {
-                let handed = self.take_over(*unless_held, open)?;
-                let epoch = handed.epoch;
+                let (handed, epoch) = self.take_over(*unless_held, open)?;
                 self.mode = Mode::Idle;
                 let _ = self.inputs.send(Input::Recovered(handed));
                 self.send(Event::TakenOver { epoch });
@@ -346,20 +347,18 @@ impl Worker {
         Ok(other || (own_up_to > 0 && epoch > own_up_to))
     }
 
-    fn take_over(&mut self, unless_held: bool, open: &mut Open<'_>) -> Result<Handed> {
+    fn take_over(&mut self, unless_held: bool, open: &mut Open<'_>) -> Result<(Handed, u64)> {
         let begun = Instant::now();
         if unless_held {
             open.ways.check_unheld()?;
         }
-        let epoch = Self::fence(open.ways)?;
-        let fenced = begun.elapsed();
-        if let Some(way) = &open.ways.log {
-            way.settle_log(self.place.options())
-                .map_err(AgentError::client("settle the end of the log"))?;
-        }
+        let (epoch, mut epochs) = Self::fence(open.ways)?;
+        let (fenced, fenced_ns) = (begun.elapsed(), monotonic_ns());
+        self.settle(open.ways, &mut epochs)?;
         let held_before = open.journal.records();
         let state = self.recover(open)?;
-        let handed = open.hand_over(state, epoch)?;
+        let mut handed = open.hand_over(state)?;
+        (handed.epochs, handed.fenced_ns) = (epochs, Some(fenced_ns));
         let (all, tail) = (begun.elapsed(), open.journal.records());
         let set = handed.state.as_ref().map_or(0, |held| held.set.number);
         tracing::info!(
@@ -374,11 +373,12 @@ impl Worker {
         let mut status = self.status.lock();
         status.fence_us = Some(fenced.as_micros() as u64);
         status.recovery_us = Some((all - fenced).as_micros() as u64);
-        Ok(handed)
+        Ok((handed, epoch))
     }
 
-    fn fence(ways: &Ways) -> Result<u64> {
-        let mut epoch = 0;
+    /// The epoch that counts, and those of all regions and units that the program is to go on from.
+    fn fence(ways: &Ways) -> Result<(u64, Vec<UnitEpoch>)> {
+        let (mut epoch, mut epochs) = (0, Vec::new());
         for fenced in ways.fence() {
             let fenced = fenced.map_err(AgentError::client("fence"))?;
             // The first one is the one whose beat counts, and whose epoch the program names.
@@ -389,8 +389,23 @@ impl Worker {
                 round_trip_us = fenced.round_trip.as_micros() as u64,
                 "fenced"
             );
+            epochs.extend(fenced.epochs);
         }
-        Ok(epoch)
+        Ok((epoch, epochs))
+    }
+
+    /// Whoever fenced and wrote between fence and settling is in what is read from here on: the epochs behind the settling count.
+    fn settle(&self, ways: &Ways, epochs: &mut Vec<UnitEpoch>) -> Result<()> {
+        let Some(way) = &ways.log else {
+            return Ok(());
+        };
+        let settled = way.settle_log(self.place.options());
+        let settled = settled.map_err(AgentError::client("settle the end of the log"))?;
+        if let Some(settled) = settled {
+            epochs.retain(|fenced| fenced.region != way.name());
+            epochs.extend(settled);
+        }
+        Ok(())
     }
 
     /// Everything behind what is held already. The fence stands: nothing changes any more but by a later fence.
@@ -478,8 +493,15 @@ impl Worker {
                 state = hold(&mut SnapshotImage::new(), sets, open.ways, &newest, false)?;
             }
         }
-        apart.hand_over(state, 0)
+        apart.hand_over(state)
     }
+}
+
+/// The clock that all processes of a machine share.
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let [seconds, rest] = [now.tv_sec, now.tv_nsec].map(|part| u64::try_from(part).unwrap_or(0));
+    seconds * 1_000_000_000 + rest
 }
 
 /// What is lost between a set and what is left of the log.
@@ -662,7 +684,7 @@ impl<'a> Open<'a> {
         Ok(())
     }
 
-    fn hand_over(&mut self, state: Option<HeldSet>, epoch: u64) -> Result<Handed> {
+    fn hand_over(&mut self, state: Option<HeldSet>) -> Result<Handed> {
         if let Some(position) = state.as_ref().and_then(HeldSet::covers) {
             self.journal.forget_before(position)?;
         }
@@ -673,6 +695,11 @@ impl<'a> Open<'a> {
             }
             None => None,
         };
-        Ok(Handed { state, tail, epoch })
+        Ok(Handed {
+            state,
+            tail,
+            epochs: Vec::new(),
+            fenced_ns: None,
+        })
     }
 }

@@ -13,6 +13,7 @@ use pmu_agent::door::ask;
 use pmu_agent::input::{self, Reply};
 use pmu_agent::run::{Beginning, run};
 use pmu_agent::{AgentError, Result};
+use pmu_client::Identity;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -29,8 +30,23 @@ fn execute(command: Command) -> Result<u8> {
     match command {
         Command::Run(arguments) => start(&arguments),
         Command::CheckConfig { config } => {
-            Config::load(&config)?;
-            print(&format!("{}: good", config.display()))?;
+            let checked = Config::load(&config)?;
+            let name = config.display();
+            // Whoever may not read the identity still learns whether the rest is right.
+            match Identity::load(&checked.identity) {
+                Ok(identity) => {
+                    let own = identity.principal().name.to_string();
+                    let peer = checked.check_peer_of(&own);
+                    peer.map_err(|problem| AgentError::Config {
+                        path: config.clone(),
+                        problem,
+                    })?;
+                    print(&format!("{name}: good"))?;
+                }
+                Err(error) => print(&format!(
+                    "{name}: good; the own name was not compared with peer.name, as the identity can't be read: {error}"
+                ))?,
+            }
             Ok(exit::DONE)
         }
         Command::Status { agent, json } => status(&agent, json),
@@ -76,6 +92,7 @@ fn start(arguments: &RunArguments) -> Result<u8> {
 
 fn log(settings: &Log) -> Result<()> {
     let filter = EnvFilter::try_new(&settings.filter)
+        .and_then(|_| EnvFilter::try_new(settings.directives()))
         .map_err(|error| AgentError::Refused(format!("log.filter: {error}")))?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -120,6 +137,9 @@ fn status(agent: &AgentArguments, json: bool) -> Result<u8> {
     } else {
         print(&status.text())?;
     }
-    let leads = status.role == pmu_agent::decide::Standing::Primary;
-    Ok(if leads { exit::DONE } else { exit::STANDBY })
+    Ok(if status.role.leads() {
+        exit::DONE
+    } else {
+        exit::STANDBY
+    })
 }

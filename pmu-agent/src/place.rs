@@ -1,11 +1,13 @@
 //! The way to the regions: on one unit, or spread over several.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pmu_client::agent::UnitEpoch;
 use pmu_client::{
-    BeatWatch, ClientError, ConnectOptions, Identity, LogBackup, LogPosition, LogRecord, Mode,
-    OpenOptions, RecordMark, Records, RecoveredLog, RegionInfo, SetChoice, SetInfo, SetReader,
-    SetSink, Spread, SpreadLogBackup, SpreadReader, Unit,
+    BeatWatch, ClientError, ConnectOptions, Epoch, Identity, LogBackup, LogPosition, LogRecord,
+    Mode, OpenOptions, RecordMark, Records, RecoveredLog, RegionInfo, SetChoice, SetInfo,
+    SetReader, SetSink, Spread, SpreadLogBackup, SpreadReader, Unit,
 };
 
 use pmu_client::snapshot::{SnapshotImage, SnapshotKind, SnapshotResult};
@@ -79,7 +81,7 @@ pub struct Holder {
 }
 
 /// A fence that stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fenced {
     /// As in [`Holder`].
     pub epoch: u64,
@@ -87,6 +89,8 @@ pub struct Fenced {
     pub took: Duration,
     /// As this side saw it.
     pub round_trip: Duration,
+    /// Of each unit that was fenced.
+    pub epochs: Vec<UnitEpoch>,
 }
 
 /// A region that was found.
@@ -157,11 +161,16 @@ impl Way {
         let begun = Instant::now();
         match self {
             Self::One(unit, name) => unit.fence(name).map(|report| Fenced {
+                epochs: vec![UnitEpoch::new(name, unit.name(), report.epoch)],
                 epoch: report.epoch.get(),
                 took: report.took,
                 round_trip: report.round_trip,
             }),
             Self::Spread(spread, _) => spread.fence().map(|fence| Fenced {
+                epochs: {
+                    let epochs = fence.fenced.iter();
+                    of_units(spread, epochs.map(|(unit, report)| (unit, report.epoch)))
+                },
                 epoch: 0,
                 took: fence
                     .fenced
@@ -212,18 +221,34 @@ impl Way {
     }
 
     /// Over several units what a log ends with is settled by whoever opens it: does so, before anybody is told of records that might not count.
+    /// Gives the units' epochs behind that; none where nothing was to be settled.
     ///
     /// # Errors
     /// As [`Spread::open_log_primary`].
-    pub fn settle_log(&self, options: &OpenOptions) -> Client<()> {
+    pub fn settle_log(&self, options: &OpenOptions) -> Client<Option<Vec<UnitEpoch>>> {
         match self {
-            Self::One(..) => Ok(()),
+            Self::One(..) => Ok(None),
             Self::Spread(spread, place) => place.find(spread.name()).and_then(|way| match way {
-                Self::Spread(spread, _) => spread.open_log_primary(options).map(drop),
-                Self::One(..) => Ok(()),
+                Self::Spread(spread, _) => {
+                    let log = spread.open_log_primary(options)?;
+                    let epochs: Vec<_> = log.epochs().collect();
+                    let epochs = epochs.iter().map(|(unit, epoch)| (unit, *epoch));
+                    Ok(Some(of_units(log.spread(), epochs)))
+                }
+                Self::One(..) => Ok(None),
             }),
         }
     }
+}
+
+fn of_units<'a>(
+    spread: &Spread,
+    epochs: impl Iterator<Item = (&'a Arc<str>, Epoch)>,
+) -> Vec<UnitEpoch> {
+    let name = spread.name();
+    epochs
+        .map(|(unit, epoch)| UnitEpoch::new(name, unit, epoch))
+        .collect()
 }
 
 impl Place {

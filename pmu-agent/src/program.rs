@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use pmu_client::agent::{encode_arena, names};
+use pmu_client::agent::{encode_arena, encode_epochs, names};
 use pmu_notice::{Notice, Outcome, dying};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -68,6 +68,8 @@ impl Running {
             if let Some(notice) = notice {
                 notice.close();
             }
+            // What it has started, and left behind: that could be the very one that leads. It isn't reaped yet, so the group's id is its own.
+            let _ = kill_process_group(pid, Signal::KILL);
             let (clean, how) = match child.end() {
                 Ok(status) => (status.success(), status.to_string()),
                 Err(error) => (false, error.to_string()),
@@ -125,15 +127,22 @@ impl Running {
         self.signal(Signal::KILL);
     }
 
-    /// Asks it to end.
+    /// Whether it ends in time. Blocks until then.
+    #[must_use]
+    pub fn has_ended_within(&self, timeout: Duration) -> bool {
+        has_ended_within(&self.descriptor, timeout)
+    }
+
+    /// Asks it to end, and what it has started: a wrapper that doesn't exec passes nothing on.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
     fn signal(&self, signal: Signal) {
-        // The descriptor can't mean another process; the group is ours as long as its leader isn't reaped, which the first call finds out.
-        let sent = pidfd_send_signal(&self.descriptor, signal);
-        if sent.is_ok() && self.is_leader && signal == Signal::KILL {
+        // The descriptor can't mean another process; the group is ours as long as its leader lives. Who reaps that kills the group before.
+        if !self.is_leader {
+            let _ = pidfd_send_signal(&self.descriptor, signal);
+        } else if !self.has_ended_within(Duration::ZERO) {
             let _ = kill_process_group(self.pid, signal);
         }
     }
@@ -148,10 +157,12 @@ struct Started {
 impl Started {
     fn of(mut command: Command) -> std::io::Result<Self> {
         let child = command.process_group(0).spawn()?;
-        Ok(Self {
+        let started = Self {
             child,
             ended: false,
-        })
+        };
+        unprotect(started.pid(), oom_score_adjust());
+        Ok(started)
     }
 
     fn pid(&self) -> Pid {
@@ -223,6 +234,15 @@ fn wait(descriptor: &OwnedFd) {
     }
 }
 
+fn has_ended_within(descriptor: &OwnedFd, timeout: Duration) -> bool {
+    let limit = rustix::event::Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    let mut watched = [PollFd::new(descriptor, PollFlags::IN)];
+    poll(&mut watched, Some(&limit)).is_ok_and(|ready| ready > 0)
+}
+
 /// A thread with a name.
 ///
 /// # Errors
@@ -289,6 +309,24 @@ fn spawn(config: &Config, handed: &Handed, role: Role, notice: Option<&Notice>) 
     started.map_err(AgentError::system(format!("start {name}")))
 }
 
+/// How much less likely than others the kernel is to kill this process where memory is short, as it was told; 0 where that can't be read.
+fn oom_score_adjust() -> i32 {
+    let text = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
+/// An agent may be protected from the kernel where memory is short. Its program, and its commands, which inherit that, are not to be: they are what needs
+/// the memory, and a program is relieved. What they start inherits it from there.
+fn unprotect(pid: Pid, own: i32) {
+    if own >= 0 {
+        return;
+    }
+    let path = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
+    if let Err(error) = std::fs::write(path, "0") {
+        tracing::warn!(%error, "a child keeps the agent's oom_score_adj of {own}");
+    }
+}
+
 fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role: Role) {
     for variable in [
         names::STATE,
@@ -298,6 +336,8 @@ fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role
         names::TAIL,
         names::SOCKET,
         names::NOTICE,
+        names::EPOCHS,
+        names::FENCED_NS,
     ] {
         command.env_remove(variable);
     }
@@ -311,6 +351,12 @@ fn set_environment(command: &mut Command, config: &Config, handed: &Handed, role
         names::BEAT_MS,
         (config.watch.interval_ms / 2).max(1).to_string(),
     );
+    if role == Role::Primary && !handed.epochs.is_empty() {
+        command.env(names::EPOCHS, encode_epochs(&handed.epochs));
+    }
+    if let (Role::Primary, Some(fenced_ns)) = (role, handed.fenced_ns) {
+        command.env(names::FENCED_NS, fenced_ns.to_string());
+    }
     if handed.is_empty() {
         return;
     }
@@ -395,17 +441,34 @@ pub fn succeeds(command: &[String], timeout: Duration) -> bool {
 /// The exit status; none after the timeout: then it is killed.
 fn wait_within(child: Started, timeout: Duration) -> Result<Option<ExitStatus>> {
     let descriptor = descriptor_of(child.pid())?;
-    let limit = rustix::event::Timespec {
-        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: timeout.subsec_nanos().into(),
-    };
-    let mut watched = [PollFd::new(&descriptor, PollFlags::IN)];
-    let ready = poll(&mut watched, Some(&limit)).unwrap_or(0);
-    if ready == 0 {
+    if !has_ended_within(&descriptor, timeout) {
         return Ok(None);
     }
     let status = child
         .end()
         .map_err(AgentError::system("wait for a command"))?;
     Ok(Some(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s05_a_program_is_not_protected_from_the_kernel_as_its_agent_is() {
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        let child = Started::of(command).unwrap();
+        let path = format!("/proc/{}/oom_score_adj", child.pid().as_raw_nonzero());
+        let score = || {
+            let text = std::fs::read_to_string(&path).unwrap();
+            text.trim().parse::<i32>().unwrap()
+        };
+        // Whoever is not protected has nothing to give up, and a person's choice stays.
+        std::fs::write(&path, "300").unwrap();
+        unprotect(child.pid(), 0);
+        assert_eq!(score(), 300);
+        unprotect(child.pid(), -500);
+        assert_eq!(score(), 0);
+    }
 }

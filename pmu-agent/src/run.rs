@@ -25,6 +25,8 @@ use crate::status::{Shared, Status};
 const EVENTS_MAX: usize = 50;
 /// How long the last word to the peer may take.
 const LINGER: Duration = Duration::from_millis(50);
+/// How long an earlier program's end is waited for, once it is killed, before the next one is started: the kernel frees some GiB meanwhile.
+const OLD_PROGRAM_WAIT: Duration = Duration::from_secs(2);
 /// Between two updates of metrics.
 const SHOW_EVERY: Duration = Duration::from_millis(500);
 
@@ -86,6 +88,7 @@ pub fn run(config: Config, beginning: Beginning) -> Result<u8> {
     let config = Arc::new(config);
     let place = Place::new(&config)?;
     let name = place.principal();
+    config.check_peer_of(&name).map_err(AgentError::Refused)?;
     // Its files are read before anything is opened.
     #[cfg(feature = "etcd")]
     let cluster = match &config.election {
@@ -280,7 +283,7 @@ impl Agent {
             return;
         }
         match said {
-            FromProgram::Ready { epoch, .. } => self.step(Event::Ready { epoch }),
+            FromProgram::Ready { epoch, held, .. } => self.step(Event::Ready { epoch, held }),
             FromProgram::Snapshot(report) => self.snapshot_done(report),
             FromProgram::Fenced { message } => {
                 tracing::warn!(message, "the program says that it is fenced");
@@ -376,13 +379,25 @@ impl Agent {
 
     fn start(&mut self) {
         self.serial += 1;
+        if let Some(old) = self.program.take() {
+            old.kill();
+            if !old.has_ended_within(OLD_PROGRAM_WAIT) {
+                tracing::error!(
+                    pid = old.id(),
+                    "the earlier program was killed, and has not ended yet: the next one is started all the same"
+                );
+            }
+        }
         match Running::start(&self.config, &self.handed, self.serial, &self.ways.inputs) {
             Ok(program) => {
                 self.status.lock().pid = Some(program.id());
                 tracing::info!(pid = program.id(), "the program is started");
                 self.program = Some(program);
                 if !self.config.program.speaks && self.config.program.health.is_none() {
-                    self.step(Event::Ready { epoch: 0 });
+                    self.step(Event::Ready {
+                        epoch: 0,
+                        held: false,
+                    });
                 }
             }
             Err(error) => {
@@ -486,7 +501,10 @@ impl Agent {
                 let good = succeeds(&command, every.max(Duration::from_secs(1)));
                 let event = match (works, good) {
                     (true, good) => Event::Health { good },
-                    (false, true) => Event::Ready { epoch: 0 },
+                    (false, true) => Event::Ready {
+                        epoch: 0,
+                        held: false,
+                    },
                     (false, false) => continue,
                 };
                 if inputs.send(Input::Event(event)).is_err() {

@@ -103,7 +103,7 @@ impl Status {
             epoch: machine.epoch(),
             pid: shared.pid,
             lag_sets: match machine.standing() {
-                Standing::Primary => 0,
+                standing if standing.leads() => 0,
                 _ => shared.newest_set.saturating_sub(shared.held_set),
             },
             lag_bytes: shared.lag_bytes,
@@ -170,7 +170,7 @@ impl Status {
 
     /// Shows the same as metrics. Does nothing without a recorder.
     pub fn show(&self) {
-        let leads = self.role == Standing::Primary;
+        let leads = self.role.leads();
         gauge!("pmu_agent_primary").set(if leads { 1.0 } else { 0.0 });
         gauge!("pmu_agent_epoch").set(self.epoch as f64);
         gauge!("pmu_agent_lag_sets").set(self.lag_sets as f64);

@@ -205,3 +205,30 @@ fn s05_arguments_that_cannot_work_are_refused() {
             .contains("/nowhere")
     );
 }
+
+#[test]
+fn s05_a_peer_of_the_own_name_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let folder = directory.path().join("ca");
+    let authority = pmu_auth::Authority::create(&folder, &"site".parse().unwrap()).unwrap();
+    let issue = |name: &str| {
+        let home = directory.path().join(name);
+        let (role, days) = (pmu_auth::Role::Client, pmu_auth::Validity::days(1));
+        let identity = authority.issue(&name.parse().unwrap(), role, &[], days);
+        identity.unwrap().save(&home).unwrap();
+        GOOD.replacen("\"/i\"", &format!("{home:?}"), 1)
+    };
+    assert_eq!(check(&issue("a")), (Some(0), String::new()));
+    let (text, socket) = (issue("b"), directory.path().join("socket"));
+    let text = text.replacen("\"/s\"", &format!("{socket:?}"), 1);
+    let (code, said) = check(&text);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("peer.name: b "), "{said}");
+    let path = directory.path().join("agent.toml");
+    std::fs::write(&path, text).unwrap();
+    let config = path.to_str().unwrap();
+    let output = agent(&["run", "--role", "standby", "--config", config]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("peer.name: b ") && !socket.exists(), "{said}");
+}

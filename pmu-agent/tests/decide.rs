@@ -61,6 +61,15 @@ struct Program {
     told: bool,
     /// Nobody knows how it ends.
     adopted: bool,
+    /// What it was handed.
+    handed: Recovered,
+}
+
+/// What a takeover read: everything that was acknowledged when its fence stood.
+#[derive(Debug, Clone, Copy, Default)]
+struct Recovered {
+    epoch: u64,
+    commits: u64,
 }
 
 struct Agent {
@@ -74,7 +83,7 @@ struct Agent {
     cut_until: u64,
     was_cut: Option<bool>,
     takeovers: u32,
-    fenced: bool,
+    recovered: Option<Recovered>,
     /// A program that runs on, of an agent that is no more: in this epoch.
     orphan: Option<u64>,
 }
@@ -90,6 +99,8 @@ struct World {
     committed: Option<(usize, u64, u64)>,
     beats: u64,
     beats_seen: [u64; 2],
+    /// That were acknowledged, by whomever.
+    commits: u64,
     seed: u64,
     settings: Settings,
     /// Who holds the lease, and until when.
@@ -106,7 +117,7 @@ impl Agent {
             cut_until: 0,
             was_cut: None,
             takeovers: 0,
-            fenced: false,
+            recovered: None,
             orphan: None,
         }
     }
@@ -135,6 +146,7 @@ impl World {
             committed: None,
             beats: 0,
             beats_seen: [0; 2],
+            commits: 0,
             seed,
             settings,
             lease: None,
@@ -163,7 +175,7 @@ impl World {
             Action::TakeOver { unless_held } => self.take_over(which, unless_held),
             Action::Start => {
                 // Nothing is ever started but behind a fence of our own.
-                assert!(self.agents[which].fenced, "seed {}", self.seed);
+                let handed = self.agents[which].recovered.expect("no fence of its own");
                 assert!(
                     self.agents[which].program.is_none(),
                     "seed {}: two programs",
@@ -182,6 +194,7 @@ impl World {
                     hangs: false,
                     told: false,
                     adopted: false,
+                    handed,
                 });
             }
             Action::Kill => self.end_program(which, false),
@@ -239,7 +252,10 @@ impl World {
             self.epoch += 1;
             self.writer = None;
             self.agents[which].takeovers += 1;
-            self.agents[which].fenced = true;
+            self.agents[which].recovered = Some(Recovered {
+                epoch: self.epoch,
+                commits: self.commits,
+            });
             Event::TakenOver { epoch: self.epoch }
         };
         self.later(which, event, 50);
@@ -278,14 +294,20 @@ impl World {
         match program.work {
             Work::Starting { ready_at } if self.now < ready_at => {}
             Work::Starting { .. } if self.writer.is_some() => self.end_program(which, false),
+            // The units refuse who goes on from another fence than the last.
+            Work::Starting { .. } if self.epoch != program.handed.epoch => {
+                self.end_program(which, false);
+            }
             Work::Starting { .. } => {
+                let (knows, all, seed) = (program.handed.commits, self.commits, self.seed);
+                assert_eq!(knows, all, "seed {seed}: it leads without knowing all");
                 self.epoch += 1;
                 self.writer = Some(which);
                 let epoch = self.epoch;
                 if let Some(program) = &mut self.agents[which].program {
                     program.work = Work::Open { epoch };
                 }
-                self.later(which, Event::Ready { epoch }, 5);
+                self.later(which, Event::Ready { epoch, held: true }, 5);
             }
             Work::Open { epoch } if epoch == self.epoch => self.commit(which, epoch),
             Work::Open { .. } => {
@@ -297,6 +319,7 @@ impl World {
 
     fn commit(&mut self, which: usize, epoch: u64) {
         self.beats += 1;
+        self.commits += 1;
         if let Some((other, before, _)) = self.committed {
             let seed = self.seed;
             assert!(before < epoch || other == which, "seed {seed}: two leaders");
@@ -707,7 +730,13 @@ fn leader() -> Machine {
     let mut machine = Machine::primary(settings(), 0);
     machine.step(0, Event::Units { reachable: true });
     machine.step(10, Event::TakenOver { epoch: 1 });
-    machine.step(20, Event::Ready { epoch: 2 });
+    machine.step(
+        20,
+        Event::Ready {
+            epoch: 2,
+            held: true,
+        },
+    );
     assert_eq!(machine.phase(), Phase::Primary);
     machine
 }
@@ -982,6 +1011,50 @@ fn s10_a_move_goes_on_when_the_peer_has_no_program_any_more() {
 }
 
 #[test]
+fn s10_whoever_ends_on_purpose_may_take_long_and_is_not_taken_over() {
+    for (order, end, standing) in [
+        (Event::Stop, Standing::Finished, Phase::Ended),
+        (Event::Demote, Standing::Demoted, Phase::Standby),
+    ] {
+        let mut machine = leader();
+        let mut other = standby();
+        machine.step(20, order);
+        // A long last commit: no beats.
+        for now in (40..400).step_by(20) {
+            machine.tick(now);
+            assert_eq!(machine.standing(), Standing::Ending);
+            let actions = say(&mut other, 10 * now, machine.standing());
+            assert!(!takes_over(&actions), "{now}");
+            // Or some, which are nobody's.
+            if now > 200 {
+                other.step(10 * now, Event::Beat);
+            }
+        }
+        machine.step(400, Event::Exited { clean: true });
+        assert_eq!((machine.phase(), machine.standing()), (standing, end));
+        // Nor if its agent says no more, or begins anew.
+        for now in (4000..20_000).step_by(20) {
+            assert!(!takes_over(&other.tick(now)), "{now}");
+        }
+        for now in (20_000..30_000).step_by(20) {
+            let actions = say(&mut other, now, Standing::Standby);
+            assert!(!takes_over(&actions), "{now}");
+        }
+    }
+    // In a move the other one takes over if it fails meanwhile.
+    let mut machine = leader();
+    machine.step(30, Event::Yield);
+    assert_eq!(machine.standing(), Standing::Primary);
+    // Whoever is promoted meanwhile waits for the end.
+    let mut other = standby();
+    say(&mut other, 20, Standing::Ending);
+    let actions = other.step(40, Event::Promote { force: false });
+    assert!(!takes_over(&actions) && matches!(other.phase(), Phase::Moving { .. }));
+    assert!(!takes_over(&say(&mut other, 60, Standing::Ending)));
+    assert!(takes_over(&say(&mut other, 80, Standing::Demoted)));
+}
+
+#[test]
 fn s10_a_demotion_counts_where_the_program_has_ended_already() {
     let mut machine = leader();
     machine.step(30, Event::Exited { clean: false });
@@ -1022,7 +1095,13 @@ fn s10_a_demotion_is_over_when_the_peer_leads_though_nobody_knows_its_epoch() {
     };
     let mut machine = Machine::primary(no_beats, 0);
     machine.step(10, Event::TakenOver { epoch: 0 });
-    machine.step(20, Event::Ready { epoch: 0 });
+    machine.step(
+        20,
+        Event::Ready {
+            epoch: 0,
+            held: false,
+        },
+    );
     machine.step(30, Event::Demote);
     machine.step(40, Event::Exited { clean: true });
     let leads = Event::Peer {
@@ -1099,6 +1178,68 @@ fn s05_who_was_fenced_while_it_starts_leaves_it_to_the_peer() {
 }
 
 #[test]
+fn s05_a_program_whose_state_is_too_old_by_now_is_ended_and_not_led_by() {
+    let fenced_later = |standing| Event::Peer { standing, epoch: 7 };
+    let starting = |epoch| {
+        let mut machine = standby();
+        say(&mut machine, 20, Standing::Dead);
+        let actions = machine.step(30, Event::TakenOver { epoch });
+        (machine, actions)
+    };
+    // The peer took over while our program loads, and says so in whichever way.
+    for standing in [Standing::Starting, Standing::Primary] {
+        let (mut machine, _) = starting(5);
+        let actions = machine.step(40, fenced_later(standing));
+        assert!(actions.contains(&Action::Kill), "{actions:?}");
+        assert_eq!(machine.phase(), Phase::Standby);
+        machine.step(50, Event::Exited { clean: false });
+        // It leads, and fails: what follows begins with a fence.
+        assert!(takes_over(&say(&mut machine, 60, Standing::Dead)));
+    }
+    // It did while we were recovering.
+    let mut machine = standby();
+    say(&mut machine, 20, Standing::Dead);
+    machine.step(30, fenced_later(Standing::Primary));
+    let actions = machine.step(40, Event::TakenOver { epoch: 5 });
+    assert!(!actions.contains(&Action::Start), "{actions:?}");
+    assert_eq!(machine.phase(), Phase::Standby);
+    // What was said before our own fence is no reason.
+    let mut machine = standby();
+    say(&mut machine, 20, Standing::Dead);
+    machine.step(30, fenced_later(Standing::Primary));
+    let actions = machine.step(40, Event::TakenOver { epoch: 8 });
+    assert!(actions.contains(&Action::Start), "{actions:?}");
+    let actions = machine.step(50, fenced_later(Standing::Primary));
+    assert!(!actions.contains(&Action::Kill), "{actions:?}");
+}
+
+#[test]
+fn s05_a_program_that_opened_behind_somebody_else_does_not_lead() {
+    let opened = |epoch, held| {
+        let mut machine = standby();
+        say(&mut machine, 20, Standing::Dead);
+        machine.step(30, Event::TakenOver { epoch: 5 });
+        let actions = machine.step(40, Event::Ready { epoch, held });
+        (machine, actions)
+    };
+    let (machine, _) = opened(6, false);
+    assert_eq!(machine.phase(), Phase::Primary);
+    // It opened more than once, and each time the units saw to it that nobody came between.
+    let (machine, _) = opened(9, true);
+    assert_eq!(machine.phase(), Phase::Primary);
+    let (mut machine, actions) = opened(9, false);
+    assert!(actions.contains(&Action::Kill), "{actions:?}");
+    assert!(matches!(machine.phase(), Phase::Starting { .. }));
+    let actions = machine.step(50, Event::Exited { clean: false });
+    // Its own opening is nobody else's.
+    let look = Action::LookForLeader { own_up_to: 9 };
+    assert!(actions.contains(&look), "{actions:?}");
+    machine.step(60, Event::Leader { other: false });
+    let mut later = (80..1000).step_by(20).map(|now| machine.tick(now));
+    assert!(later.any(|actions| takes_over(&actions)), "it fences anew");
+}
+
+#[test]
 fn s05_a_program_that_does_not_start_is_tried_again_and_then_given_up_loudly() {
     let mut machine = standby();
     assert!(takes_over(&say(&mut machine, 20, Standing::Dead)));
@@ -1163,6 +1304,293 @@ fn s05_where_nobody_beats_the_silence_of_the_agent_is_enough() {
         assert!(now < 10_000, "never");
         now += 20;
     }
+}
+
+fn leader_with(settings: Settings) -> Machine {
+    let needs_lease = settings.needs_lease;
+    let mut machine = Machine::primary(settings, 0);
+    machine.step(0, Event::Units { reachable: true });
+    if needs_lease {
+        machine.step(5, Event::Lease { held: true });
+    }
+    machine.step(10, Event::TakenOver { epoch: 1 });
+    let ready = Event::Ready {
+        epoch: 2,
+        held: true,
+    };
+    machine.step(20, ready);
+    assert_eq!(machine.phase(), Phase::Primary);
+    machine
+}
+
+fn with_lease() -> Settings {
+    Settings {
+        needs_lease: true,
+        ..settings()
+    }
+}
+
+/// When each of some actions came, with a tick in each 20 ms.
+fn when(machine: &mut Machine, from: u64, to: u64, wanted: &Action) -> Vec<u64> {
+    let mut times = Vec::new();
+    for now in (from..to).step_by(20) {
+        times.extend(
+            machine
+                .tick(now)
+                .iter()
+                .filter(|act| *act == wanted)
+                .map(|_| now),
+        );
+    }
+    times
+}
+
+#[test]
+fn s05_a_leader_that_hangs_and_is_left_alone_gives_its_lease_back_once() {
+    let mut machine = leader_with(Settings {
+        kills_hung: false,
+        ..with_lease()
+    });
+    machine.step(30, Event::Beat);
+    let given = when(&mut machine, 40, 10_000, &Action::Release);
+    assert!(given.len() == 1 && given[0] < 3 * SILENCE_MS, "{given:?}");
+    assert_eq!(machine.standing(), Standing::Dead);
+    // It goes on, and nobody has relieved it.
+    let actions = machine.step(10_000, Event::Beat);
+    assert!(actions.contains(&Action::Acquire), "{actions:?}");
+    assert_eq!(machine.standing(), Standing::Primary);
+    let again = when(&mut machine, 10_020, 10_200, &Action::Acquire);
+    assert!(again.is_empty(), "{again:?}");
+}
+
+#[test]
+fn s05_a_leader_out_of_sight_of_the_units_gives_its_lease_back_until_it_is_seen_to_work() {
+    let mut machine = leader_with(with_lease());
+    machine.step(30, Event::Beat);
+    machine.step(40, Event::Units { reachable: false });
+    let given = when(&mut machine, 60, 10_000, &Action::Release);
+    let expected = 3 * SILENCE_MS..3 * SILENCE_MS + 60;
+    assert!(
+        given.len() == 1 && expected.contains(&given[0]),
+        "{given:?}"
+    );
+    // The program may live: it is not called hung.
+    assert_eq!(machine.standing(), Standing::Primary);
+    let actions = machine.step(10_000, Event::Units { reachable: true });
+    assert!(!actions.contains(&Action::Acquire), "{actions:?}");
+    let actions = machine.step(10_020, Event::Beat);
+    assert!(actions.contains(&Action::Acquire), "{actions:?}");
+}
+
+#[test]
+fn s05_with_leases_too_somebody_leads_again_when_the_leader_hangs_or_is_cut_off() {
+    for seed in seeds(200) {
+        let settings = Settings {
+            kills_hung: seed % 2 == 0,
+            ..with_lease()
+        };
+        let mut world = World::with(settings, seed, false);
+        world.run_until(2000);
+        assert!(world.is_well(), "{}", world.describe());
+        if seed % 3 == 0 {
+            world.agents[0].cut_until = END_MS;
+        } else if let Some(program) = &mut world.agents[0].program {
+            program.hangs = true;
+        }
+        world.run_until(12_000);
+        assert!(world.is_working(), "nobody works: {}", world.describe());
+        assert_eq!(world.committed.unwrap().0, 1, "{}", world.describe());
+    }
+}
+
+#[test]
+fn s05_between_two_tries_for_a_lease_there_is_rest_and_who_promotes_is_heard() {
+    let mut machine = Machine::standby(with_lease(), 0);
+    say(&mut machine, 10, Standing::Primary);
+    let (mut tries, mut rests, mut actions) = (0, 0, say(&mut machine, 20, Standing::Dead));
+    for now in (40..10_000).step_by(20) {
+        if actions.contains(&Action::Acquire) {
+            tries += 1;
+            let lease = Event::Lease { held: false };
+            actions = machine.step(now, lease);
+            rests += u32::from(machine.phase() == Phase::Standby);
+        } else {
+            actions = say(&mut machine, now, Standing::Dead);
+        }
+    }
+    let most = u32::try_from(10_000 / SILENCE_MS).unwrap();
+    assert!(
+        tries > 10 && tries <= most && rests == tries,
+        "{tries}, {rests}"
+    );
+    // Whoever is told to lead while it waits takes what it is told to take.
+    let mut machine = Machine::primary(with_lease(), 0);
+    let waiting = |unless_held| Phase::Acquiring { unless_held };
+    machine.step(20, Event::Promote { force: false });
+    assert_eq!(machine.phase(), waiting(true));
+    machine.step(40, Event::Promote { force: true });
+    assert_eq!(machine.phase(), waiting(false));
+    let actions = machine.step(60, Event::Lease { held: true });
+    assert_eq!(take_over_of(&actions), Some(false));
+}
+
+#[test]
+fn s05_who_begins_as_primary_waits_for_an_etcd_that_comes_late() {
+    // After a power cut: neither has seen anybody lead.
+    let mut machine = Machine::primary(with_lease(), 0);
+    let mut actions = machine.tick(0);
+    machine.step(5, Event::Units { reachable: true });
+    let mut tries = 0;
+    for now in (20..20_000).step_by(20) {
+        if actions.contains(&Action::Acquire) {
+            tries += 1;
+            let lease = Event::Lease { held: false };
+            actions = machine.step(now, lease);
+        } else {
+            actions = say(&mut machine, now, Standing::Standby);
+        }
+        assert!(!takes_over(&actions), "{now}");
+    }
+    assert!(tries > 5, "{tries}");
+    let mut now = 20_000;
+    while !actions.contains(&Action::Acquire) {
+        assert!(now < 30_000, "never again");
+        now += 20;
+        actions = say(&mut machine, now, Standing::Standby);
+    }
+    // Still no more than what nobody holds.
+    let actions = machine.step(now + 20, Event::Lease { held: true });
+    assert_eq!(take_over_of(&actions), Some(true));
+    // One that stands by, or was promoted, asks no more by itself.
+    for mut machine in [
+        Machine::standby(with_lease(), 0),
+        Machine::primary(with_lease(), 0),
+    ] {
+        machine.step(10, Event::Promote { force: false });
+        machine.step(20, Event::Lease { held: false });
+        let again = when(&mut machine, 40, 20_000, &Action::Acquire);
+        assert!(again.is_empty(), "{again:?}");
+    }
+}
+
+#[test]
+fn s05_a_fenced_program_that_ends_slowly_is_killed_before_the_next_one_starts() {
+    let fenced = || {
+        let mut machine = leader();
+        machine.step(30, Event::Fenced);
+        assert_eq!(machine.phase(), Phase::Standby);
+        say(&mut machine, 40, Standing::Primary);
+        machine
+    };
+    let start = |machine: &mut Machine| {
+        assert!(takes_over(&say(machine, 60, Standing::Dead)));
+        let actions = machine.step(70, Event::TakenOver { epoch: 5 });
+        let place = |wanted| actions.iter().position(|action| *action == wanted);
+        (place(Action::Kill), place(Action::Start))
+    };
+    let (killed, started) = start(&mut fenced());
+    assert!(
+        killed.is_some() && killed < started,
+        "{killed:?} {started:?}"
+    );
+    // One that has ended meanwhile needs no kill.
+    let mut machine = fenced();
+    machine.step(50, Event::Exited { clean: true });
+    let (killed, started) = start(&mut machine);
+    assert!(killed.is_none() && started.is_some());
+    // Who is told to end takes it along.
+    let mut machine = fenced();
+    let actions = machine.step(50, Event::Stop);
+    assert_eq!(actions, [Action::Order(Ending::Stop)]);
+    assert!(!actions.contains(&Action::Exit { code: 0 }));
+    let actions = machine.step(60, Event::Exited { clean: false });
+    assert!(actions.contains(&Action::Exit { code: 0 }), "{actions:?}");
+}
+
+#[test]
+fn s05_a_program_that_starts_or_ends_too_slowly_is_killed_once() {
+    let mut machine = standby();
+    say(&mut machine, 20, Standing::Dead);
+    machine.step(30, Event::TakenOver { epoch: 5 });
+    let kills = when(&mut machine, 40, 5000, &Action::Kill);
+    assert!(kills.len() == 1 && kills[0] >= 2000, "{kills:?}");
+    let mut machine = leader();
+    machine.step(30, Event::Stop);
+    let kills = when(&mut machine, 40, 5000, &Action::Kill);
+    assert!(kills.len() == 1 && kills[0] >= 500, "{kills:?}");
+}
+
+#[test]
+fn s05_who_waited_for_its_lease_looks_again_before_it_takes_over() {
+    let waiting = || {
+        let mut machine = Machine::standby(with_lease(), 0);
+        machine.step(0, Event::Units { reachable: true });
+        say(&mut machine, 0, Standing::Primary);
+        machine.step(10, Event::Beat);
+        let acquires = when(&mut machine, 20, 500, &Action::Acquire);
+        assert_eq!(acquires.len(), 1, "{acquires:?}");
+        machine
+    };
+    let got = |machine: &mut Machine, now| machine.step(now, Event::Lease { held: true });
+    // It was cut off, and is back: a leader that works.
+    let mut machine = waiting();
+    for now in (500..2000).step_by(20) {
+        machine.step(now, Event::Beat);
+        say(&mut machine, now, Standing::Primary);
+    }
+    let actions = got(&mut machine, 2000);
+    assert!(
+        !takes_over(&actions) && actions.contains(&Action::Release),
+        "{actions:?}"
+    );
+    assert_eq!(machine.phase(), Phase::Standby);
+    // When it fails then, that is a failure.
+    let acquires = when(&mut machine, 2020, 4000, &Action::Acquire);
+    assert_eq!(acquires.len(), 1, "{acquires:?}");
+    // It stays away; a person wants it so.
+    let mut machine = waiting();
+    when(&mut machine, 500, 2000, &Action::Acquire);
+    assert!(takes_over(&got(&mut machine, 2000)));
+    let mut machine = waiting();
+    machine.step(500, Event::Beat);
+    say(&mut machine, 500, Standing::Primary);
+    machine.step(510, Event::Promote { force: true });
+    assert!(takes_over(&got(&mut machine, 520)));
+}
+
+#[test]
+fn s05_a_pause_of_the_computer_is_no_fault_of_the_program_that_starts_or_ends() {
+    let starting = || {
+        let mut machine = standby();
+        say(&mut machine, 20, Standing::Dead);
+        machine.step(30, Event::TakenOver { epoch: 5 });
+        machine
+    };
+    let told = |event| {
+        let mut machine = leader();
+        machine.step(30, event);
+        machine
+    };
+    for mut machine in [
+        starting(),
+        told(Event::Stop),
+        told(Event::Demote),
+        told(Event::Yield),
+    ] {
+        let phase = format!("{:?}", machine.phase());
+        for now in [50_000, 50_100, 90_000] {
+            let actions = machine.tick(now);
+            assert!(!actions.contains(&Action::Kill), "{phase}: {actions:?}");
+        }
+        // Its time is its own all the same.
+        let kills = when(&mut machine, 90_020, 95_000, &Action::Kill);
+        assert_eq!(kills.len(), 1, "{phase}");
+    }
+    // A move is not given up either.
+    let mut machine = standby();
+    machine.step(20, Event::Promote { force: false });
+    machine.tick(50_000);
+    assert!(matches!(machine.phase(), Phase::Moving { .. }));
 }
 
 #[test]

@@ -72,6 +72,35 @@ fn s05_a_program_without_the_library_is_kept_by_commands_alone() {
 }
 
 #[test]
+fn s10_what_a_wrapper_has_started_ends_with_it() {
+    let mut agents = unmodified();
+    let command = format!(
+        "{} work {}; exit 3",
+        example("plain"),
+        agents.path("").display()
+    );
+    agents.command = Some(vec!["/bin/sh".into(), "-c".into(), command]);
+    agents.start(A, "primary", &[]);
+    agents.wait_for(A, "primary");
+    let goes_on = || {
+        let before = number(&agents, "count").unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        number(&agents, "count").unwrap() > before
+    };
+    assert!(goes_on());
+    assert!(agents.ask(A, &["demote"]).status.success());
+    assert!(!goes_on(), "it was demoted");
+    assert!(agents.ask(A, &["promote"]).status.success());
+    assert!(goes_on());
+    // The wrapper alone is killed.
+    agents.signal(agents.pid(A), Signal::KILL);
+    wait_until("its end is seen", || {
+        agents.log(A).contains("ERROR the program has ended")
+    });
+    assert!(!goes_on(), "its wrapper is gone");
+}
+
+#[test]
 fn s04_a_snapshot_command_that_fails_is_said_and_tried_again() {
     let mut agents = unmodified();
     agents.start(A, "primary", &[]);

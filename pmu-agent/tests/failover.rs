@@ -35,6 +35,64 @@ fn s05_killed_program_goes_on_elsewhere_with_all_that_was_acknowledged() {
 }
 
 #[test]
+fn s05_a_program_that_loads_while_another_leads_and_fails_is_refused_and_nothing_is_lost() {
+    let mut agents = Agents::with_relays(4096);
+    std::fs::write(agents.path("load"), "8000").unwrap();
+    agents.start(A, "primary", &[]);
+    wait_until("the program loads", || !agents.path("load").exists());
+    agents.start(B, "standby", &[]);
+    wait_until("the standby is there", || agents.status(B).is_some());
+    // So that nobody but the unit can tell the first one.
+    agents.cut(true);
+    let promoted = agents.ask(B, &["promote", "--force"]);
+    assert!(promoted.status.success(), "{promoted:?}");
+    let led = agents.wait_for(B, "primary");
+    agents.wait_for_leader_after(0);
+    agents.signal(led.pid.unwrap(), Signal::KILL);
+    wait_until("it is refused", || {
+        agents.log(A).contains("counter: fenced: region log")
+    });
+    agents.cut(false);
+    agents.wait_for_leader_after(led.epoch);
+    agents.check();
+}
+
+#[test]
+fn s05_a_fenced_program_that_cleans_up_slowly_keeps_nothing_from_the_next_one() {
+    let mut agents = Agents::new(4096);
+    agents.program.push_str("stop_timeout_ms = 1000");
+    agents.both_at_work();
+    let first = agents.wait_for(A, "primary").pid.unwrap();
+    std::fs::write(agents.path("linger"), "").unwrap();
+    let promoted = agents.ask(B, &["promote", "--force"]);
+    assert!(promoted.status.success(), "{promoted:?}");
+    agents.wait_for(A, "standby");
+    let lives = |pid: u32| std::path::Path::new(&format!("/proc/{pid}")).exists();
+    assert!(lives(first), "it cleans up");
+    let second = agents.wait_for(B, "primary");
+    agents.wait_for_leader_after(second.epoch - 1);
+    wait_until("the standby knows that it leads", || {
+        let status = agents.status(A);
+        status.is_some_and(|status| status.epoch == second.epoch && status.since_beat_ms.is_some())
+    });
+    agents.signal(second.pid.unwrap(), Signal::KILL);
+    agents.wait_for_leader_after(second.epoch);
+    agents.wait_for(A, "primary");
+    assert!(!lives(first), "it was killed before");
+    assert!(agents.log(A).contains("the earlier program is still there"));
+    agents.check();
+    // One that lingers ends with its agent.
+    let third = agents.pid(A);
+    let promoted = agents.ask(B, &["promote", "--force"]);
+    assert!(promoted.status.success(), "{promoted:?}");
+    agents.wait_for(A, "standby");
+    assert!(lives(third), "it cleans up");
+    assert!(agents.ask(A, &["stop"]).status.success());
+    assert_eq!(agents.exit_code(A), Some(0));
+    assert!(!lives(third), "its agent has left it behind");
+}
+
+#[test]
 fn s05_a_kill_is_known_before_the_programs_memory_is_free() {
     let mut agents = Agents::new(4096);
     std::fs::write(agents.path("memory"), "1024").unwrap();
@@ -104,7 +162,8 @@ fn p14_a_second_leader_fails_the_check_of_real_kills() {
     let newest = newest.unwrap();
     let (from, to) = (newest.to, newest.to + 64);
     let (begun, told) = (newest.told_ns, newest.told_ns + 1000);
-    let line = format!("record {} 1 {from} {to} {begun} {told}\n", before.epoch);
+    let epoch = before.epoch;
+    let line = format!("record {epoch} {epoch} 1 {from} {to} {begun} {told}\n");
     let planted = |agents: &Agents, log: &Log| {
         let checked = std::panic::AssertUnwindSafe(|| agents.check_leaders(log));
         let said = std::panic::catch_unwind(checked).unwrap_err();
@@ -270,7 +329,9 @@ fn s05_of_two_agents_that_begin_as_primary_one_leads() {
     };
     let log = agents.log(loser);
     assert!(
-        log.contains("leads: standing by") || log.contains("fenced: somebody else leads"),
+        log.contains("leads: standing by")
+            || log.contains("fenced: somebody else leads")
+            || log.contains("the peer has taken over after us: standing by"),
         "{log}"
     );
     std::thread::sleep(std::time::Duration::from_secs(1));

@@ -25,6 +25,10 @@ fn s05_the_resource_agent_passes_ocf_tester() {
         .args(["-v", "-n", "pmu-agent"])
         .args(["-o", &format!("config={}", config.display())])
         .args(["-o", &format!("binary={}", env!("CARGO_BIN_EXE_pmu-agent"))])
+        .args([
+            "-o",
+            &format!("socket={}", agents.path("app.socket").display()),
+        ])
         .args(["-o", &format!("log={}", agents.path("ocf.log").display())])
         .arg(root.join("packaging/ocf/pmu-agent"))
         .env("PATH", format!("{path}:/usr/sbin:/sbin"))
@@ -39,6 +43,59 @@ fn s05_the_resource_agent_passes_ocf_tester() {
     // It was promoted on the way, so that the program has worked.
     assert!(agents.acknowledged() > 0, "{said}\n{log}");
     assert!(agents.status(A).is_none(), "it was stopped at the end");
+}
+
+const SUCCESS: i32 = 0;
+const GENERIC: i32 = 1;
+const INSTALLED: i32 = 5;
+const NOT_RUNNING: i32 = 7;
+const RUNNING_PROMOTED: i32 = 8;
+
+/// One action of the resource agent; its exit code.
+fn ocf(agents: &Agents, binary: &str, action: &str) -> i32 {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = Command::new(root.join("packaging/ocf/pmu-agent"))
+        .arg(action)
+        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
+        .env("OCF_ROOT", "/usr/lib/ocf")
+        .env("OCF_RESOURCE_INSTANCE", "pmu-agent")
+        .env("OCF_RESKEY_config", agents.path("app.toml"))
+        .env("OCF_RESKEY_socket", agents.path("app.socket"))
+        .env("OCF_RESKEY_log", agents.path("ocf.log"))
+        .env("OCF_RESKEY_binary", binary)
+        .output()
+        .unwrap();
+    output.status.code().unwrap_or_else(|| panic!("{output:?}"))
+}
+
+#[test]
+fn s05_whatever_becomes_of_its_configuration_a_running_agent_is_seen_and_stopped() {
+    let mut agents = Agents::new(4096);
+    agents.watch.push_str("\nautomatic = false");
+    let config = agents.config(A);
+    let good = std::fs::read_to_string(&config).unwrap();
+    let built = env!("CARGO_BIN_EXE_pmu-agent");
+    assert_eq!(ocf(&agents, built, "monitor"), NOT_RUNNING);
+    assert_eq!(ocf(&agents, built, "start"), SUCCESS);
+    assert_eq!(ocf(&agents, built, "promote"), SUCCESS);
+    let pid = agents.pid(A);
+    let lives = || Path::new(&format!("/proc/{pid}")).exists();
+    std::fs::write(&config, format!("{good}\nunits = oops")).unwrap();
+    assert_eq!(ocf(&agents, built, "monitor"), RUNNING_PROMOTED);
+    // What can't be asked is not said to be stopped.
+    assert_eq!(ocf(&agents, "/nowhere/pmu-agent", "stop"), GENERIC);
+    assert_eq!(ocf(&agents, "/nowhere/pmu-agent", "monitor"), GENERIC);
+    assert!(lives(), "it leads");
+    assert_eq!(ocf(&agents, built, "stop"), SUCCESS);
+    assert!(!lives(), "its program was left behind");
+    assert_eq!(ocf(&agents, built, "monitor"), NOT_RUNNING);
+    // It is no error for the whole cluster.
+    assert_eq!(ocf(&agents, built, "start"), INSTALLED);
+    std::fs::write(&config, good.replace("app.socket", "other.socket")).unwrap();
+    assert_eq!(ocf(&agents, built, "start"), INSTALLED);
+    // Where there is nothing, nothing runs.
+    assert_eq!(ocf(&agents, "/nowhere/pmu-agent", "stop"), SUCCESS);
 }
 
 #[test]
@@ -62,6 +119,8 @@ fn s05_the_unit_of_systemd_is_sound() {
     };
     let (good, said) = verify(&built);
     assert!(good && !said.contains("pmu-agent.service"), "{said}");
+    // A kill for want of memory is a failure of the program, and not a wish to stop.
+    assert!(text.contains("\nOOMPolicy=continue\n"), "{text}");
     // The verifier finds what is wrong.
     let (_, said) = verify(&built.replace("KillMode=mixed", "KillMode=sometimes"));
     assert!(said.contains("pmu-agent.service"), "{said}");

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use pmu_fabric::{PersistenceMethod, Provider};
+use pmu_format::Epoch;
 
 /// How the control channel is made. `Default` suits a local network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,6 +149,9 @@ pub struct OpenOptions {
     /// after each try twice as long, up to half a minute. A unit that was reached is taken in when the next set or record begins. None:
     /// only when the program asks for it.
     pub rejoin: Option<Duration>,
+    /// Opening as the primary of a region of one unit: see [`Self::going_on_from`]. Of regions over several units each has an epoch of its own
+    /// ([`crate::Spread::going_on_from`]), and this is not looked at.
+    pub goes_on_from: Option<Epoch>,
 }
 
 /// The default of [`OpenOptions::rejoin`].
@@ -161,6 +165,7 @@ impl Default for OpenOptions {
             timeouts: Timeouts::default(),
             staging_bytes: STAGING_BYTES_DEFAULT,
             rejoin: Some(REJOIN_DEFAULT),
+            goes_on_from: None,
         }
     }
 }
@@ -205,6 +210,24 @@ impl OpenOptions {
     pub fn rejoin(mut self, first_pause: Option<Duration>) -> Self {
         self.rejoin = first_pause;
         self
+    }
+
+    /// A primary that goes on with what was recovered behind a fence says that fence's epoch: unless the region's is still this one, opening it
+    /// fails with [`crate::ClientError::Fenced`], as somebody fenced or opened it since. The unit decides that in one step with granting. Without
+    /// it, what the environment says counts ([`crate::agent`]), or else nothing is checked. Readers, backups and take-overs, which fence by
+    /// themselves, are not concerned.
+    #[must_use]
+    pub fn going_on_from(mut self, epoch: Epoch) -> Self {
+        self.goes_on_from = Some(epoch);
+        self
+    }
+
+    /// Of who looks otherwise whether anybody came between, as a take-over, which reads behind its own fence.
+    pub(crate) fn going_on_from_nothing(&self) -> Self {
+        Self {
+            goes_on_from: None,
+            ..*self
+        }
     }
 
     pub(crate) fn staging_bytes_bounded(&self) -> usize {

@@ -10,6 +10,7 @@ use pmu_format::{Epoch, Mode, Need, RegionName, Rights};
 use pmu_proto::v1;
 use serde::Serialize;
 
+use crate::agent::{Epochs, Expected};
 use crate::control::{Control, chain};
 use crate::error::{ClientError, Result};
 use crate::options::{ConnectOptions, OpenOptions, PersistenceChoice};
@@ -85,6 +86,8 @@ pub struct Unit {
     control: Arc<Control>,
     name: Arc<str>,
     version: Arc<str>,
+    /// What this process goes on from.
+    epochs: Arc<Epochs>,
 }
 
 impl std::fmt::Debug for Unit {
@@ -133,6 +136,7 @@ impl Unit {
             control: Arc::new(control),
             name: status.unit.into(),
             version: status.version.into(),
+            epochs: Epochs::of_process(),
         })
     }
 
@@ -207,6 +211,7 @@ impl Unit {
         check_name(region)?;
         let begun = Instant::now();
         let answer = self.control.fence(region)?;
+        self.epochs.fenced(region, &self.name, Epoch(answer.epoch));
         Ok(FenceReport {
             epoch: Epoch(answer.epoch),
             windows_invalidated: answer.windows_invalidated,
@@ -233,11 +238,19 @@ impl Unit {
         options: &OpenOptions,
     ) -> Result<Parts> {
         check_name(region)?;
+        let mut options = *options;
+        options.goes_on_from = match purpose.role {
+            v1::SessionRole::Primary if !purpose.member => {
+                options.goes_on_from.or(self.expected(region)?)
+            }
+            v1::SessionRole::Primary => options.goes_on_from,
+            _ => None,
+        };
         let order = candidates(options.provider, self.control.host(), self.control.port());
         let (mut tried, mut unfit) = (Vec::new(), false);
         for provider in order {
             let opened = over_methods(options.persistence, |method| {
-                self.open_over(region, purpose, provider, method, options)
+                self.open_over(region, purpose, provider, method, &mut options)
             });
             match opened {
                 Ok(opened) => return Ok(opened),
@@ -275,7 +288,7 @@ impl Unit {
         purpose: Purpose,
         provider: Provider,
         persistence: PersistenceChoice,
-        options: &OpenOptions,
+        options: &mut OpenOptions,
     ) -> Result<Parts, Refusal> {
         let deadline = Instant::now() + options.timeouts.open;
         let asked = persistence;
@@ -289,16 +302,21 @@ impl Unit {
             wants_clear: purpose.clear,
             provider: to_wire(provider).into(),
             persistence: persistence.into(),
+            goes_on_from: options.goes_on_from.map(Epoch::get),
         };
         let opened = self
             .control
             .open(request, options.timeouts.open)
-            .map_err(Refusal::of)?;
+            .map_err(|error| Refusal::of(self.or_superseded(error, region, options)))?;
         let session = Session {
             control: Arc::clone(&self.control),
             id: opened.session_id,
             region: region.into(),
         };
+        if let Err(error) = self.check_granted(region, &opened, options) {
+            session.close();
+            return Err(Refusal::Final(error));
+        }
         let result = self.connect_data(&session, &opened, purpose, provider, asked, deadline);
         match result {
             Ok((connection, windows, info, epoch)) => Ok(Parts {
@@ -384,6 +402,61 @@ impl Unit {
         }
         let windows = active.windows.iter().map(window).collect();
         Ok((connection, windows, info, Epoch(active.epoch)))
+    }
+
+    fn expected(&self, region: &str) -> Result<Option<Epoch>> {
+        Ok(match self.epochs.expected(region, &self.name)? {
+            Expected::Epoch(epoch) => Some(epoch),
+            // A region of its own, of the same name.
+            Expected::Any | Expected::NotTakenOver => None,
+        })
+    }
+
+    /// What the unit refuses to who goes on from an epoch: the region has another one by now.
+    fn or_superseded(
+        &self,
+        error: ClientError,
+        region: &str,
+        options: &OpenOptions,
+    ) -> ClientError {
+        match (error, options.goes_on_from) {
+            (
+                ClientError::Refused {
+                    reason: "STALE_EPOCH",
+                    ..
+                },
+                Some(own_epoch),
+            ) => ClientError::Fenced {
+                region: region.into(),
+                epoch: self.control.epoch_soon(region).map_or(own_epoch, Epoch),
+                own_epoch,
+            },
+            (error, _) => error,
+        }
+    }
+
+    /// Whether the epoch that was granted is the next one after that which was gone on from: a unit of an earlier version doesn't look by itself.
+    /// Nothing is written yet, and nobody else can write from the grant on. Another try goes on from this grant.
+    fn check_granted(
+        &self,
+        region: &str,
+        opened: &v1::OpenRegionResponse,
+        options: &mut OpenOptions,
+    ) -> Result<()> {
+        let Some(from) = options.goes_on_from else {
+            return Ok(());
+        };
+        let granted = opened.region.as_ref().map_or(0, |region| region.epoch);
+        if from.get().checked_add(1) != Some(granted) {
+            return Err(ClientError::Fenced {
+                region: region.into(),
+                epoch: Epoch(granted),
+                own_epoch: from,
+            });
+        }
+        options.goes_on_from = Some(Epoch(granted));
+        self.epochs.granted(region, &self.name, Epoch(granted));
+        Ok(())
     }
 
     /// A fence between opening and activating is a fence.

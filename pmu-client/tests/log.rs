@@ -382,6 +382,45 @@ fn b02_a_live_backup_uses_one_sided_operations_alone() {
 }
 
 #[test]
+fn s05_who_goes_on_from_a_fence_is_told_that_it_was_fenced_once_somebody_else_has_led() {
+    let mut site = Site::new(Pool::Memory, 16 * MIB);
+    site.log("l", 64 * KIB);
+    let (unit, other) = (site.client("app"), site.client("backup"));
+    let from = |epoch| OpenOptions::new().going_on_from(epoch);
+    let recovered = unit.fence("l").unwrap().epoch;
+    let mut between = primary(&other, "l");
+    between.append(b"acknowledged").unwrap();
+    // While it leads, and when it is gone.
+    let error = unit.open_log_primary("l", &from(recovered)).unwrap_err();
+    assert!(error.is_fenced(), "{error}");
+    let last = between.epoch();
+    drop(between);
+    let error = unit.open_log_primary("l", &from(recovered)).unwrap_err();
+    let said = error.to_string();
+    let both = [recovered, last].map(|epoch| epoch.to_string());
+    assert!(
+        error.is_fenced() && both.iter().all(|epoch| said.contains(epoch)),
+        "{said}"
+    );
+    assert_eq!(unit.describe("l").unwrap().epoch, last);
+    let recovered = unit.fence("l").unwrap().epoch;
+    let log = unit.open_log_primary("l", &from(recovered)).unwrap();
+    assert_eq!(log.epoch().get(), recovered.get() + 1);
+    drop(log);
+    // Who only reads goes on from nothing, and a take-over from its own fence.
+    let reader = unit.open_log_backup("l", false, &from(recovered));
+    drop(reader.unwrap());
+    let taken = unit
+        .take_over_log("l", &from(recovered), |_| Ok(()))
+        .unwrap();
+    drop(taken);
+    // The region of another mode, too.
+    site.sets("s", 2, MIB);
+    let error = unit.open_sets_primary("s", &from(recovered)).unwrap_err();
+    assert!(error.is_fenced(), "{error}");
+}
+
+#[test]
 fn b03_a_second_primary_is_refused_until_the_first_is_fenced() {
     let mut site = Site::new(Pool::Memory, 16 * MIB);
     site.log("l", 64 * KIB);

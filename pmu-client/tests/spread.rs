@@ -291,6 +291,55 @@ fn d10_a_backup_takes_over_fences_and_goes_on_without_a_unit() {
     assert!(newest(&units, "state").1 == next);
 }
 
+/// What a fence came to on each unit.
+fn fence(units: &Units) -> Vec<(std::sync::Arc<str>, pmu_client::Epoch)> {
+    let done = units.find("backup", "state").fence().unwrap();
+    let fenced = done.fenced.into_iter();
+    fenced.map(|(unit, report)| (unit, report.epoch)).collect()
+}
+
+#[test]
+fn s05_who_goes_on_from_a_fence_opens_only_what_nobody_has_touched_since() {
+    let units = Units::new(4, 16 << 20);
+    units.spread("state", "parity:3+1", 3, 1 << 20);
+    let going_on_from = |epochs: &[(std::sync::Arc<str>, pmu_client::Epoch)]| {
+        let spread = units.find("app", "state");
+        let spread = spread.going_on_from(epochs.iter().cloned());
+        spread.open_primary(&options())
+    };
+    let first = fence(&units);
+    let later = fence(&units);
+    let error = going_on_from(&first).unwrap_err();
+    assert!(error.is_fenced(), "{error}");
+    // It was refused before it had an epoch: who fenced later opens.
+    let mut primary = going_on_from(&later).unwrap();
+    let bytes = pattern(300_000, 3);
+    assert_eq!(commit(&mut primary, &bytes).units.len(), 4);
+    // Neither beside it nor behind it.
+    assert!(going_on_from(&later).unwrap_err().is_fenced());
+    drop(primary);
+    assert!(going_on_from(&later).unwrap_err().is_fenced());
+    // One unit that was not fenced is done without, and one that somebody has fenced since; not two.
+    let third = fence(&units);
+    let mut primary = going_on_from(&third[1..]).unwrap();
+    assert_eq!(commit(&mut primary, &bytes).units.len(), 3);
+    // It comes back as any that was missing.
+    assert_eq!(primary.rejoin().unwrap(), 1);
+    assert_eq!(commit(&mut primary, &bytes).units.len(), 4);
+    drop(primary);
+    let mut fourth = fence(&units);
+    let identity = units.identity("backup", pmu_auth::Role::Client);
+    let one = Unit::connect(&units.addresses[0], &identity, &Default::default()).unwrap();
+    one.fence("state").unwrap();
+    let mut primary = going_on_from(&fourth).unwrap();
+    assert_eq!(commit(&mut primary, &bytes).units.len(), 3);
+    drop(primary);
+    fourth = fence(&units);
+    one.fence("state").unwrap();
+    assert!(going_on_from(&fourth[..3]).unwrap_err().is_fenced());
+    assert!(newest(&units, "state").1 == bytes);
+}
+
 #[test]
 fn d01_a_member_is_not_opened_as_a_region_of_its_own() {
     let units = Units::new(2, 16 << 20);

@@ -62,6 +62,9 @@ pub struct Opener {
     pub allowed: Rights,
     /// When, in nanoseconds since 1970: only to be shown.
     pub now_nanoseconds: u64,
+    /// Of a primary that goes on with what was recovered: the epoch in which that was so, its fence's. `None`: it takes the region as it
+    /// is. Nobody else looks at it.
+    pub goes_on_from: Option<Epoch>,
 }
 
 /// The session that holds what only one can have.
@@ -121,6 +124,14 @@ pub enum RefuseReason {
     /// A fence came before the grant.
     #[error("the region was fenced before the grant")]
     Fenced,
+    /// Somebody fenced or opened the region since the opener's state was recovered: it lacks what was stored meanwhile.
+    #[error("the region is at epoch {now}, and the opener goes on from epoch {from}")]
+    Superseded {
+        /// The highest epoch that was given out.
+        now: Epoch,
+        /// What the opener said.
+        from: Epoch,
+    },
     /// The principal's rights were revoked before the grant.
     #[error("the rights were revoked before the grant")]
     Revoked,
@@ -288,6 +299,9 @@ impl WriterTable {
     /// before its first write. It is granted after its own epoch is durable; it waits while a fence
     /// or the end of the former primary is being confirmed; it is refused where there is another
     /// primary, or one that waits already.
+    ///
+    /// One that goes on from an epoch is refused unless the region's is still that one, whether or not there is another primary: in one
+    /// step with its place as the one who opens, so nobody gets an epoch between this look and its own.
     pub fn open_primary(&mut self, opener: Opener) {
         let write = match self.mode {
             Mode::Overwrite => Rights::WRITE,
@@ -298,6 +312,12 @@ impl WriterTable {
                 && !matches!(session.stage, Stage::Dead | Stage::Invalidating { .. })
         };
         if !self.admit(&opener, write) {
+            return;
+        }
+        // What was given out counts, durable or not: a fence that failed to be durable has ended somebody all the same.
+        let now = self.issued;
+        if let Some(from) = opener.goes_on_from.filter(|from| *from != now) {
+            self.refuse(opener.session, RefuseReason::Superseded { now, from });
             return;
         }
         let holder = self.sessions.iter().find(|(_, session)| live(session));

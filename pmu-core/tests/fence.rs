@@ -19,6 +19,14 @@ fn opener(session: u64, name: &str) -> Opener {
         principal: principal(name),
         allowed: Rights::READ | Rights::APPEND | Rights::CLEAR,
         now_nanoseconds: session * 10,
+        goes_on_from: None,
+    }
+}
+
+fn heir(session: u64, name: &str, from: u64) -> Opener {
+    Opener {
+        goes_on_from: Some(Epoch(from)),
+        ..opener(session, name)
     }
 }
 
@@ -113,6 +121,53 @@ fn p15_a_second_primary_is_refused_and_told_who_holds_the_region() {
     table.open_primary(opener(1, "old"));
     assert_eq!(actions(&mut table), [refuse(1, RefuseReason::AlreadyOpen)]);
     assert_eq!(table.primary().unwrap().session, SessionId(1));
+}
+
+fn superseded(session: u64, now: u64, from: u64) -> Action {
+    let (now, from) = (Epoch(now), Epoch(from));
+    refuse(session, RefuseReason::Superseded { now, from })
+}
+
+#[test]
+fn s05_who_goes_on_from_a_fence_is_refused_once_another_has_fenced_or_opened() {
+    let mut table = log_table();
+    table.fence(FenceId(1), None);
+    table.table_persisted(Ticket(1));
+    assert_eq!(actions(&mut table), [persist(8, 1), done(1, 8)]);
+    // The other fences later, opens, and is gone: nobody holds the region.
+    table.fence(FenceId(2), None);
+    table.open_primary(heir(3, "b", 8));
+    assert_eq!(actions(&mut table), [persist(9, 2), superseded(3, 9, 8)]);
+    table.table_persisted(Ticket(2));
+    table.open_primary(heir(4, "b", 9));
+    table.table_persisted(Ticket(3));
+    let granted = [done(2, 9), persist(10, 3), grant(4, 10, WRITER)];
+    assert_eq!(actions(&mut table), granted);
+    // Neither beside it nor behind it.
+    table.open_primary(heir(5, "a", 8));
+    assert_eq!(actions(&mut table), [superseded(5, 10, 8)]);
+    table.closed(SessionId(4));
+    table.windows_invalidated(SessionId(4));
+    table.open_primary(heir(6, "a", 8));
+    let text = "the region is at epoch 10, and the opener goes on from epoch 8";
+    let reason = RefuseReason::Superseded {
+        now: Epoch(10),
+        from: Epoch(8),
+    };
+    assert_eq!(reason.to_string(), text);
+    assert_eq!(actions(&mut table), [invalidate(4), refuse(6, reason)]);
+    // An epoch that was never durable may have ended somebody: it counts, too.
+    table.open_primary(opener(7, "a"));
+    table.table_persist_failed(Ticket(4));
+    table.open_primary(heir(8, "b", 10));
+    let refused = refuse(7, RefuseReason::PersistFailed);
+    assert_eq!(
+        actions(&mut table),
+        [persist(11, 4), refused, superseded(8, 11, 10)]
+    );
+    // Readers are not concerned.
+    table.open_backup(heir(9, "b", 1), true);
+    assert!(matches!(actions(&mut table)[..], [Action::Grant { .. }]));
 }
 
 #[test]
@@ -367,6 +422,8 @@ struct Checker {
     fences: BTreeSet<FenceId>,
     revokes: BTreeSet<RevokeId>,
     open: BTreeSet<SessionId>,
+    /// Those that go on from an epoch.
+    heirs: BTreeMap<SessionId, Epoch>,
 }
 
 impl Checker {
@@ -390,6 +447,9 @@ impl Checker {
                 if primary {
                     assert!(self.writers.is_empty(), "two can write");
                     assert!(self.durable.contains(epoch), "the epoch is not durable");
+                    if let Some(from) = self.heirs.get(session) {
+                        assert_eq!(epoch.get(), from.get() + 1, "somebody came between");
+                    }
                     self.writers.insert(*session, *epoch);
                 }
                 if rights.contains(Rights::CLEAR) {
@@ -445,9 +505,15 @@ impl Checker {
         let name = ["a", "b", "c"][pick as usize % 3];
         let at = |length: usize| pick as usize % length.max(1);
         *next += 1;
-        let opener = opener(*next, name);
+        let mut opener = opener(*next, name);
         match kind {
             0..=2 => {
+                if kind == 2 {
+                    // Now and then the right one.
+                    let from = Epoch(table.epoch().get().saturating_sub(pick / 3 % 2));
+                    opener.goes_on_from = Some(from);
+                    self.heirs.insert(opener.session, from);
+                }
                 self.unanswered.insert(opener.session, true);
                 table.open_primary(opener);
             }

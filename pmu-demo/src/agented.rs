@@ -86,6 +86,7 @@ pub fn run(arguments: &ProgramArguments) -> Result<()> {
     let at = Position {
         index,
         log,
+        fenced_ns: pmu_client::agent::fenced_ns(),
         opened_ns,
         keeper: Keeper::Snapshots(Box::new(snapshots), None),
         // The agents clear behind sets.

@@ -107,6 +107,7 @@ fn take_over(
     let took_us = place.fence().map_err(DemoError::client("fence"))?;
     let at_ns = now_ns();
     Event::Fenced { at_ns, took_us }.send()?;
+    let fenced_ns = Some(at_ns);
     let sets = open_sets(&place, index, follower.is_some())?;
     let set_documents = if follower.is_some() {
         0
@@ -130,6 +131,7 @@ fn take_over(
     Ok(Position {
         index,
         log,
+        fenced_ns,
         opened_ns: at_ns,
         keeper: Keeper::Sets(sets, Vec::new()),
         cleaner: Some(cleaner),

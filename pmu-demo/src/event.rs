@@ -64,6 +64,10 @@ pub enum Event {
         pid: u32,
         /// The log's epoch.
         epoch: u64,
+        /// When the fence stood behind which its state was recovered.
+        fenced_ns: Option<u64>,
+        /// How many documents it knows: each is a record.
+        documents: u32,
     },
     /// Receipts were seen for the records of the first `documents` documents.
     Acknowledged {

@@ -48,12 +48,20 @@ impl History {
     /// [`DemoError::Unusable`] for a commit before the regions were open.
     pub fn heard(&mut self, which: usize, event: &Event) -> Result<()> {
         match event {
-            Event::Opened { at_ns, pid, epoch } => {
+            Event::Opened {
+                at_ns,
+                pid,
+                epoch,
+                fenced_ns,
+                documents,
+            } => {
                 self.current[which] = Some(self.instances.len());
                 self.instances.push(Instance {
                     name: format!("{} (process {pid})", self.names[which]),
                     epoch: *epoch,
+                    fenced_ns: *fenced_ns,
                     opened_ns: *at_ns,
+                    began_with: (*documents).into(),
                     commits: Vec::new(),
                 });
                 Ok(())

@@ -1,7 +1,7 @@
 //! Were there ever two leaders? Judged by what real instances were told, when, and by what lies in the log.
 //!
-//! A leader is an instance whose commits succeed. It leads no longer when the next one has opened the regions: from then on nothing that the
-//! old one begins may succeed. A commit that it had begun before may: its receipt is then seen late. All times are those of one machine's
+//! A leader is an instance whose commits succeed. It leads no longer when the fence stands behind which the next one began, or where none is
+//! known, when that one has opened the regions: from then on nothing that the old one begins may succeed, and what had succeeded the next one knows. A commit that it had begun before may: its receipt is then seen late. All times are those of one machine's
 //! monotonic clock.
 //!
 //! This file knows nothing else of the crate: the tests of the agents include it, and judge by the same rules.
@@ -44,8 +44,12 @@ pub struct Instance {
     pub name: String,
     /// In which it writes to the log; over several units the term.
     pub epoch: u64,
+    /// When the fence stood behind which its state was recovered; none where it has begun without one.
+    pub fenced_ns: Option<u64>,
     /// When the last of the regions was open.
     pub opened_ns: u64,
+    /// How many records its state held when it began, from the very first of the log, cleared or not.
+    pub began_with: u64,
     /// What it was told, in that order.
     pub commits: Vec<Commit>,
 }
@@ -147,6 +151,19 @@ impl Commit {
 }
 
 impl Instance {
+    /// From when on none of those before it may begin anything that succeeds; and in words.
+    fn began_at(&self) -> (u64, &'static str) {
+        match self.fenced_ns {
+            Some(fenced_ns) => (fenced_ns, "had fenced"),
+            None => (self.opened_ns, "had opened"),
+        }
+    }
+
+    /// How many records its state holds, as far as it was told that they were committed.
+    fn knows(&self) -> u64 {
+        self.began_with + self.of(What::Record).count() as u64
+    }
+
     fn named(&self) -> String {
         format!("{} (epoch {})", self.name, self.epoch)
     }
@@ -164,6 +181,13 @@ fn seconds(ns: u64) -> String {
 
 /// What one instance was told makes sense by itself: its epoch in every record, and everything behind what came before.
 fn check_one(instance: &Instance) -> Result<(), String> {
+    if instance.fenced_ns > Some(instance.opened_ns) {
+        return Err(format!(
+            "{} opened the regions at {}, before its fence stood",
+            instance.named(),
+            seconds(instance.opened_ns)
+        ));
+    }
     for what in [What::Record, What::Set] {
         let mut before: Option<&Commit> = None;
         for commit in instance.of(what) {
@@ -196,7 +220,8 @@ fn check_one(instance: &Instance) -> Result<(), String> {
     Ok(())
 }
 
-/// The older one's commits were all begun before the newer one had opened the regions, and lie before the newer one's. How long before.
+/// The older one's commits were all begun before the newer one had fenced (or opened) the regions, lie before the newer one's, and are known to that.
+/// How long before its opening.
 fn check_turn(older: &Instance, newer: &Instance) -> Result<Option<u64>, String> {
     let both = || format!("{} and {}", older.named(), newer.named());
     if older.epoch == newer.epoch {
@@ -208,8 +233,9 @@ fn check_turn(older: &Instance, newer: &Instance) -> Result<Option<u64>, String>
         ));
     }
     let last = older.commits.iter().max_by_key(|commit| commit.begun_ns);
+    let (from_ns, had) = newer.began_at();
     if let Some(last) = last
-        && last.begun_ns >= newer.opened_ns
+        && last.begun_ns >= from_ns
     {
         let first = newer.commits.iter().min_by_key(|commit| commit.told_ns);
         let first = first.map_or_else(
@@ -217,12 +243,23 @@ fn check_turn(older: &Instance, newer: &Instance) -> Result<Option<u64>, String>
             |first| format!("its first commit is {}, {}", first.place(), first.times()),
         );
         return Err(format!(
-            "two leaders: {} committed {} ({}), and {} had opened the regions at {}; {first}",
+            "two leaders: {} committed {} ({}), and {} {had} the regions at {}; {first}",
             older.named(),
             last.place(),
             last.times(),
             newer.named(),
-            seconds(newer.opened_ns)
+            seconds(from_ns)
+        ));
+    }
+    if newer.began_with < older.knows() {
+        return Err(format!(
+            "acknowledged records are lost: {} was told of {} of them, began with {} and so knew {}, and {} began with {}",
+            older.named(),
+            older.of(What::Record).count(),
+            older.began_with,
+            older.knows(),
+            newer.named(),
+            newer.began_with
         ));
     }
     for what in [What::Record, What::Set] {

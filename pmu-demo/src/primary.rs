@@ -29,6 +29,7 @@ pub fn run(arguments: &PrimaryArguments) -> Result<()> {
     let at = Position {
         index: &mut index,
         log,
+        fenced_ns: None,
         opened_ns,
         keeper: Keeper::Sets(sets, Vec::new()),
         cleaner,

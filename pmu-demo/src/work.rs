@@ -44,6 +44,8 @@ pub struct Position<'a, A: Allocator + Clone> {
     pub log: Log,
     /// What makes sets.
     pub keeper: Keeper,
+    /// When the fence stood behind which the state was recovered.
+    pub fenced_ns: Option<u64>,
     /// When both were open.
     pub opened_ns: u64,
     /// Whoever clears the log behind each set. `None`: somebody else does.
@@ -194,6 +196,8 @@ pub fn finish_under<A: Allocator + Clone>(
         at_ns: at.opened_ns,
         pid: std::process::id(),
         epoch: at.log.epoch().get(),
+        fenced_ns: at.fenced_ns,
+        documents: at.index.documents(),
     }
     .send()?;
     let mut worker = Worker {
@@ -308,7 +312,8 @@ impl<A: Allocator + Clone> Worker<'_, A> {
         let log = &mut self.at.log;
         self.meter
             .measure("look for receipts", || log.poll_completions())?;
-        let epoch = Some(self.at.log.epoch().get());
+        // Over several units records bear the writer's term; else each receipt says its epoch.
+        let term = self.is_spread.then(|| self.at.log.epoch().get());
         let mut commits = Vec::new();
         while let Some(Submitted { ticket, begun_ns }) = self.pending.front().copied() {
             let log = &mut self.at.log;
@@ -319,7 +324,7 @@ impl<A: Allocator + Clone> Worker<'_, A> {
             self.pending.pop_front();
             commits.push(Commit {
                 what: What::Record,
-                epoch,
+                epoch: term.or(Some(receipt.epoch.get())),
                 from: ticket.position().get(),
                 to: ticket.end().get(),
                 begun_ns,

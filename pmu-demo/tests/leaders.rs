@@ -32,7 +32,9 @@ fn good() -> [Instance; 2] {
     let old = Instance {
         name: "old (pid 11)".into(),
         epoch: 3,
+        fenced_ns: None,
         opened_ns: 100,
+        began_with: 0,
         commits: vec![
             record(3, 0, (110, 120)),
             set(7, 1, (130, 140)),
@@ -42,7 +44,9 @@ fn good() -> [Instance; 2] {
     let new = Instance {
         name: "new (pid 22)".into(),
         epoch: 5,
+        fenced_ns: Some(950),
         opened_ns: 1000,
+        began_with: 2,
         commits: vec![record(5, 128, (1010, 1020)), set(8, 2, (1030, 1040))],
     };
     [old, new]
@@ -95,16 +99,35 @@ fn p14_one_leader_after_the_other_is_well_in_any_order() {
 #[test]
 fn p14_a_commit_that_an_old_leader_began_too_late_is_two_leaders() {
     let [mut old, new] = good();
-    old.commits[2].begun_ns = 1000;
-    let instances = [old.clone(), new.clone()];
+    old.commits[2].begun_ns = 950;
+    let instances = [old.clone(), new];
     refused(&instances, &good_log(), &BOTH);
     let told = [
         "64..128",
-        "begun at 0.000001000 s, told at 0.000001500 s",
-        "opened the regions at 0.000001000 s",
+        "begun at 0.000000950 s, told at 0.000001500 s",
+        "fenced the regions at 0.000000950 s",
         "128..192, begun at 0.000001010 s",
     ];
     refused(&instances, &good_log(), &told);
+    // Where nobody says when the fence stood, the opening counts.
+    let [mut old, mut new] = good();
+    new.fenced_ns = None;
+    old.commits[2].begun_ns = 999;
+    assert!(check(&[old.clone(), new.clone()], &good_log()).is_ok());
+    old.commits[2].begun_ns = 1000;
+    refused(
+        &[old, new.clone()],
+        &good_log(),
+        &["opened the regions at 0.000001000 s"],
+    );
+    // None opens before its own fence.
+    let [old, mut late] = good();
+    late.fenced_ns = Some(1001);
+    refused(
+        &[old, late],
+        &good_log(),
+        &[BOTH[1], "before its fence stood"],
+    );
     // Even if it is no record, and if the new one has not come to commit anything.
     let [mut old, _] = good();
     old.commits.push(set(7, 2, (1001, 1002)));
@@ -113,6 +136,25 @@ fn p14_a_commit_that_an_old_leader_began_too_late_is_two_leaders() {
         ..new
     };
     refused(&[old, idle], &Log::default(), &["set 2", BOTH[0], BOTH[1]]);
+}
+
+#[test]
+fn p14_who_begins_without_what_was_acknowledged_has_lost_it() {
+    let [old, mut new] = good();
+    new.began_with = 1;
+    let instances = [old, new];
+    refused(&instances, &good_log(), &BOTH);
+    refused(
+        &instances,
+        &good_log(),
+        &["are lost", "told of 2", "began with 1"],
+    );
+    // What an earlier one knew counts, and more than was acknowledged is well.
+    let [mut old, mut new] = good();
+    (old.began_with, new.began_with) = (10, 11);
+    refused(&[old.clone(), new.clone()], &good_log(), &["so knew 12"]);
+    new.began_with = 13;
+    assert!(check(&[old, new], &good_log()).is_ok());
 }
 
 #[test]

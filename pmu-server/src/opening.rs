@@ -61,6 +61,7 @@ impl UnitState {
             allowed,
             role: wish.role,
             wants_clear: wish.wants_clear,
+            goes_on_from: wish.goes_on_from,
         };
         let Granted { epoch, rights } = desk.writers.open(&candidate, &mut self.hands(&region))?;
         let limits = &self.config.limits;

@@ -25,6 +25,8 @@ pub struct Wish {
     pub provider: Option<Provider>,
     /// `None`: the strongest.
     pub persistence: Option<PersistenceMethod>,
+    /// Of a primary: unless the region is still at this epoch it is refused.
+    pub goes_on_from: Option<Epoch>,
 }
 
 /// A data listener of the unit, by its place in the configuration, and a connection of it.

@@ -28,6 +28,8 @@ pub(crate) struct Candidate<'a> {
     pub(crate) allowed: Rights,
     pub(crate) role: SessionRole,
     pub(crate) wants_clear: bool,
+    /// Of a primary: the epoch behind which its state was recovered.
+    pub(crate) goes_on_from: Option<Epoch>,
 }
 
 /// What a session was granted.
@@ -72,7 +74,7 @@ impl Writers {
     /// Opens the region. A primary's epoch is durable, and no older writer has a window, when this returns `Ok`.
     ///
     /// # Errors
-    /// `NO_GRANT`, `WRITER_EXISTS`, `BAD_REQUEST`, `TOO_MANY_SESSIONS`; `MEDIUM` if the epoch could not be made durable;
+    /// `NO_GRANT`, `WRITER_EXISTS`, `STALE_EPOCH`, `BAD_REQUEST`, `TOO_MANY_SESSIONS`; `MEDIUM` if the epoch could not be made durable;
     /// `FABRIC` while windows of a former writer can't be taken away.
     pub(crate) fn open(
         &mut self,
@@ -85,6 +87,7 @@ impl Writers {
             principal: candidate.principal.clone(),
             allowed: candidate.allowed,
             now_nanoseconds: now_nanoseconds(),
+            goes_on_from: candidate.goes_on_from,
         };
         match candidate.role {
             SessionRole::Primary => self.table.open_primary(opener),
@@ -288,6 +291,10 @@ impl Writers {
             RefuseReason::NotALog => refuse(Reason::BadRequest, ""),
             RefuseReason::TooManySessions => refuse(Reason::TooManySessions, "; close some"),
             RefuseReason::Fenced => refuse(Reason::StaleEpoch, "; open it again"),
+            RefuseReason::Superseded { .. } => refuse(
+                Reason::StaleEpoch,
+                ": somebody fenced or opened it since; recover from it anew",
+            ),
             RefuseReason::Revoked => refuse(Reason::NoGrant, ""),
             RefuseReason::PersistFailed => failure.unwrap_or_else(|| refuse(Reason::Medium, "")),
             _ => refuse(Reason::Fabric, ""),
@@ -345,6 +352,7 @@ mod tests {
             allowed: Rights::all(),
             role,
             wants_clear: role == SessionRole::Backup,
+            goes_on_from: None,
         };
         writers.open(&candidate, world)
     }

@@ -104,6 +104,38 @@ async fn b03_after_fence_returns_no_byte_lands_over_unix() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn s05_a_primary_that_goes_on_from_an_older_epoch_is_refused_and_takes_none() {
+    let site = Site::with_file_pool();
+    let (unit, mut manager) = site.unlocked(site.config()).await;
+    let grants = vec![grant("alice", APPEND), grant("bob", APPEND)];
+    manager.append_region("log", grants).await;
+    let mut alice = site.client(&unit, "alice").await;
+    let mut bob = site.client(&unit, "bob").await;
+    let from = |epoch| v1::OpenRegionRequest {
+        goes_on_from: Some(epoch),
+        ..primary("log")
+    };
+    let first = alice.fence("log").await.unwrap().epoch;
+    let later = bob.fence("log").await.unwrap().epoch;
+    let message = refused(alice.open(from(first)).await, Reason::StaleEpoch);
+    let both = [first, later].map(|epoch| format!("epoch {epoch}"));
+    assert!(both.iter().all(|said| message.contains(said)), "{message}");
+    // The refusal has raised nothing.
+    let writer = bob.attach(from(later)).await.unwrap();
+    assert_eq!(writer.epoch, later + 1);
+    // Beside it, and when it is gone.
+    refused(alice.open(from(later)).await, Reason::StaleEpoch);
+    let close = v1::CloseSessionRequest {
+        session_id: writer.session_id,
+    };
+    bob.session.close_session(close).await.unwrap();
+    refused(alice.open(from(later)).await, Reason::StaleEpoch);
+    // Who says nothing takes the region as it is.
+    assert_eq!(alice.attach(primary("log")).await.unwrap().epoch, later + 2);
+    unit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn b03_a_primary_that_is_not_yet_active_is_fenced_too() {
     let site = Site::with_file_pool();
     let (unit, mut manager) = site.unlocked(site.config()).await;

@@ -30,6 +30,8 @@ pub(crate) struct Wish {
     pub(crate) role: SessionRole,
     pub(crate) clears: bool,
     pub(crate) staging_bytes: usize,
+    /// Of a primary: unless the unit's region is still at this epoch it is refused.
+    pub(crate) goes_on_from: Option<Epoch>,
 }
 
 /// One program's view of the world.
@@ -201,6 +203,7 @@ impl Context {
         let call = Call::Open {
             role: wish.role,
             clears: wish.clears,
+            goes_on_from: wish.goes_on_from,
         };
         let Reply::Opened {
             session,

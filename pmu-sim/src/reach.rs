@@ -170,5 +170,6 @@ const fn wish(role: SessionRole, clears: bool, options: &OpenOptions) -> Wish {
         role,
         clears,
         staging_bytes: options.staging_bytes,
+        goes_on_from: options.goes_on_from,
     }
 }

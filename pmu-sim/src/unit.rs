@@ -50,6 +50,7 @@ pub(crate) enum Call {
     Open {
         role: SessionRole,
         clears: bool,
+        goes_on_from: Option<Epoch>,
     },
     Activate {
         session: u64,
@@ -328,10 +329,14 @@ impl State {
                 let reply = self.activate(unit, session);
                 return self.answer(request, reply);
             }
-            Call::Open { role, clears } => {
+            Call::Open {
+                role,
+                clears,
+                goes_on_from,
+            } => {
                 work.session = self.next_session;
                 self.next_session += 1;
-                self.open(unit, process, work.session, role, clears);
+                self.open(unit, process, work.session, (role, clears), goes_on_from);
             }
             Call::Fence => {
                 let caller = principal(process);
@@ -358,7 +363,14 @@ impl State {
         self.units[unit].work = Some(work);
     }
 
-    fn open(&mut self, unit: usize, process: usize, session: u64, role: SessionRole, clears: bool) {
+    fn open(
+        &mut self,
+        unit: usize,
+        process: usize,
+        session: u64,
+        (role, clears): (SessionRole, bool),
+        goes_on_from: Option<Epoch>,
+    ) {
         let Some(principal) = principal(process) else {
             return;
         };
@@ -367,6 +379,7 @@ impl State {
             principal,
             allowed: Rights::all(),
             now_nanoseconds: self.now_ns,
+            goes_on_from,
         };
         let writers = &mut self.units[unit].writers;
         match role {
@@ -674,6 +687,11 @@ impl State {
             RefuseReason::Clearing { .. } => ClientError::ClearingExists {
                 region,
                 reason: text,
+            },
+            RefuseReason::Superseded { now, from } => ClientError::Fenced {
+                region,
+                epoch: *now,
+                own_epoch: *from,
             },
             RefuseReason::Fenced => ClientError::Refused {
                 unit: target.name.as_ref().into(),

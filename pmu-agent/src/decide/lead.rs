@@ -8,7 +8,15 @@ const SNAPSHOT_PATIENCE_MS: Millis = 60_000;
 impl Machine {
     pub(super) fn start(&mut self) {
         self.attempts += 1;
-        (self.has_program, self.epoch_told) = (true, false);
+        // One that was fenced may still be at its end: it has the ports and files that the next one needs.
+        if self.has_program {
+            self.say(
+                Level::Warning,
+                "the earlier program is still there: killing it",
+            );
+            self.act(Action::Kill);
+        }
+        (self.has_program, self.killed, self.epoch_told) = (true, false, false);
         self.phase = Phase::Starting { since: self.now };
         self.act(Action::Start);
     }
@@ -25,9 +33,20 @@ impl Machine {
         self.attempts = attempts;
     }
 
-    pub(super) fn ready(&mut self, epoch: u64) {
+    pub(super) fn ready(&mut self, epoch: u64, held: bool) {
         self.epoch_told = epoch > 0;
         match self.phase {
+            Phase::Starting { .. } if !held && self.came_late(epoch) => {
+                let fence = self.fenced_in;
+                let what = format!(
+                    "the program leads in epoch {epoch}, our fence was {fence}: somebody came between, and what it was handed is too old; \
+                     ending it"
+                );
+                self.say(Level::Error, what);
+                // Its end is an event; what follows begins from the regions.
+                self.epoch = self.epoch.max(epoch);
+                self.act(Action::Kill);
+            }
             Phase::Starting { .. } => self.lead(epoch),
             Phase::Primary => {
                 self.epoch = self.epoch.max(epoch);
@@ -38,12 +57,17 @@ impl Machine {
         }
     }
 
+    /// Opening raises the epoch by one: if it was raised more often, others fenced or opened the region since our fence.
+    fn came_late(&self, epoch: u64) -> bool {
+        self.fenced_in > 0 && epoch > self.fenced_in + 1
+    }
+
     pub(super) fn lead(&mut self, epoch: u64) {
         self.phase = Phase::Primary;
         self.epoch = self.epoch.max(epoch);
         self.attempts = 0;
         self.left = None;
-        self.hung = false;
+        (self.hung, self.lease_left) = (false, false);
         self.health_failures = 0;
         (self.snapshot_asked, self.snapshot_at) = (None, self.now);
         self.beat_at = self.now;
@@ -109,7 +133,6 @@ impl Machine {
             Level::Warning,
             "our program was fenced: somebody else leads",
         );
-        self.has_program = false;
         self.stand_by();
         self.primary_seen = true;
     }
@@ -164,21 +187,22 @@ impl Machine {
         self.phase = Phase::GivenUp;
     }
 
-    fn follow_another(&mut self, why: &str) {
+    pub(super) fn follow_another(&mut self, why: &str) {
         self.say(Level::Warning, why);
         self.stand_by();
         self.primary_seen = true;
     }
 
     pub(super) fn judge_the_start(&mut self, since: Millis) {
-        if self.now - since >= self.settings.start_timeout_ms && self.has_program {
+        let late = self.now - since >= self.settings.start_timeout_ms;
+        if late && self.has_program && !self.killed {
             let after = self.settings.start_timeout_ms;
             self.say(
                 Level::Error,
                 format!("the program is not ready after {after} ms"),
             );
             // Its end is an event, and goes on from there.
-            self.has_program = false;
+            self.killed = true;
             self.act(Action::Kill);
         }
     }
@@ -206,7 +230,30 @@ impl Machine {
             self.hung = false;
             self.say(Level::Warning, "the program goes on");
         }
+        self.judge_the_lease();
         self.snapshot_if_due();
+    }
+
+    /// Whoever has the lease keeps the others from taking over. So it is held only as long as our program seems to work: not for one that hangs
+    /// and is left alone, nor out of sight of the units, where nobody can tell.
+    fn judge_the_lease(&mut self) {
+        if !self.settings.needs_lease {
+            return;
+        }
+        let (beats, silence) = (self.settings.beats, self.settings.silence_ms);
+        // Whether the units can be seen or not.
+        let unseen = beats && self.now - self.beat_at >= self.beat_patience() + silence;
+        let left_alone = self.hung && !self.settings.kills_hung;
+        if !self.lease_left && (unseen || left_alone) {
+            let what = "our program is not seen to work: giving the lease back, so that the other agent may take over";
+            self.say(Level::Warning, what);
+            (self.lease_left, self.beaten_since) = (true, false);
+            self.act(Action::Release);
+        } else if self.lease_left && !self.hung && (!beats || self.beaten_since) {
+            self.say(Level::Info, "our program works: asking for the lease again");
+            self.lease_left = false;
+            self.act(Action::Acquire);
+        }
     }
 
     fn hangs(&mut self, why: &str) {
@@ -262,6 +309,7 @@ impl Machine {
     }
 
     pub(super) fn demote(&mut self) {
+        self.begins = false;
         match self.phase {
             Phase::Primary => {
                 self.say(Level::Info, "demoted: stopping the program");
@@ -286,6 +334,7 @@ impl Machine {
         match self.phase {
             Phase::Stopping { .. } => self.act(Action::Kill),
             _ if self.has_program => {
+                self.killed = false;
                 self.phase = Phase::Stopping { since: self.now };
                 self.act(Action::Order(Ending::Stop));
             }
@@ -294,9 +343,10 @@ impl Machine {
     }
 
     pub(super) fn judge_the_end(&mut self, since: Millis) {
-        if self.now - since >= self.settings.stop_timeout_ms && self.has_program {
+        let late = self.now - since >= self.settings.stop_timeout_ms;
+        if late && self.has_program && !self.killed {
             self.say(Level::Error, "the program doesn't end: killing it");
-            self.has_program = false;
+            self.killed = true;
             self.act(Action::Kill);
         }
     }

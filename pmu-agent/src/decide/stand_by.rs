@@ -33,15 +33,23 @@ impl Machine {
         match standing {
             Standing::Primary => self.peer_leads(epoch),
             // Nobody is to lead: none can fail.
-            Standing::Demoted | Standing::Finished => self.primary_seen = false,
+            Standing::Ending | Standing::Demoted | Standing::Finished => {
+                self.primary_seen = false;
+            }
             Standing::Starting if self.left.is_some() && epoch > self.epoch => {
                 self.left = None;
                 self.primary_seen = true;
             }
             _ => {}
         }
-        if matches!(self.phase, Phase::Moving { .. }) {
-            self.move_on(standing);
+        match self.phase {
+            Phase::Moving { .. } => self.move_on(standing),
+            // What our program was handed is too old by now. The units refuse it, if it asks them; it needn't try.
+            Phase::Starting { .. } if self.peer_fenced_after_us() => {
+                self.act(Action::Kill);
+                self.follow_another("the peer has taken over after us: standing by");
+            }
+            _ => {}
         }
     }
 
@@ -50,7 +58,7 @@ impl Machine {
         // Who began anew knows of nothing: its program may run on.
         let unless_held = standing == Standing::Standby;
         match standing {
-            Standing::Primary | Standing::Starting => return,
+            Standing::Primary | Standing::Starting | Standing::Ending => return,
             Standing::Finished => {
                 let what = "not moved: the peer's program has done its work, or was stopped";
                 self.say(Level::Error, what);
@@ -70,7 +78,7 @@ impl Machine {
     fn peer_leads(&mut self, epoch: u64) {
         match self.phase {
             Phase::Standby => {
-                self.primary_seen = true;
+                (self.primary_seen, self.begins) = (true, false);
                 // Over several units epochs are not always known: after a demotion it was promoted.
                 let promoted = epoch == self.epoch && self.left == Some(Standing::Demoted);
                 if epoch > self.epoch || promoted {
@@ -86,7 +94,6 @@ impl Machine {
                 if self.settings.kills_hung {
                     self.act(Action::Kill);
                 }
-                self.has_program = false;
                 self.stand_by();
             }
             _ => {}
@@ -106,8 +113,10 @@ impl Machine {
             }
             self.say(Level::Warning, format!("the primary has failed: {why}"));
             self.begin_take_over(self.left.is_some() && self.unless_held);
+            self.by_itself = true;
             return;
         }
+        self.end_what_lingers();
         let unseen = !self.primary_seen && self.left.is_none() && !self.peer_was_stopped();
         if unseen && self.peer_is_silent() && !self.said_unseen {
             self.said_unseen = true;
@@ -116,6 +125,15 @@ impl Machine {
             self.say(Level::Warning, what);
         }
         self.judge_the_peers_start();
+    }
+
+    /// A program of ours that nobody has relieved, and that was fenced or is dying: it is in the way of the next one, for which its end is waited.
+    fn end_what_lingers(&mut self) {
+        let over = self.left.is_some() && self.now - self.left_at >= self.settings.grace_ms;
+        if over && self.has_program && !self.killed {
+            self.killed = true;
+            self.act(Action::Kill);
+        }
     }
 
     /// A recovery takes as long as it takes: what is behind it is left to people.
@@ -144,11 +162,15 @@ impl Machine {
         if self.left.is_some() {
             // It was our own program. The others come first, and it must be gone: what it holds on this computer is needed again.
             let over = self.now - self.left_at >= self.settings.grace_ms && !self.has_program;
-            let others = matches!(said, Some(Standing::Primary | Standing::Starting));
+            let others = said.is_some_and(|said| said.leads() || said == Standing::Starting);
             return (over && !others)
                 .then_some("our program has ended, and nobody else has taken over");
         }
-        if matches!(said, Some(Standing::Finished | Standing::Starting)) || !self.primary_seen {
+        let left_alone = matches!(
+            said,
+            Some(Standing::Finished | Standing::Starting | Standing::Ending)
+        );
+        if left_alone || !self.primary_seen {
             return None;
         }
         if matches!(said, Some(Standing::Dead | Standing::GivenUp)) {
@@ -164,7 +186,7 @@ impl Machine {
         }
         // One that was starting may still be at it; one whose work was done is no failure.
         let patience = match self.peer {
-            Some((Standing::Finished, _)) => Millis::MAX,
+            Some((Standing::Finished | Standing::Ending, _)) => Millis::MAX,
             Some((Standing::Starting, _)) => self.settings.start_timeout_ms,
             _ => silence,
         };
@@ -181,7 +203,7 @@ impl Machine {
 
     /// Takes over, with the lease first where one is needed.
     pub(super) fn begin_take_over(&mut self, unless_held: bool) {
-        (self.attempts, self.unless_held) = (0, unless_held);
+        (self.attempts, self.unless_held, self.by_itself) = (0, unless_held, false);
         if self.settings.needs_lease {
             self.phase = Phase::Acquiring { unless_held };
             self.act(Action::Acquire);
@@ -193,6 +215,14 @@ impl Machine {
 
     pub(super) fn lease(&mut self, held: bool) {
         match (self.phase, held) {
+            // It may have taken long, and the one that seemed to have failed has come back meanwhile: with a lease or without, as that is nobody's proof.
+            (Phase::Acquiring { .. }, true) if self.by_itself && self.death().is_none() => {
+                let what =
+                    "the lease is got, and nobody seems to have failed any more: standing by";
+                self.say(Level::Warning, what);
+                self.stand_by();
+                self.primary_seen = true;
+            }
             (Phase::Acquiring { unless_held }, true) => {
                 self.phase = Phase::TakingOver;
                 self.act(Action::TakeOver { unless_held });
@@ -206,6 +236,13 @@ impl Machine {
                 self.stand_by();
                 // Whoever holds it must show that it lives.
                 self.primary_seen = seen;
+                // Who waits for an answer gets one, and etcd some rest.
+                self.not_before = self.now + self.settings.silence_ms;
+                // It was to lead if nobody does, and nobody has been seen: it asks again, for no more, as etcd may come late.
+                if self.begins && self.unless_held && !seen {
+                    self.primary_seen = true;
+                    (self.left, self.left_at) = (Some(Standing::Dead), self.now);
+                }
             }
             (Phase::Primary, false) => {
                 let what = "the lease is lost; the program goes on until somebody fences it";
@@ -219,8 +256,12 @@ impl Machine {
         if self.phase != Phase::TakingOver {
             return;
         }
-        self.epoch = self.epoch.max(epoch);
-        (self.left, self.unless_held) = (None, false);
+        (self.fenced_in, self.epoch) = (epoch, self.epoch.max(epoch));
+        (self.left, self.unless_held, self.begins) = (None, false, false);
+        if self.peer_fenced_after_us() {
+            self.follow_another("the peer has taken over after us: standing by");
+            return;
+        }
         self.start();
     }
 
@@ -242,11 +283,13 @@ impl Machine {
             (self.left, self.left_at) = (Some(Standing::Dead), self.now);
         }
         if reason == Refusal::Held {
+            self.begins = false;
             self.left = None;
         }
     }
 
     pub(super) fn promote(&mut self, force: bool) {
+        self.begins = false;
         match self.phase {
             Phase::Standby if force => self.begin_take_over(false),
             Phase::Standby => {
@@ -257,6 +300,8 @@ impl Machine {
                         self.phase = Phase::Moving { since: self.now };
                         self.act(Action::AskYield);
                     }
+                    // It stops by itself.
+                    Some(Standing::Ending) => self.phase = Phase::Moving { since: self.now },
                     Some(Standing::Starting) => self.say(
                         Level::Error,
                         "not promoted: the peer is starting its program; try again, or use force",
@@ -265,6 +310,13 @@ impl Machine {
                 }
             }
             Phase::GivenUp => self.begin_take_over(false),
+            // The lease is waited for already; who uses force is asked no more than that.
+            Phase::Acquiring { unless_held } => {
+                let unless_held = unless_held && !force;
+                (self.unless_held, self.by_itself) = (unless_held, false);
+                self.phase = Phase::Acquiring { unless_held };
+                self.say(Level::Info, "promoted: waiting for the lease");
+            }
             _ => self.say(Level::Warning, "not promoted: this agent leads already"),
         }
     }

@@ -37,6 +37,17 @@ struct Login {
     token: Mutex<Option<String>>,
 }
 
+/// Whether a login may help: the token has run out, etcd has forgotten it with its restart, or users or roles were changed since it was given, which makes
+/// tokens that bear the store's revision too old. Versions of etcd say the last with other codes and words (3.4: 500, 3.5: 400).
+fn is_of_token(code: StatusCode, message: &str) -> bool {
+    const SAID: [&str; 3] = [
+        "revision of auth store is old",
+        "revision in header is old",
+        "invalid auth token",
+    ];
+    code == StatusCode::UNAUTHORIZED || SAID.iter().any(|said| message.contains(said))
+}
+
 /// Why there is no good answer.
 enum Failed {
     /// Of one that came.
@@ -111,8 +122,7 @@ impl Gateway {
         let token = login.token.lock().clone();
         if let Some(token) = token {
             match self.post_to(endpoint, path, body, Some(&token)) {
-                // It has run out, or etcd has forgotten it with its restart.
-                Err(Failed::Status { code, .. }) if code == StatusCode::UNAUTHORIZED => {}
+                Err(Failed::Status { code, message }) if is_of_token(code, &message) => {}
                 answer => return answer,
             }
         }

@@ -49,6 +49,7 @@ pub enum Line {
         count: u64,
         process: u64,
         opened_ns: u64,
+        fenced_ns: u64,
     },
     Acknowledged {
         epoch: u64,
@@ -377,11 +378,15 @@ impl Agents {
                     epoch,
                     process,
                     opened_ns,
-                    ..
+                    fenced_ns,
+                    count,
                 } => instances.push(Instance {
                     name: format!("process {process}"),
                     epoch,
+                    // All of them were started by agents.
+                    fenced_ns: Some(fenced_ns),
                     opened_ns,
+                    began_with: count,
                     commits: Vec::new(),
                 }),
                 Line::Acknowledged { epoch, commit, .. } | Line::Set { epoch, commit } => {
@@ -466,18 +471,19 @@ fn look_until(reader: &mut LogBackup, log: &mut Log, over: &AtomicBool) -> Resul
 
 fn parse_line(kind: &str, numbers: &[u64]) -> Option<Line> {
     Some(match (kind, numbers) {
-        ("start", &[epoch, count, process, opened_ns]) => Line::Start {
+        ("start", &[epoch, count, process, opened_ns, fenced_ns]) => Line::Start {
             epoch,
             count,
             process,
             opened_ns,
+            fenced_ns,
         },
-        ("record", &[epoch, number, from, to, begun_ns, told_ns]) => Line::Acknowledged {
+        ("record", &[epoch, told, number, from, to, begun_ns, told_ns]) => Line::Acknowledged {
             epoch,
             number,
             commit: Commit {
                 what: What::Record,
-                epoch: Some(epoch),
+                epoch: Some(told),
                 from,
                 to,
                 begun_ns,

@@ -17,6 +17,11 @@ pub mod names {
     pub const SOCKET: &str = "PMU_AGENT_SOCKET";
     /// How often to beat, in milliseconds.
     pub const BEAT_MS: &str = "PMU_AGENT_BEAT_MS";
+    /// What the regions were recovered behind: `REGION@UNIT=EPOCH` for each region, and each unit that was fenced, apart by spaces. Opening as
+    /// primary is refused as fenced where the unit has another epoch. See [`crate::agent`].
+    pub const EPOCHS: &str = "PMU_AGENT_EPOCHS";
+    /// When the fence stood behind which all of it was recovered, in nanoseconds of the machine's monotonic clock.
+    pub const FENCED_NS: &str = "PMU_AGENT_FENCED_NS";
     /// The file that the library holds as long as the program lives ([`pmu_notice`]).
     pub const NOTICE: &str = "PMU_AGENT_NOTICE";
     /// `primary`, or `rehearsal`: then nothing that is written counts, and the regions are not to be opened.
@@ -32,6 +37,12 @@ pub mod names {
     pub const STATE_ARENA: &str = "PMU_AGENT_STATE_ARENA";
     /// The file with the log's records that were not cleared; not set where there is no log.
     pub const TAIL: &str = "PMU_AGENT_TAIL";
+}
+
+/// When the fence stood behind which what was handed over was recovered, in nanoseconds of this machine's monotonic clock. None without an agent.
+#[must_use]
+pub fn fenced_ns() -> Option<u64> {
+    std::env::var(names::FENCED_NS).ok()?.parse().ok()
 }
 
 /// The longest record that is read from a tail file.

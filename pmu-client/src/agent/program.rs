@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use pmu_format::Epoch;
 use pmu_notice::Holder;
 
+use super::epochs::Epochs;
 use super::handover::names;
 use super::wire::{FromProgram, LINE_BYTES_MAX, Order, SnapshotReport};
 
@@ -132,6 +133,7 @@ impl Program {
         self.say(&FromProgram::Ready {
             pid: std::process::id(),
             epoch: epoch.get(),
+            held: Epochs::of_process().were_held_to(),
         });
     }
 
@@ -214,7 +216,11 @@ mod tests {
         let mut lines = BufReader::new(agent.try_clone().unwrap());
         lines.read_line(&mut line).unwrap();
         let pid = std::process::id();
-        let expected = FromProgram::Ready { pid, epoch: 7 };
+        let expected = FromProgram::Ready {
+            pid,
+            epoch: 7,
+            held: false,
+        };
         assert_eq!(
             serde_json::from_str::<FromProgram>(&line).unwrap(),
             expected

@@ -49,6 +49,9 @@ pub enum FromProgram {
         pid: u32,
         /// The epoch in which it writes.
         epoch: u64,
+        /// The units have held it to the epochs that it was to go on from. False of libraries that don't know of that.
+        #[serde(default)]
+        held: bool,
     },
     /// A snapshot is done, or failed.
     Snapshot(SnapshotReport),

@@ -165,7 +165,7 @@ impl Unit {
     ) -> Result<LogTakeover> {
         let begun = Instant::now();
         let fence = self.fence(region)?;
-        let region = self.open(region, PURPOSE, options)?;
+        let region = self.open(region, PURPOSE, &options.going_on_from_nothing())?;
         let mut recovered_after = Duration::ZERO;
         let (primary, recovered) = LogPrimary::recovering(region, Loss::Refused, visit, |_| {
             recovered_after = begun.elapsed();

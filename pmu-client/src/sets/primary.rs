@@ -133,7 +133,7 @@ impl Unit {
             mode: Mode::Overwrite,
             member: false,
         };
-        let mut opened = self.open(region, purpose, options)?;
+        let mut opened = self.open(region, purpose, &options.going_on_from_nothing())?;
         let mut fetcher = Fetcher::new(&mut opened)?;
         let (primary, recovered) =
             SetPrimary::recovering(opened, &mut fetcher, Goal::Newest, sink)?;

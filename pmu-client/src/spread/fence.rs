@@ -84,7 +84,11 @@ impl Spread {
         };
         for (member, fenced) in self.membership.members.iter().zip(fenced) {
             match fenced {
-                Ok(done) => report.fenced.push((Arc::from(member.unit.as_str()), done)),
+                Ok(done) => {
+                    self.epochs
+                        .fenced(&self.name, member.unit.as_str(), done.epoch);
+                    report.fenced.push((Arc::from(member.unit.as_str()), done));
+                }
                 Err(missing) => report.missing.push(missing),
             }
         }

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use pmu_auth::Identity;
 use pmu_core::spread::{Quorum, TooFewUnits};
-use pmu_format::{LogGeometry, Member, Membership, Mode, SHARE_TRAILER_BYTES};
+use pmu_format::{Epoch, LogGeometry, Member, Membership, Mode, SHARE_TRAILER_BYTES, Term};
 use pmu_proto::v1::SessionRole;
 use pmu_stripe::{Layout, Placement};
 
@@ -47,6 +47,7 @@ pub use reach::{Network, Reach, ReachedUnit};
 pub use reader::{SpreadRead, SpreadReader, SpreadSet};
 pub(crate) use term::TermDesk;
 
+use crate::agent::{Epochs, Expected, UnitEpoch};
 use crate::error::{ClientError, Result};
 use crate::options::{ConnectOptions, OpenOptions};
 use crate::region::{Parts, Region, RegionInfo};
@@ -100,6 +101,8 @@ pub struct Spread {
     units: Vec<std::result::Result<Box<dyn ReachedUnit>, MissingUnit>>,
     /// Members that answer, and were not told yet who the others are now.
     untold: usize,
+    /// What this process goes on from.
+    epochs: Arc<Epochs>,
 }
 
 impl std::fmt::Debug for Spread {
@@ -239,6 +242,7 @@ impl Spread {
             reach,
             units: Vec::new(),
             untold: 0,
+            epochs: Epochs::of_process(),
             membership,
         })
     }
@@ -385,6 +389,46 @@ impl Spread {
         .collect()
     }
 
+    /// What whoever opens the region as primary goes on from: the epochs of the units that were fenced before its state was recovered
+    /// ([`SpreadFence::fenced`]). A unit whose epoch is another one by now, or that is not named here, is not opened: with fewer left than a
+    /// commit takes, opening fails with [`ClientError::Fenced`]. Units that are left out come back as any that were missing. In place of
+    /// what the environment says ([`crate::agent`]).
+    ///
+    /// That many units, held at one moment and untouched since the fence, are enough: whoever fenced later and could commit has fenced one of them.
+    #[must_use]
+    pub fn going_on_from(mut self, fenced: impl IntoIterator<Item = (Arc<str>, Epoch)>) -> Self {
+        let named = fenced.into_iter();
+        let named = named.map(|(unit, epoch)| UnitEpoch::new(&self.name, &unit, epoch));
+        self.epochs = Arc::new(Epochs::new(named));
+        self
+    }
+
+    /// How a member is opened for writing. Who has a term of his own goes on from that.
+    fn opening(&self, unit: &str, options: &OpenOptions, own: Option<Term>) -> Result<OpenOptions> {
+        let mut options = options.going_on_from_nothing();
+        if own.is_some() {
+            return Ok(options);
+        }
+        options.goes_on_from = match self.epochs.expected(&self.name, unit)? {
+            Expected::Any => None,
+            Expected::Epoch(epoch) => Some(epoch),
+            Expected::NotTakenOver => {
+                let text = "it was not fenced when the region was taken over";
+                return Err(ClientError::Protocol(text.into()));
+            }
+        };
+        Ok(options)
+    }
+
+    /// A member was granted to this process, or fenced by it, and nobody else has had it between.
+    fn goes_on_with(&self, unit: &str, epoch: Epoch) {
+        self.epochs.granted(&self.name, unit, epoch);
+    }
+
+    fn goes_on_with_member(&self, index: usize, epoch: Epoch) {
+        self.goes_on_with(self.membership.members[index].unit.as_str(), epoch);
+    }
+
     /// The region's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -477,14 +521,17 @@ struct Failed {
 }
 
 impl Failed {
-    /// The same, but that somebody else writes this member is kept in `held`: whoever has enough of the others goes on without it, as
-    /// who writes here has too few then.
+    /// The same, but that somebody else writes this member, or has fenced it, is kept in `held`: whoever has enough of the others goes on
+    /// without it, as who writes here has too few then.
     fn or_held(mut self, held: &mut Option<ClientError>) -> Result<MissingUnit> {
-        if matches!(
-            self.error.as_deref(),
-            Some(ClientError::WriterExists { .. })
-        ) {
-            *held = self.error.take().map(|error| *error);
+        match self.error.as_deref() {
+            Some(ClientError::Fenced { .. }) => *held = self.error.take().map(|error| *error),
+            Some(ClientError::WriterExists { .. }) => {
+                let error = self.error.take().map(|error| *error);
+                // Where both is so the fence says more.
+                *held = held.take().filter(ClientError::is_fenced).or(error);
+            }
+            _ => {}
         }
         self.or_grant()
     }

@@ -70,8 +70,8 @@ impl Spread {
     /// Opens the region as its primary, on all units that answer.
     ///
     /// # Errors
-    /// [`ClientError::WriterExists`] (fence it first, or use [`Self::take_over`]); [`ClientError::TooFewUnits`]; as
-    /// [`crate::Unit::open_sets_primary`].
+    /// [`ClientError::WriterExists`] (fence it first, or use [`Self::take_over`]); [`ClientError::Fenced`] ([`Self::going_on_from`]);
+    /// [`ClientError::TooFewUnits`]; as [`crate::Unit::open_sets_primary`].
     pub fn open_primary(self, options: &OpenOptions) -> Result<SpreadPrimary> {
         self.check_mode(Mode::Overwrite)?;
         let name = Arc::clone(&self.name);
@@ -95,8 +95,10 @@ impl Spread {
     ) -> Result<Option<SpreadPrimary>> {
         let id = self.membership.id;
         let opened = self.on_each_unit(|unit| {
-            let parts = unit.open(&self.name, SessionRole::Primary, Mode::Overwrite, options)?;
+            let options = self.opening(unit.name(), options, own)?;
+            let parts = unit.open(&self.name, SessionRole::Primary, Mode::Overwrite, &options)?;
             self.check_opened(&parts)?;
+            self.goes_on_with(unit.name(), parts.epoch);
             OpenedMember::look(parts, id)
         });
         let mut members = Vec::with_capacity(opened.len());

@@ -52,7 +52,9 @@ impl Spread {
         if is_given_up() {
             return Called::failed(missing(member, &ClientError::Interrupted));
         }
-        let parts = unit.open(&self.name, SessionRole::Primary, mode, options);
+        // Whether anybody came between is decided by what its grant is, below.
+        let options = options.going_on_from_nothing();
+        let parts = unit.open(&self.name, SessionRole::Primary, mode, &options);
         let grant = parts
             .as_ref()
             .ok()
@@ -166,6 +168,9 @@ impl SpreadPrimary {
         let mut back = 0;
         for (index, called) in called {
             let unbroken = is_unbroken(&mut self.tenure, index, &called);
+            if let (true, Some((_, epoch))) = (unbroken, called.grant) {
+                self.spread.goes_on_with_member(index, epoch);
+            }
             match called.opened {
                 Ok(opened) if unbroken => back += usize::from(self.start_member(index, opened)),
                 Ok(opened) => doubtful.push((index, opened)),
@@ -179,6 +184,7 @@ impl SpreadPrimary {
                 let (region, epoch) = opened.grant();
                 if sure {
                     self.tenure.hold(index, region, epoch);
+                    self.spread.goes_on_with_member(index, epoch);
                     back += usize::from(self.start_member(index, opened));
                 } else {
                     self.tenure.raised(index, epoch);

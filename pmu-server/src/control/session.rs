@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use pmu_format::RegionName;
+use pmu_format::{Epoch, RegionName};
 use pmu_proto::v1::session_server::Session;
 use pmu_proto::v1::{
     ActivateRequest, ActivateResponse, CloseSessionRequest, CloseSessionResponse,
@@ -106,5 +106,6 @@ fn wish(request: &OpenRegionRequest) -> Result<Wish, Refusal> {
         wants_clear: request.wants_clear,
         provider: convert::requested_provider(request.provider)?,
         persistence: convert::requested_persistence(request.persistence)?,
+        goes_on_from: request.goes_on_from.map(Epoch),
     })
 }

@@ -73,6 +73,7 @@ impl Site {
             role,
             clears,
             staging_bytes: self.staging_bytes,
+            goes_on_from: None,
         }
     }
 

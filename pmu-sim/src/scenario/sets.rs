@@ -102,6 +102,7 @@ impl Site {
             role,
             clears: false,
             staging_bytes: self.staging_bytes,
+            goes_on_from: None,
         }
     }
 

@@ -54,6 +54,7 @@ impl Spread {
             reach: std::sync::Arc::clone(&self.reach),
             units: Vec::new(),
             untold: 0,
+            epochs: std::sync::Arc::clone(&self.epochs),
         }
     }
 

@@ -299,6 +299,17 @@ impl SpreadLogPrimary {
         self.newest.term().0
     }
 
+    /// The epoch that each unit has granted which works: what the next one goes on from if this is the last to write
+    /// ([`Spread::going_on_from`]).
+    pub fn epochs(&self) -> impl Iterator<Item = (Arc<str>, Epoch)> {
+        let members = self.spread.membership.members.iter();
+        let seats = members.zip(&self.seats);
+        seats.filter_map(|(member, seat)| {
+            let (_, epoch) = seat.as_ref().ok()?.grant();
+            Some((Arc::from(member.unit.as_str()), epoch))
+        })
+    }
+
     /// Bytes of the ring of each unit that are free, as far as the cursors were looked at.
     #[must_use]
     pub fn free_bytes(&self) -> u64 {

@@ -50,8 +50,8 @@ impl Spread {
     /// Opens a log as its primary, on all units that answer. Units that missed records get those, and no others.
     ///
     /// # Errors
-    /// [`ClientError::WriterExists`] (fence it first, or use [`Self::take_over_log`]); [`ClientError::TooFewUnits`];
-    /// [`ClientError::WrongMode`]; as [`crate::Unit::open_log_primary`].
+    /// [`ClientError::WriterExists`] (fence it first, or use [`Self::take_over_log`]); [`ClientError::Fenced`] ([`Self::going_on_from`]);
+    /// [`ClientError::TooFewUnits`]; [`ClientError::WrongMode`]; as [`crate::Unit::open_log_primary`].
     pub fn open_log_primary(self, options: &OpenOptions) -> Result<SpreadLogPrimary> {
         SpreadLogPrimary::open(self, options).map(|(primary, _)| primary)
     }
@@ -84,11 +84,13 @@ impl Spread {
 
     /// Opens all members that answer: enough to commit. A member that somebody else writes is one that is worked on, if it is not one too
     /// many.
-    fn open_seats(&self, options: &OpenOptions) -> Result<Vec<Seat>> {
+    fn open_seats(&self, options: &OpenOptions, own: Option<Term>) -> Result<Vec<Seat>> {
         let id = self.membership.id;
         let opened = self.on_each_unit(|unit| {
-            let parts = unit.open(&self.name, SessionRole::Primary, Mode::Append, options)?;
+            let options = self.opening(unit.name(), options, own)?;
+            let parts = unit.open(&self.name, SessionRole::Primary, Mode::Append, &options)?;
             self.check_opened(&parts)?;
+            self.goes_on_with(unit.name(), parts.epoch);
             LogSeat::open(parts, id)
         });
         let (mut seats, mut held) = (Vec::with_capacity(opened.len()), None);
@@ -140,7 +142,7 @@ impl SpreadLogPrimary {
         own: Option<Term>,
     ) -> Result<Option<(Self, Opened)>> {
         spread.check_mode(Mode::Append)?;
-        let mut seats = spread.open_seats(options)?;
+        let mut seats = spread.open_seats(options, own)?;
         let highest = seats.iter().flatten().map(|seat| seat.stand.highest);
         if own.is_some_and(|own| highest.max() > Some(own)) {
             return Ok(None);

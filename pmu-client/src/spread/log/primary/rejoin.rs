@@ -123,6 +123,7 @@ impl SpreadLogPrimary {
                 let sure = !doubtful || self.are_enough_held()?;
                 if sure && seat.stand.highest <= self.newest.term() {
                     self.tenure.hold(index, region, epoch);
+                    self.spread.goes_on_with_member(index, epoch);
                     seat.judge(&self.newest);
                     return Ok(Some(seat));
                 }
