@@ -38,7 +38,7 @@ struct Login {
 }
 
 /// Whether a login may help: the token has run out, etcd has forgotten it with its restart, or users or roles were changed since it was given, which makes
-/// tokens that bear the store's revision too old. Versions of etcd say the last with other codes and words (3.4: 500, 3.5: 400).
+/// tokens that bear the store's revision too old. Versions of etcd say the last in other words, with code 400.
 fn is_of_token(code: StatusCode, message: &str) -> bool {
     const SAID: [&str; 3] = [
         "revision of auth store is old",

@@ -516,8 +516,10 @@ impl Drop for Agents {
         for which in [A, B] {
             if let Some(status) = self.running[which].as_ref().and(self.status(which))
                 && let Some(pid) = status.pid
+                && let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed())
             {
-                self.signal(pid, rustix::process::Signal::KILL);
+                // One that is at its end may be gone by now.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
             if let Some(mut agent) = self.running[which].take() {
                 let _ = agent.kill();

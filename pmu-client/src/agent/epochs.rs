@@ -136,6 +136,11 @@ impl Epochs {
         })
     }
 
+    /// Whether anything was said of a region.
+    pub(crate) fn know(&self, region: &str) -> bool {
+        self.known.lock().keys().any(|(name, _)| name == region)
+    }
+
     /// The region was granted to this process, in an epoch that is the next one after what was expected: from now on it goes on from here.
     pub(crate) fn granted(&self, region: &str, unit: &str, epoch: Epoch) {
         if self.raise(region, unit, epoch) {

@@ -420,6 +420,11 @@ impl Spread {
         Ok(options)
     }
 
+    /// Whether it is to be opened behind a fence that somebody has named.
+    fn goes_on(&self, own: Option<Term>) -> bool {
+        own.is_none() && self.epochs.know(&self.name)
+    }
+
     /// A member was granted to this process, or fenced by it, and nobody else has had it between.
     fn goes_on_with(&self, unit: &str, epoch: Epoch) {
         self.epochs.granted(&self.name, unit, epoch);
@@ -521,11 +526,14 @@ struct Failed {
 }
 
 impl Failed {
-    /// The same, but that somebody else writes this member, or has fenced it, is kept in `held`: whoever has enough of the others goes on
-    /// without it, as who writes here has too few then.
-    fn or_held(mut self, held: &mut Option<ClientError>) -> Result<MissingUnit> {
+    /// The same, but that somebody else writes this member is kept in `held`: whoever has enough of the others goes on without it, as who
+    /// writes here has too few then. For one who goes on from a fence it is the same with who has fenced since; for others a fence
+    /// that comes while they open, as that of a change of members, is a reason to open again.
+    fn or_held(mut self, held: &mut Option<ClientError>, goes_on: bool) -> Result<MissingUnit> {
         match self.error.as_deref() {
-            Some(ClientError::Fenced { .. }) => *held = self.error.take().map(|error| *error),
+            Some(ClientError::Fenced { .. }) if goes_on => {
+                *held = self.error.take().map(|error| *error);
+            }
             Some(ClientError::WriterExists { .. }) => {
                 let error = self.error.take().map(|error| *error);
                 // Where both is so the fence says more.

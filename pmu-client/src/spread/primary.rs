@@ -106,7 +106,7 @@ impl Spread {
         for opened in opened {
             members.push(match opened {
                 Ok(opened) => Ok(opened),
-                Err(failed) => Err(failed.or_held(&mut held)?),
+                Err(failed) => Err(failed.or_held(&mut held, self.goes_on(own))?),
             });
         }
         let newest = self.next_term(&members).map_err(|error| match error {

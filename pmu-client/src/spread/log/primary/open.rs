@@ -97,7 +97,7 @@ impl Spread {
         for opened in opened {
             seats.push(match opened {
                 Ok(seat) => Ok(seat),
-                Err(failed) => Err(failed.or_held(&mut held)?),
+                Err(failed) => Err(failed.or_held(&mut held, self.goes_on(own))?),
             });
         }
         check_alive(self, &seats).map_err(|few| held.unwrap_or(few))?;
