@@ -26,10 +26,20 @@ fn b05_the_same_seed_gives_the_same_schedule_step_by_step() {
     }
 }
 
+/// So many that each of what has to happen does: some of it is seldom there.
+fn schedules_of(name: &str) -> u64 {
+    match name {
+        // Members change in a third of them, seldom while a session is in the middle of its sets.
+        "distributor" => 1600,
+        "rebuild" | "medium" => 800,
+        _ => 400,
+    }
+}
+
 fn run(name: &str) -> Totals {
     let plan = Plan {
         first_seed: 1,
-        seeds: 400,
+        seeds: schedules_of(name),
         every: 1,
         scenario: Scenario::named(name),
         lanes: 2,
@@ -68,10 +78,10 @@ fn run(name: &str) -> Totals {
 }
 
 fn all_happened(name: &str, happened: &[(&str, u64)]) {
-    more_than(10, name, happened);
+    more_than(20, name, happened);
 }
 
-/// What takes two things at one time: seldom in so few schedules, and the same number each time.
+/// What takes two faults at one time: seldom in so few schedules, and the same number each time.
 fn happened_seldom(name: &str, happened: (&str, u64)) {
     more_than(2, name, &[happened]);
 }
@@ -108,13 +118,9 @@ fn d08_sets_by_way_of_distributors_are_held_to_the_same() {
     let happened = [
         ("sessions with distributors", totals.distributed),
         ("sets that they stored", totals.distributed_sets),
+        ("changes of members followed", totals.followed),
     ];
     all_happened("distributor", &happened);
-    // Members change in a third of the schedules, seldom while a session is in the middle of its sets.
-    happened_seldom(
-        "distributor",
-        ("changes of members followed", totals.followed),
-    );
 }
 
 #[test]
