@@ -179,18 +179,18 @@ impl SpreadReader<'_> {
                 && trailer.subsegment_bytes == membership.subsegment_bytes
                 && usize::from(trailer.own_index) == index
         };
-        // Of several tries with one number only the last one was published.
         let tries = held.iter().enumerate().filter_map(|(index, held)| {
             let (trailer, _) = held.as_ref().ok()?.as_ref()?;
-            ours(trailer, index).then_some(*trailer)
+            ours(trailer, index).then_some((index, *trailer))
         });
-        let last = tries.max_by_key(|trailer| trailer.attempt);
-        // Whoever can't say may hold a later one. But who has published the set holds the try that was.
-        let published = held.iter().enumerate().find_map(|(index, held)| {
-            let (trailer, _) = held.as_ref().ok()?.as_ref()?;
-            let has_published = self.published[index] == Some((term, number.get()));
-            (has_published && ours(trailer, index)).then_some(*trailer)
-        });
+        let tries: Vec<_> = tries.collect();
+        // Who has published the set holds the try that was.
+        let mut publishers = tries.iter();
+        let published =
+            publishers.find(|(index, _)| self.published[*index] == Some((term, number.get())));
+        // Else of several tries with one number only the last one was, and whoever can't say may hold a later one.
+        let last = published.or_else(|| tries.iter().max_by_key(|(_, trailer)| trailer.attempt));
+        let last = last.map(|(_, trailer)| *trailer);
         let can_say = |reader: &std::result::Result<ShareReader, MissingUnit>| {
             reader.as_ref().is_ok_and(|reader| !reader.is_unclear())
         };
@@ -200,7 +200,6 @@ impl SpreadReader<'_> {
             Some(_) => Ok(()),
             None => self.spread.quorum.check_decide(said.count()),
         };
-        let last = published.or(last);
         let seats = self.seats(&held, number, last.as_ref());
         if let Err(what) = decided {
             return Err(self.spread.too_few(what, &self.absent(&reasons(&seats))));
