@@ -26,7 +26,7 @@ use pmu_client::{
     ClientError, ConnectOptions, Distributed, Label, Layout, Network, OpenOptions, Reach,
     ReachedUnit, SetChoice, SetNumber, Spread, SpreadPrimary,
 };
-use pmu_format::{CHUNK_BYTES, Member};
+use pmu_format::{CHUNK_BYTES, Member, SET_MAGIC, SetGeometry, SlotIndex};
 use pmu_proto::v1::create_region_request::Room;
 use pmu_proto::v1::{self};
 use support::{PATIENCE, READ, pattern};
@@ -563,6 +563,122 @@ fn b07_a_set_that_a_unit_missed_is_no_damage() {
     assert_eq!(found.units[2].lacking, [1]);
     assert!(scrub(&units, true).is_repaired());
     assert!(scrub(&units, false).units[2].lacking.is_empty());
+}
+
+/// Leaves a header in the slot of set 1 that doesn't belong to its bytes: its unit was cut off there.
+fn cut_short(units: &mut Units, index: usize) {
+    let info = Boss::new(units, "state").info(&[index]);
+    let geometry =
+        SetGeometry::new(info.length_bytes, info.capacity_bytes, info.sets_kept).unwrap();
+    let header = |slot| geometry.header_offset(SlotIndex(slot)).get() as usize;
+    units.stop(index);
+    let mut pool = std::fs::read(units.pool(index)).unwrap();
+    let magic = SET_MAGIC.to_le_bytes();
+    let whole = pool.windows(8).rposition(|window| window == magic).unwrap();
+    assert!(header(2) > header(1));
+    let torn = whole - (header(2) - header(1));
+    pool.copy_within(whole..whole + 96, torn);
+    pool[torn + 40] ^= 1;
+    std::fs::write(units.pool(index), pool).unwrap();
+    units.start(index);
+}
+
+#[test]
+fn b07_a_share_that_was_cut_short_is_no_damage() {
+    let mut units = Units::new(4, 24 << 20);
+    units.spread("state", "parity:3+1", 3, 1 << 20);
+    units.stop(2);
+    let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
+    let first = pattern(100_000, 1);
+    commit(&mut primary, &first);
+    units.start(2);
+    assert_eq!(primary.rejoin().unwrap(), 1);
+    commit(&mut primary, &pattern(90_000, 2));
+    drop(primary);
+    cut_short(&mut units, 2);
+    let found = scrub(&units, false);
+    assert!(
+        !found.is_damaged() && found.units[2].lacking == [1],
+        "{found:?}"
+    );
+    let repaired = scrub(&units, true);
+    assert!(
+        repaired.is_repaired() && repaired.repaired.len() == 1,
+        "{repaired:?}"
+    );
+    assert!(scrub(&units, false).units[2].lacking.is_empty());
+    // From now on it has all of them: what is wrong there is its medium.
+    cut_short(&mut units, 2);
+    let found = scrub(&units, false);
+    assert!(found.units[2].damage[0].contains("set 1"), "{found:?}");
+}
+
+#[test]
+fn d07_what_a_member_holds_is_read_before_it_is_told_of_a_change() {
+    let mut units = Units::new(6, 24 << 20);
+    units.spread("state", "parity:3+1", 3, 1 << 20);
+    let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
+    let bytes = pattern(300_000, 1);
+    commit(&mut primary, &bytes);
+    drop(primary);
+    units.stop(3);
+    let boss = Boss::new(&units, "state");
+    assert_eq!(&*boss.replace(1, 4).unwrap().missing[0].unit, unit(3));
+    units.start(3);
+    units.stop(0);
+    // Three of four hold it, as many as it takes; one of them counts for nothing else.
+    let mut found = Vec::new();
+    let read = units
+        .find("backup", "state")
+        .open_reader(&options())
+        .unwrap()
+        .read(SetChoice::Newest, &mut found)
+        .unwrap();
+    assert!(found == bytes && read.reconstructed);
+    assert_eq!(read.units, [unit(4), unit(2)]);
+    let reasons: Vec<_> = read
+        .missing
+        .iter()
+        .map(|missing| &*missing.reason)
+        .collect();
+    assert!(reasons[1].contains("generation 1, not of 2"), "{reasons:?}");
+    // With it another member is replaced whose unit is dead.
+    let boss = Boss::new(&units, "state");
+    let done = boss.replace(0, 5).unwrap();
+    assert_eq!((done.generation, done.units[0].sets), (3, 1), "{done:?}");
+    drop(done);
+    let members = [5, 4, 2, 3];
+    for lost in members {
+        units.stop(lost);
+        let mut found = Vec::new();
+        let spread = units.find("backup", "state");
+        let mut reader = spread.open_reader(&options()).unwrap();
+        reader.read(SetChoice::Newest, &mut found).unwrap();
+        assert!(found == bytes, "without {lost}");
+        drop(reader);
+        units.start(lost);
+    }
+}
+
+#[test]
+fn d07_a_unit_that_never_took_part_is_named() {
+    let mut units = Units::new(3, 16 << 20);
+    units.spread("state", "mirror:3", 2, 1 << 20);
+    units.stop(1);
+    let mut primary = units.find("app", "state").open_primary(&options()).unwrap();
+    commit(&mut primary, &pattern(1000, 1));
+    drop(primary);
+    units.start(1);
+    units.stop(2);
+    let spread = units.find("backup", "state");
+    let mut reader = spread.open_reader(&options()).unwrap();
+    let error = reader.read(SetChoice::Newest, &mut Vec::new()).unwrap_err();
+    let text = error.to_string();
+    let named = format!("{} (it has never taken part", unit(1));
+    assert!(text.contains(&named) && text.contains(&unit(2)), "{text}");
+    drop(reader);
+    let error = spread.open_primary(&options()).unwrap_err();
+    assert!(error.to_string().contains(&named), "{error}");
 }
 
 #[test]

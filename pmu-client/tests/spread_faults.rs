@@ -444,6 +444,31 @@ impl Administer for Nobody {
 }
 
 #[test]
+fn d06_a_term_is_durable_before_the_next_one_takes_the_place_of_a_record() {
+    let units = Arc::new(Units::new(3, 16 << 20));
+    units.spread("state", "mirror:3", 2, 1 << 20);
+    for _ in 0..3 {
+        let faults = Arc::new(Faults::default());
+        let mut primary = find(&units, "app", "state", &faults)
+            .open_primary(&OpenOptions::new())
+            .unwrap();
+        // A primary that dies between its term word and the flush leaves a term that is only visible.
+        let posted = std::mem::take(&mut *faults.posted.lock().unwrap());
+        for index in 0..3 {
+            let own = posted.iter().filter(|(name, _)| *name == unit(index));
+            let own: Vec<Posted> = own.map(|(_, posted)| *posted).collect();
+            let first = |wanted| own.iter().position(|posted| *posted == wanted).unwrap();
+            let flush = first(Posted::FlushesThePage);
+            assert!(
+                own[..flush].contains(&Posted::LooksAtThePage) && flush < first(Posted::Changes),
+                "{own:?}"
+            );
+        }
+        commit(&mut primary, &pattern(1000, 1)).unwrap();
+    }
+}
+
+#[test]
 fn b07_a_scrub_flushes_what_is_published_before_it_goes_by_it() {
     let units = Arc::new(Units::new(4, 16 << 20));
     units.spread("state", "parity:3+1", 3, 1 << 20);

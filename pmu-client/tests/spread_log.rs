@@ -413,6 +413,40 @@ fn d07_two_units_come_back_at_once_and_one_needs_the_other() {
 }
 
 #[test]
+fn p13_a_clear_that_too_few_units_have_is_made_again_by_the_next_backup() {
+    let mut units = Units::new(2, 16 << 20);
+    units.spread_log("log", "mirror:2", 2, SIZE);
+    append_all(&mut primary(&units, "app"), &records(3, 0));
+    let mut first_backup = backup(&units, true);
+    assert_eq!(first_backup.read_unread(1).unwrap().len(), 1);
+    let first = first_backup.last_mark().unwrap();
+    assert_eq!(first_backup.read_unread(usize::MAX).unwrap().len(), 2);
+    let last = first_backup.last_mark().unwrap();
+    units.stop(1);
+    let error = first_backup.clear(last).unwrap_err();
+    assert!(
+        matches!(error, ClientError::UnknownOutcome { .. }),
+        "{error}"
+    );
+    drop(first_backup);
+    units.start(1);
+    // The next one finds it cleared on one unit, which is too few to say that it is: it clears the other, too, and moves nothing back.
+    let mut next = backup(&units, true);
+    assert_eq!(next.position(), last.position());
+    next.clear(first).unwrap();
+    drop(next);
+    for lost in 0..2 {
+        units.stop(lost);
+        assert_eq!(
+            backup(&units, true).position(),
+            last.position(),
+            "without {lost}"
+        );
+        units.start(lost);
+    }
+}
+
+#[test]
 fn p13_a_clear_without_a_unit_is_seen_by_everybody_and_the_unit_learns_of_it() {
     let mut units = Units::new(4, 4 << 20);
     units.spread_log("log", "parity:3+1", 3, 64 << 10);

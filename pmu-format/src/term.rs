@@ -47,7 +47,7 @@ pub struct TermStart {
 /// ```text
 ///  0  magic `PMUTERM1`     8  version    12  CRC-32C of all
 /// 16  spread id           32  generation
-/// 40  committed           48  count of starts        56  cleared
+/// 40  committed           48  count of starts        56  mark
 /// 64  for each of 32: term and what it began behind; zeros where there are fewer
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,8 +58,9 @@ pub struct TermRecord {
     pub generation: u64,
     /// What was committed when the record was made: at least what the term began behind.
     pub committed: u64,
-    /// Of a log: up to where it was cleared when the record was made, at most `committed`; else 0.
-    pub cleared: u64,
+    /// At most `committed`. Of a log: up to where it was cleared when the record was made. Of sets: behind which one this member was away, or
+    /// was cut off while it was written; of those above it, up to `committed`, it may have no share, or a part of one.
+    pub mark: u64,
     /// The last terms, 1 to [`TERMS_KEPT_MAX`], ascending; the last one is the record's own.
     pub starts: Vec<TermStart>,
 }
@@ -82,7 +83,7 @@ impl TermRecord {
         put(&mut bytes, 32, &self.generation.to_le_bytes());
         put(&mut bytes, 40, &self.committed.to_le_bytes());
         put(&mut bytes, 48, &(starts.len() as u64).to_le_bytes());
-        put(&mut bytes, 56, &self.cleared.to_le_bytes());
+        put(&mut bytes, 56, &self.mark.to_le_bytes());
         for (index, start) in starts.iter().enumerate() {
             let at = STARTS + index * 16;
             put(&mut bytes, at, &start.term.0.to_le_bytes());
@@ -124,7 +125,7 @@ impl TermRecord {
             id: SpreadId(array_at(bytes, 16)),
             generation: u64_at(bytes, 32),
             committed: u64_at(bytes, 40),
-            cleared: u64_at(bytes, 56),
+            mark: u64_at(bytes, 56),
             starts,
         };
         record.check()?;
@@ -142,8 +143,8 @@ impl TermRecord {
             }
             before = *start;
         }
-        if self.cleared > self.committed {
-            return Err(wrong("cleared", self.cleared, "what is committed, or less"));
+        if self.mark > self.committed {
+            return Err(wrong("mark", self.mark, "what is committed, or less"));
         }
         if self.committed < before.behind {
             return Err(wrong(
@@ -174,7 +175,7 @@ mod tests {
             id: SpreadId([7; 16]),
             generation: 3,
             committed,
-            cleared: committed / 2,
+            mark: committed / 2,
             starts: terms
                 .iter()
                 .map(|(term, behind)| TermStart {
@@ -206,7 +207,7 @@ mod tests {
             record(&[(1, 5), (2, 4)], 9),
             record(&[(1, 5)], 4),
             TermRecord {
-                cleared: 10,
+                mark: 10,
                 ..record(&[(1, 5)], 9)
             },
         ] {

@@ -483,7 +483,7 @@ fn d06_golden_term_record() {
         id: SpreadId(*b"a spread region."),
         generation: 3,
         committed: 17,
-        cleared: 0,
+        mark: 0,
         starts: vec![start(2, 0), start(5, 16)],
     };
     let bytes = record.encode();

@@ -78,7 +78,7 @@ impl Spread {
                 // It is this generation's end that is looked for: without a later one there is nothing to follow.
                 return last.map_or(Ok(Followed::No), Err);
             };
-            if later.untold > 0 && look < LOOKS_MAX.into() {
+            if later.has_untold() && look < LOOKS_MAX.into() {
                 continue;
             }
             match open(later) {

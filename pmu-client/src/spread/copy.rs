@@ -11,7 +11,7 @@ use pmu_stripe::{Code, Group, Placement, Shard, ShardSet};
 
 use crate::error::{ClientError, Result};
 use crate::sets::primary::fill::FilledMember;
-use crate::spread::assembly::{Assembly, Seat, Stop};
+use crate::spread::assembly::{Assembly, Stop};
 use crate::spread::reader::{Chosen, SpreadReader};
 use crate::spread::share::ShareReader;
 use crate::spread::{Spread, TRAILER_BYTES, stretch};
@@ -260,14 +260,7 @@ pub(super) fn copy_share(
     let bytes = share_bytes(trailer, spread, target.index)?;
     target.writer.begin(trailer.number, bytes, label)?;
     let hedge = reader.options.timeouts.hedge;
-    let mut seats: Vec<Seat<'_>> = Vec::with_capacity(chosen.seats.len());
-    for (member, seat) in reader.members.iter_mut().zip(&chosen.seats) {
-        seats.push(match (member, seat) {
-            (Ok(member), Ok(_)) => Ok(member),
-            (Err(missing), _) => Err(missing.reason.clone()),
-            (_, Err(reason)) => Err(reason.clone()),
-        });
-    }
+    let mut seats = reader.take_seats(&chosen.seats);
     let mut assembly = Assembly {
         quorum: spread.quorum,
         placement,

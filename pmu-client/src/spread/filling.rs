@@ -59,10 +59,7 @@ impl<'a> Reading<'a> {
     /// Bytes that were read of all members.
     pub(super) fn bytes_read(&self) -> u64 {
         match self {
-            Self::Sets(reader) => {
-                let members = reader.members.iter().flatten();
-                members.map(ShareReader::bytes_read).sum()
-            }
+            Self::Sets(reader) => reader.bytes_read(),
             Self::Log(sources) => sources.bytes_read(),
         }
     }
@@ -177,8 +174,12 @@ fn lags(reader: &mut SpreadReader<'_>, index: usize) -> Result<bool> {
         let Some(term) = newest.term_of(number) else {
             continue;
         };
+        // A share that was cut short may have a header and an end.
+        let may_lack = reader.members[index]
+            .as_ref()
+            .is_ok_and(|own| own.may_lack(number));
         match reader.choose(SetNumber(number), term) {
-            Ok(chosen) if chosen.seats[index].is_err() => return Ok(true),
+            Ok(chosen) if may_lack || chosen.seats[index].is_err() => return Ok(true),
             Ok(_) | Err(ClientError::NoSuchSet { .. }) => {}
             Err(error) => return Err(error),
         }

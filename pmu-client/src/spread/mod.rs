@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pmu_auth::Identity;
-use pmu_core::spread::{Quorum, TooFewUnits};
+use pmu_core::spread::{Quorum, Stand, TooFewUnits};
 use pmu_format::{Epoch, LogGeometry, Member, Membership, Mode, SHARE_TRAILER_BYTES, Term};
 use pmu_proto::v1::SessionRole;
 use pmu_stripe::{Layout, Placement};
@@ -99,8 +99,8 @@ pub struct Spread {
     sets_kept: u32,
     reach: Arc<dyn Reach>,
     units: Vec<std::result::Result<Box<dyn ReachedUnit>, MissingUnit>>,
-    /// Members that answer, and were not told yet who the others are now.
-    untold: usize,
+    /// Members that answer, and were not told yet who the others are now: nobody counts them, but what they hold may be read.
+    untold: Vec<Option<Box<dyn ReachedUnit>>>,
     /// What this process goes on from.
     epochs: Arc<Epochs>,
 }
@@ -241,7 +241,7 @@ impl Spread {
             sets_kept: info.sets_kept,
             reach,
             units: Vec::new(),
-            untold: 0,
+            untold: Vec::new(),
             epochs: Epochs::of_process(),
             membership,
         })
@@ -257,17 +257,42 @@ impl Spread {
         if let Some(later) = later {
             return Some(later.clone());
         }
-        let earlier = |info: &RegionInfo| {
-            let generation = generation(info);
-            generation > BEING_FILLED && generation < self.membership.generation
-        };
-        let untold = described.iter().flatten();
-        self.untold = untold.filter(|(_, info)| earlier(info)).count();
-        let members = self.membership.members.iter().zip(described);
-        self.units = members
-            .map(|(member, described)| self.checked(member, described))
-            .collect();
+        let membership = Arc::clone(&self.membership);
+        for (member, described) in membership.members.iter().zip(described) {
+            let (unit, untold) = match described {
+                Err(error) => (Err(missing(member, &error)), None),
+                Ok((unit, info)) => match self.check_member(member, &info) {
+                    Ok(()) => (Ok(unit), None),
+                    Err(error) => (
+                        Err(missing(member, &error)),
+                        self.is_untold(member, &info).then_some(unit),
+                    ),
+                },
+            };
+            self.units.push(unit);
+            self.untold.push(untold);
+        }
         None
+    }
+
+    /// Whether a unit has the place of a member, and knows who the others were before.
+    fn is_untold(&self, member: &Member, info: &RegionInfo) -> bool {
+        let Some(found) = &info.membership else {
+            return false;
+        };
+        let place = usize::from(found.own_index);
+        let has_place = |members: &[Member]| members.get(place) == Some(member);
+        found.id == self.membership.id
+            && (BEING_FILLED + 1..self.membership.generation).contains(&found.generation)
+            && has_place(&found.members)
+            && has_place(&self.membership.members)
+            && info.mode == self.mode
+            && member_room(info) == Some(self.share_capacity_bytes)
+    }
+
+    /// Whether members answer that were not told yet who the others are now.
+    fn has_untold(&self) -> bool {
+        self.untold.iter().any(Option::is_some)
     }
 
     fn is_earlier_than(&self, info: &RegionInfo) -> bool {
@@ -282,20 +307,12 @@ impl Spread {
         Ok((unit, info))
     }
 
-    fn checked(
-        &self,
-        member: &Member,
-        described: Result<(Box<dyn ReachedUnit>, RegionInfo)>,
-    ) -> std::result::Result<Box<dyn ReachedUnit>, MissingUnit> {
-        let known = described.and_then(|(unit, info)| {
+    fn connect(&self, member: &Member) -> std::result::Result<Box<dyn ReachedUnit>, MissingUnit> {
+        let known = self.describe(member).and_then(|(unit, info)| {
             self.check_member(member, &info)?;
             Ok(unit)
         });
         known.map_err(|error| missing(member, &error))
-    }
-
-    fn connect(&self, member: &Member) -> std::result::Result<Box<dyn ReachedUnit>, MissingUnit> {
-        self.checked(member, self.describe(member))
     }
 
     /// Whether a unit's region is the member that it should be.
@@ -331,14 +348,13 @@ impl Spread {
 
     /// Whether what was opened is still a member of this generation: the members may have changed since it was described.
     fn check_opened(&self, parts: &Parts) -> Result<()> {
-        let member = self
-            .membership
-            .members
-            .iter()
-            .find(|member| member.unit.as_str() == &*parts.unit);
-        let member = member
-            .ok_or_else(|| ClientError::Protocol(format!("unit {} is not a member", parts.unit)))?;
-        self.check_member(member, &parts.info)
+        self.check_member(self.member_of(parts)?, &parts.info)
+    }
+
+    fn member_of(&self, parts: &Parts) -> Result<&Member> {
+        let mut members = self.membership.members.iter();
+        let member = members.find(|member| member.unit.as_str() == &*parts.unit);
+        member.ok_or_else(|| ClientError::Protocol(format!("unit {} is not a member", parts.unit)))
     }
 
     /// Does something with every member, at the same time where that helps.
@@ -498,6 +514,28 @@ impl Spread {
     /// The units that did not answer when the region was found.
     pub fn missing(&self) -> impl Iterator<Item = &MissingUnit> {
         self.units.iter().filter_map(|unit| unit.as_ref().err())
+    }
+
+    /// As [`Self::too_few`] of members that were looked at: those that answer and have no vote are named, too.
+    fn too_few_votes<'a>(
+        &self,
+        what: TooFewUnits,
+        looks: impl Iterator<Item = std::result::Result<&'a Stand, &'a MissingUnit>> + Clone,
+    ) -> ClientError {
+        // Where nobody has a term, all have a vote.
+        let have_votes = looks.clone().flatten().any(Stand::votes);
+        let looks = self.membership.members.iter().zip(looks);
+        let absent: Vec<_> = looks
+            .filter_map(|(member, look)| match look {
+                Err(missing) => Some(missing.clone()),
+                Ok(stand) if have_votes && !stand.votes() => Some(MissingUnit {
+                    unit: member.unit.as_str().into(),
+                    reason: "it has never taken part, and can't say what is committed".into(),
+                }),
+                Ok(_) => None,
+            })
+            .collect();
+        self.too_few(what, &absent)
     }
 
     fn too_few<'a>(

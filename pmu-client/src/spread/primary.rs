@@ -126,8 +126,11 @@ impl Spread {
         &self,
         members: &[std::result::Result<OpenedMember, MissingUnit>],
     ) -> Result<Newest> {
-        let absent = || members.iter().filter_map(|member| member.as_ref().err());
-        let enough = |what: TooFewUnits| self.too_few(what, absent());
+        let looks = members.iter().map(|member| match member {
+            Ok(opened) => Ok(&opened.stand),
+            Err(missing) => Err(missing),
+        });
+        let enough = |what: TooFewUnits| self.too_few_votes(what, looks.clone());
         let stands = members.iter().flatten().map(|member| &member.stand);
         self.quorum
             .check_commit(stands.clone().count())
@@ -184,9 +187,10 @@ impl Spread {
         newest: &Newest,
     ) -> Result<TermOpening> {
         let membership = &self.membership;
-        let opening = opened
-            .stand
-            .opening(membership.id, membership.generation, newest);
+        let opening =
+            opened
+                .stand
+                .opening(membership.id, membership.generation, newest, self.sets_kept);
         opened.propose(&opening)?;
         Ok(opening)
     }

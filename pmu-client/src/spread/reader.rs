@@ -22,7 +22,7 @@ pub struct SpreadRead {
     pub set: SetInfo,
     /// The units that hold it and could be read.
     pub units: Vec<String>,
-    /// The others, and why.
+    /// The others, and why. One that was not told of a change of members is among them, also where it was read.
     pub missing: Vec<MissingUnit>,
     /// True if bytes of missing units were computed from those of the others.
     pub reconstructed: bool,
@@ -59,6 +59,8 @@ pub struct SpreadReader<'a> {
     pub(super) spread: &'a Spread,
     pub(super) options: OpenOptions,
     pub(super) members: Vec<std::result::Result<ShareReader, MissingUnit>>,
+    /// Members that were not told yet who the others are now. They don't count, and what they hold is read like any other.
+    untold: Vec<Option<ShareReader>>,
     /// What each member had published when it was asked last, and in which term.
     published: Vec<Option<(Term, u64)>>,
 }
@@ -95,7 +97,25 @@ impl Spread {
             spread: self,
             options: *options,
             published: vec![None; members.len()],
+            untold: self.open_untold(options),
             members,
+        })
+    }
+
+    fn open_untold(&self, options: &OpenOptions) -> Vec<Option<ShareReader>> {
+        self.on_each(|member, index| {
+            let unit = self.untold.get(index)?.as_ref()?;
+            let opened = unit
+                .open(&self.name, SessionRole::Backup, Mode::Overwrite, options)
+                .and_then(|parts| match self.check_opened(&parts) {
+                    Err(error) if !self.is_untold(member, &parts.info) => Err(error),
+                    _ => ShareReader::open(parts),
+                });
+            opened
+                .inspect_err(
+                    |error| tracing::debug!(%error, unit = %member.unit, "it can't be read"),
+                )
+                .ok()
         })
     }
 }
@@ -169,7 +189,12 @@ impl SpreadReader<'_> {
 
     /// Which set of this number and term is the one that counts, and who can be read for it.
     pub(super) fn choose(&mut self, number: SetNumber, term: Term) -> Result<Chosen> {
-        let held = self.select(number);
+        let mut held = self.select(number);
+        for (held, untold) in held.iter_mut().zip(&mut self.untold) {
+            if let Some(Ok(found @ Some(_))) = untold.as_mut().map(|untold| untold.select(number)) {
+                *held = Ok(found);
+            }
+        }
         let ours = |trailer: &ShareTrailer, index: usize| {
             let membership = &self.spread.membership;
             trailer.id == membership.id
@@ -238,7 +263,14 @@ impl SpreadReader<'_> {
             .map(|stand| stand.as_ref().map(|stand| (stand.term(), stand.published)))
             .collect();
         let newest = self.spread.quorum.newest(stands.iter().flatten());
-        newest.map_err(|what| self.spread.too_few(what, self.missing()))
+        newest.map_err(|what| {
+            let looks = self.members.iter().zip(&stands);
+            let looks = looks.filter_map(|(member, stand)| match member {
+                Ok(_) => stand.as_ref().map(Ok),
+                Err(missing) => Some(Err(missing)),
+            });
+            self.spread.too_few_votes(what, looks)
+        })
     }
 
     /// Does something with every member that can be read, at the same time where that helps. One that fails is missing from then on.
@@ -320,19 +352,13 @@ impl SpreadReader<'_> {
         let layout = spread.layout;
         let placement = Placement::new(layout, trailer.segment_bytes, trailer.subsegment_bytes)
             .map_err(|error| ClientError::Protocol(error.to_string()))?;
-        let mut seats: Vec<Seat<'_>> = Vec::with_capacity(chosen.len());
-        for (member, chosen) in self.members.iter_mut().zip(&chosen) {
-            seats.push(match (member, chosen) {
-                (Ok(reader), Ok(_)) => Ok(reader),
-                (Err(missing), _) => Err(missing.reason.clone()),
-                (_, Err(reason)) => Err(reason.clone()),
-            });
-        }
+        let hedge = self.options.timeouts.hedge;
+        let mut seats = self.take_seats(&chosen);
         let mut assembly = Assembly {
             quorum: spread.quorum,
             placement,
             code: Code::new(layout),
-            hedge: self.options.timeouts.hedge,
+            hedge,
             seats: &mut seats,
             plans: Vec::new(),
             shards: vec![Vec::new(); layout.units()],
@@ -370,12 +396,31 @@ impl SpreadReader<'_> {
             },
             units: members
                 .zip(&reasons)
-                .filter(|(_, reason)| reason.is_none())
-                .map(|(member, _)| member.unit.to_string())
+                .zip(&self.members)
+                .filter(|((_, reason), reader)| reason.is_none() && reader.is_ok())
+                .map(|((member, _), _)| member.unit.to_string())
                 .collect(),
             missing: self.absent(&reasons),
             reconstructed,
         })
+    }
+
+    /// Who can be read for a set, with their readers.
+    pub(super) fn take_seats(
+        &mut self,
+        chosen: &[std::result::Result<usize, String>],
+    ) -> Vec<Seat<'_>> {
+        let members = self.members.iter_mut().zip(&mut self.untold);
+        let seats = members.zip(chosen);
+        seats
+            .map(
+                |((member, untold), chosen)| match (member, untold, chosen) {
+                    (_, _, Err(reason)) => Err(reason.clone()),
+                    (Ok(reader), _, Ok(_)) | (Err(_), Some(reader), Ok(_)) => Ok(reader),
+                    (Err(missing), None, Ok(_)) => Err(missing.reason.clone()),
+                },
+            )
+            .collect()
     }
 
     /// Lists the sets that units hold shares of, the newest first. Nothing of them is read.
@@ -425,7 +470,8 @@ impl SpreadReader<'_> {
     #[must_use]
     pub fn bytes_read(&self) -> u64 {
         let members = self.members.iter().flatten();
-        members.map(ShareReader::bytes_read).sum()
+        let all = members.chain(self.untold.iter().flatten());
+        all.map(ShareReader::bytes_read).sum()
     }
 
     /// The units that can't be read, and why.

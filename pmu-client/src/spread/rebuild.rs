@@ -168,8 +168,13 @@ pub fn replace(
     options: RebuildOptions<'_>,
 ) -> Result<Rebuilt> {
     let mut work = Work::new(info, reach, admin, options);
-    let spread = work.look()?;
-    let plan = Plan::of(&spread, replacement)?;
+    let mut spread = work.look()?;
+    let mut plan = Plan::of(&spread, replacement)?;
+    if !plan.begun {
+        // One that was begun tells the unit that leaves before the others.
+        spread = work.with_news(spread)?;
+        plan = Plan::of(&spread, replacement)?;
+    }
     match work.carry_out(&spread, &plan) {
         // Another manager's change ends all sessions: that is the reason then.
         Err(error) if !matches!(error, ClientError::Interrupted | ClientError::Invalid(_)) => {
@@ -560,7 +565,7 @@ impl<'a, 'b> Work<'a, 'b> {
     }
 
     fn bring_up_to_date(&mut self, unit: Option<&str>) -> Result<Rebuilt> {
-        let spread = self.look()?;
+        let spread = self.with_news(self.look()?)?;
         let members = &spread.membership.members;
         if let Some(unit) = unit
             && !members.iter().any(|member| member.unit.as_str() == unit)
@@ -572,8 +577,6 @@ impl<'a, 'b> Work<'a, 'b> {
             generation: spread.membership.generation,
             ..Rebuilt::default()
         };
-        self.spread_news(&spread)?;
-        let spread = self.look()?;
         for (index, member) in spread.membership.members.iter().enumerate() {
             if unit.is_some_and(|unit| unit != member.unit.as_str()) {
                 continue;
@@ -594,7 +597,15 @@ impl<'a, 'b> Work<'a, 'b> {
         Ok(done)
     }
 
-    /// Members of an earlier generation learn who the others are now.
+    /// Members of an earlier generation learn who the others are now: what they hold may be needed.
+    fn with_news(&self, spread: Spread) -> Result<Spread> {
+        if !spread.has_untold() {
+            return Ok(spread);
+        }
+        self.spread_news(&spread)?;
+        self.look()
+    }
+
     fn spread_news(&self, spread: &Spread) -> Result<()> {
         let plan = Plan {
             index: usize::MAX,
@@ -613,25 +624,25 @@ impl<'a, 'b> Work<'a, 'b> {
         Ok(())
     }
 
-    /// Gives a member what it lacks; none if it lacks nothing. Whether its chunks are right is looked at only if one is known to be damaged, or
+    /// Gives a member what it lacks; none if it lacks nothing. Whether its chunks are right is looked at only if one is known to be torn, or
     /// something else is lacking.
     pub(super) fn repair(
         &mut self,
         spread: &Spread,
         index: usize,
         unit: &dyn ReachedUnit,
-        is_damaged: bool,
+        is_torn: bool,
     ) -> Result<Option<RebuiltUnit>> {
         let member = &spread.membership.members[index];
         let mut reading = Reading::open(spread, &self.options.open)?;
-        if !is_damaged && !reading.lags(index)? {
+        if !is_torn && !reading.lags(index)? {
             return Ok(None);
         }
         self.take_away(spread, index, unit)?;
         reading.spare(index);
         let mut filling = self.open_filling(member, index, &spread.membership)?;
         let mut given = given(member);
-        let extent = if is_damaged {
+        let extent = if is_torn {
             Extent::Whole
         } else {
             Extent::Missed

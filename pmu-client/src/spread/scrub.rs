@@ -71,7 +71,7 @@ pub struct ScrubbedUnit {
     pub bytes: u64,
     /// What is damaged: which set and chunk, and how.
     pub damage: Vec<String>,
-    /// Sets of which it has no share.
+    /// Sets of which it has no share, or a part of one: it was away, or cut off, when they were written.
     pub lacking: Vec<u64>,
     /// Of a log: records whose share was held against its checksums.
     #[serde(skip_serializing_if = "is_zero")]
@@ -158,14 +158,14 @@ pub fn scrub(
 fn repair_all(work: &mut Work<'_, '_>, spread: &Spread, found: &mut Scrubbed) -> Result<()> {
     for index in 0..found.units.len() {
         let unit = &found.units[index];
-        let is_damaged = !unit.damage.is_empty();
+        let is_torn = !unit.damage.is_empty() || !unit.lacking.is_empty();
         let Some(reached) = spread.units[index].as_ref().ok() else {
             continue;
         };
         if !unit.needs_something() {
             continue;
         }
-        match work.repair(spread, index, reached.as_ref(), is_damaged) {
+        match work.repair(spread, index, reached.as_ref(), is_torn) {
             Ok(given) => found.repaired.extend(given),
             Err(ClientError::Interrupted) => return Err(ClientError::Interrupted),
             Err(error) => {
@@ -206,7 +206,7 @@ fn read_all(
         course.begin(number);
         let mut now = found.clone();
         let read = reader.choose(number, term).and_then(|chosen| {
-            course.expect(sets_left * bytes_of(&chosen, reader.spread)?);
+            course.expect(sets_left * bytes_of(&chosen, reader)?);
             read_set(reader, &chosen, &mut now, course)
         });
         if let Err(error) = read {
@@ -224,10 +224,10 @@ fn read_all(
 }
 
 /// What the members that have their share of a set hold of it.
-fn bytes_of(chosen: &Chosen, spread: &Spread) -> Result<u64> {
-    let placement = placement(&chosen.trailer, spread)?;
-    let seats = chosen.seats.iter().enumerate();
-    let held = seats.filter(|(_, seat)| seat.is_ok());
+fn bytes_of(chosen: &Chosen, reader: &SpreadReader<'_>) -> Result<u64> {
+    let placement = placement(&chosen.trailer, reader.spread)?;
+    let seats = chosen.seats.iter().zip(&reader.members).enumerate();
+    let held = seats.filter(|(_, (seat, member))| seat.is_ok() && member.is_ok());
     Ok(held
         .map(|(index, _)| placement.unit_len(UnitIndex(index)))
         .sum())
@@ -283,8 +283,16 @@ fn read_set(
             });
         }
     }
-    for (unit, damaged) in found.units.iter_mut().zip(damaged) {
-        unit.damage.extend(damaged);
+    for (index, damaged) in damaged.into_iter().enumerate() {
+        let unit = &mut found.units[index];
+        let may_lack = reader.members[index]
+            .as_ref()
+            .is_ok_and(|member| member.may_lack(number));
+        if may_lack && !damaged.is_empty() {
+            unit.lacking.push(number);
+        } else {
+            unit.damage.extend(damaged);
+        }
     }
     Ok(())
 }

@@ -30,6 +30,8 @@ pub(super) struct ShareReader {
     geometry: SetGeometry,
     fetcher: Fetcher,
     desk: TermDesk,
+    /// What it said when it was asked last.
+    stand: Option<Stand>,
     view: Option<SetView>,
     /// Whether it holds the set that was asked for last can't be told: a share lies there, and not whole.
     is_unclear: bool,
@@ -54,6 +56,7 @@ impl ShareReader {
         Ok(Self {
             fetcher: Fetcher::new(&mut region)?,
             desk: TermDesk::new(&mut region)?,
+            stand: None,
             geometry,
             region,
             view: None,
@@ -70,12 +73,23 @@ impl ShareReader {
     }
 
     pub(super) fn stand(&mut self, id: SpreadId) -> Result<Stand> {
-        self.desk.stand(&mut self.region, id)
+        let stand = self.desk.stand(&mut self.region, id)?;
+        self.stand = Some(stand.clone());
+        Ok(stand)
     }
 
     /// As [`Self::stand`], durable.
     pub(super) fn durable_stand(&mut self, id: SpreadId) -> Result<Stand> {
-        self.desk.durable_stand(&mut self.region, id)
+        let stand = self.desk.durable_stand(&mut self.region, id)?;
+        self.stand = Some(stand.clone());
+        Ok(stand)
+    }
+
+    /// Whether the member may have no share of this set, or a part of one, though its medium is good.
+    pub(super) fn may_lack(&self, number: u64) -> bool {
+        self.stand
+            .as_ref()
+            .is_some_and(|stand| stand.may_lack(number))
     }
 
     /// The sets that this member holds shares of.

@@ -41,12 +41,16 @@ impl TermDesk {
         if pmu_format::planted::is_planted(pmu_format::planted::Bug::TrustVisible) {
             return Ok(stand);
         }
+        self.flush_page(region)?;
+        Ok(stand)
+    }
+
+    fn flush_page(&mut self, region: &mut Region) -> Result<()> {
         self.chain.clear();
         let page = Stand::request();
         self.chain
             .flush(region.address(page.offset.get()), page.length_bytes);
-        self.carry_out(region)?;
-        Ok(stand)
+        self.carry_out(region)
     }
 
     /// The same of a member that is to be given what it lacks: its record may be damaged.
@@ -87,8 +91,10 @@ impl TermDesk {
         self.page.get(0, page)
     }
 
-    /// Makes the proposal durable.
+    /// Makes the proposal durable. It takes the place of the record before the one that stands: the term word that names that one is made
+    /// durable first, as its primary may have died before it flushed it, and a loss of power would bring the term before back, without a record.
     pub(crate) fn propose(&mut self, region: &mut Region, opening: &TermOpening) -> Result<()> {
+        self.flush_page(region)?;
         self.page.put(0, &opening.record)?;
         self.chain.clear();
         let address = region.address(opening.record_offset.get());

@@ -68,7 +68,7 @@ impl Quorum {
 
 /// What a member's term record says was cleared.
 fn cleared(stand: &Stand) -> LogPosition {
-    LogPosition(stand.record.as_ref().map_or(0, |record| record.cleared))
+    LogPosition(stand.record.as_ref().map_or(0, |record| record.mark))
 }
 
 #[cfg(test)]
@@ -84,7 +84,7 @@ mod tests {
                 id: SpreadId([1; 16]),
                 generation: 1,
                 committed: 8000,
-                cleared,
+                mark: cleared,
                 starts: vec![TermStart {
                     term: Term(3),
                     behind: 0,

@@ -132,10 +132,11 @@ impl Stand {
             let record = found[*index].as_ref();
             record.is_ok_and(|record| record.term() == established)
         };
-        // A member that came back in the same term has two: the later one knows more.
-        let at = (0..found.len())
-            .filter(of_term)
-            .max_by_key(|index| found[*index].as_ref().map_or(0, |record| record.committed));
+        // A member that came back in the same term, or was given what it lacked, has two: the later one knows more, or lacks less.
+        let at = (0..found.len()).filter(of_term).max_by_key(|index| {
+            let record = found[*index].as_ref();
+            record.map_or((0, 0), |record| (record.committed, record.mark))
+        });
         let Some(at) = at else {
             let source = found.into_iter().find_map(Result::err);
             return Err(StandError::Damaged {
@@ -231,14 +232,67 @@ impl Stand {
         self.is_publish_damaged.then(|| self.publish_word(0))
     }
 
-    /// How this member takes part from now on in the term of `newest`, behind what `newest` says is committed.
+    /// Of sets: whether this member was away, or was cut off, when a set was written in which others have taken part: it may have no share
+    /// of it, or a part of one, though its medium is good.
     #[must_use]
-    pub fn opening(&self, id: SpreadId, generation: u64, newest: &Newest) -> TermOpening {
+    pub fn may_lack(&self, number: u64) -> bool {
+        let missed = |record: &TermRecord| record.mark + 1..=record.committed;
+        let record = self.record.as_ref();
+        self.mode == Mode::Overwrite
+            && record.is_some_and(|record| missed(record).contains(&number))
+    }
+
+    /// Of sets: up to which one this member has its share, if it takes part behind `committed` now and so many are kept.
+    fn held_to(&self, committed: u64, sets_kept: u32) -> u64 {
+        let Some(record) = &self.record else { return 0 };
+        let still_kept = (committed + 1).saturating_sub(u64::from(sets_kept) + 1);
+        // What it missed before it lacks still, as long as it is of use to anybody.
+        if record.mark < record.committed && record.committed >= still_kept {
+            return record.mark.min(committed);
+        }
+        self.published.min(committed)
+    }
+
+    /// How this member takes part from now on in the term of `newest`, behind what `newest` says is committed. So many sets are kept: 0 in a log.
+    #[must_use]
+    pub fn opening(
+        &self,
+        id: SpreadId,
+        generation: u64,
+        newest: &Newest,
+        sets_kept: u32,
+    ) -> TermOpening {
+        let mark = match self.mode {
+            Mode::Overwrite => self.held_to(newest.committed, sets_kept),
+            Mode::Append => newest.cleared,
+        };
+        self.opening_with(id, generation, newest, mark)
+    }
+
+    /// The same of a member of sets that was given everything that it lacked up to the set `held`.
+    #[must_use]
+    pub fn opening_filled(
+        &self,
+        id: SpreadId,
+        generation: u64,
+        newest: &Newest,
+        held: SetNumber,
+    ) -> TermOpening {
+        self.opening_with(id, generation, newest, held.get().min(newest.committed))
+    }
+
+    fn opening_with(
+        &self,
+        id: SpreadId,
+        generation: u64,
+        newest: &Newest,
+        mark: u64,
+    ) -> TermOpening {
         let record = TermRecord {
             id,
             generation,
             committed: newest.committed,
-            cleared: newest.cleared,
+            mark,
             starts: newest.starts.clone(),
         };
         let offset = TERM_RECORD_OFFSETS[self.free];
@@ -503,7 +557,7 @@ mod tests {
         }
 
         fn propose(&mut self, newest: &Newest) -> TermOpening {
-            let opening = self.stand().opening(ID, 1, newest);
+            let opening = self.stand().opening(ID, 1, newest, 2);
             let at = opening.record_offset.get() as usize;
             self.0[at..at + TERM_RECORD_BYTES].copy_from_slice(&opening.record);
             opening
@@ -720,6 +774,61 @@ mod tests {
     }
 
     #[test]
+    fn b07_a_member_says_which_sets_it_may_lack() {
+        let quorum = Quorum::new(3, 2, 1);
+        let [mut a, mut b] = [(); 2].map(|()| Member::new());
+        let lacks = |member: &Member, numbers: std::ops::RangeInclusive<u64>| {
+            let stand = member.stand();
+            numbers
+                .filter(|number| stand.may_lack(*number))
+                .collect::<Vec<_>>()
+        };
+        let first = newest(quorum, &[&a, &b]).unwrap().next_term().unwrap();
+        a.take(&first);
+        for number in 1..=3 {
+            a.publish(number);
+        }
+        // It comes for the first time when three sets are there.
+        let mut now = newest(quorum, &[&a, &a]).unwrap();
+        b.take(&now);
+        assert_eq!(
+            (lacks(&a, 0..=9), lacks(&b, 0..=9)),
+            (vec![], vec![1, 2, 3])
+        );
+        // It takes part in set 4, is cut off in set 5, and comes back: what it lacked before it lacks still.
+        for number in 4..=5 {
+            a.publish(number);
+        }
+        b.publish(4);
+        now.advance(5);
+        b.take(&now);
+        assert_eq!(lacks(&b, 0..=9), [1, 2, 3, 4, 5]);
+        b.publish(6);
+        now.advance(6);
+        b.take(&now);
+        assert_eq!(lacks(&b, 0..=9), [1, 2, 3, 4, 5, 6]);
+        // Two sets are kept, and the one before them may count again: that is long ago.
+        b.publish(9);
+        now.advance(9);
+        b.take(&now);
+        assert_eq!(lacks(&b, 0..=12), [] as [u64; 0]);
+        // One that was given what it lacked lacks nothing.
+        now.advance(12);
+        b.take(&now);
+        assert_eq!(lacks(&b, 0..=12), [10, 11, 12]);
+        let opening = b.stand().opening_filled(ID, 1, &now, SetNumber(12));
+        let at = opening.record_offset.get() as usize;
+        b.0[at..at + TERM_RECORD_BYTES].copy_from_slice(&opening.record);
+        b.establish(&opening);
+        b.publish(12);
+        assert_eq!(lacks(&b, 0..=12), [] as [u64; 0]);
+        // What it publishes that doesn't count is taken back, and says nothing of what it holds.
+        b.publish(20);
+        b.take(&now);
+        assert_eq!((b.stand().published, lacks(&b, 0..=20)), (12, vec![]));
+    }
+
+    #[test]
     fn b07_a_member_with_a_damaged_record_has_no_vote_and_takes_a_term_again() {
         let quorum = Quorum::new(2, 2, 1);
         let mut members = [Member::new(), Member::new()];
@@ -746,7 +855,7 @@ mod tests {
         // Others say that set 5 is the newest: what it had published beyond is taken back.
         let mut newest = first.clone();
         newest.advance(5);
-        let opening = stand.opening(ID, 1, &newest);
+        let opening = stand.opening(ID, 1, &newest, 2);
         let at = opening.record_offset.get() as usize;
         members[0].0[at..at + TERM_RECORD_BYTES].copy_from_slice(&opening.record);
         members[0].establish(&opening);
@@ -775,7 +884,7 @@ mod tests {
                 assert!(!stand.votes() && stand.highest == first.term());
                 let mut newest = first.clone();
                 newest.advance(7);
-                let opening = stand.opening(ID, 1, &newest);
+                let opening = stand.opening(ID, 1, &newest, 2);
                 let at = opening.record_offset.get() as usize;
                 member.0[at..at + TERM_RECORD_BYTES].copy_from_slice(&opening.record);
                 member.establish(&opening);

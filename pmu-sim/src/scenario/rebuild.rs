@@ -111,12 +111,10 @@ fn finish(context: &Context, yard: &Yard) {
     if let Err(what) = done {
         return context.violate(what);
     }
-    // A unit that is destroyed may be the one too many to change the members, or there is none to take its place.
-    let (knowing, destroyed) = knowing(context, &yard.site);
-    if !context.is_violated()
-        && destroyed == 0
-        && knowing >= yard.site.units_min.max(yard.site.to_decide)
-    {
+    // A unit that is destroyed may be the one too many to change the members (also where others that are left never took part), or there is
+    // none to take its place.
+    let (_, destroyed) = knowing(context, &yard.site);
+    if !context.is_violated() && destroyed == 0 && yard.is_writable(context) {
         lose_and_read(context, &yard.site);
     }
 }

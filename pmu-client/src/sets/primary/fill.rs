@@ -83,7 +83,7 @@ impl FilledMember {
     ) -> Result<()> {
         let stand = self.stand()?;
         if newest.term().0 > 0 {
-            let opening = stand.opening(self.id, generation, newest);
+            let opening = stand.opening_filled(self.id, generation, newest, held);
             self.desk.propose(&mut self.primary.region, &opening)?;
             self.desk.establish(&mut self.primary.region, &opening)?;
             self.publish(held)?;
@@ -91,7 +91,8 @@ impl FilledMember {
             self.desk.write_word(&mut self.primary.region, &mended)?;
         }
         if let Some(reserved) = newest.reservation() {
-            let opening = self.stand()?.opening(self.id, generation, &reserved);
+            let stand = self.stand()?;
+            let opening = stand.opening_filled(self.id, generation, &reserved, held);
             self.desk.propose(&mut self.primary.region, &opening)?;
         }
         Ok(())

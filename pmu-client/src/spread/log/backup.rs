@@ -10,6 +10,7 @@ use pmu_format::{Epoch, LogPosition, Mode};
 
 use super::out::{add_flush, add_word};
 use super::primary::{record_of, sum_counters};
+use super::said;
 use super::seat::{LogSeat, Seat};
 use super::shards::ShardReader;
 use crate::error::{Attempt, ClientError, Result};
@@ -37,8 +38,10 @@ pub struct SpreadLogBackup {
     limit: LogPosition,
     /// The next record to be handed out.
     position: LogPosition,
-    /// Up to here the log is known to be cleared.
+    /// Up to here the log is known to be cleared: on so many members that no later reader misses it.
     cleared: LogPosition,
+    /// Up to here somebody has cleared it on any member: nobody moves a cursor back.
+    cursor: LogPosition,
     handed_out: Option<RecordMark>,
     entries: Vec<Entry>,
     payloads: Vec<u8>,
@@ -67,6 +70,8 @@ impl Spread {
         let stands = seats.iter().flatten().map(|seat| &seat.stand);
         let limit = self.quorum.stable(stands).max(cursor);
         Ok(SpreadLogBackup {
+            cleared: self.quorum.freed(said(&seats)),
+            cursor,
             reader: self.log_reader(options.timeouts.hedge),
             spread: self.apart(),
             options: *options,
@@ -75,7 +80,6 @@ impl Spread {
             newest,
             limit,
             position: cursor,
-            cleared: cursor,
             handed_out: None,
             entries: Vec::new(),
             payloads: Vec::new(),
@@ -351,15 +355,18 @@ impl SpreadLogBackup {
             }
             self.clear_to(mark.position())?;
         }
-        self.cleared = mark.position();
         Ok(())
     }
 
     fn clear_to(&mut self, position: LogPosition) -> Result<()> {
+        let position = position.max(self.cursor);
         let cleared = self.move_cursors(position);
         let enough = self.spread.quorum.check_commit(cleared);
         match enough.map_err(|what| self.spread.too_few(what, self.missing())) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.cleared = position;
+                Ok(())
+            }
             Err(few) if cleared == 0 => Err(few),
             Err(few) => Err(ClientError::UnknownOutcome {
                 region: self.spread.name.as_ref().into(),
@@ -413,7 +420,8 @@ impl SpreadLogBackup {
             .stable(seats.iter().flatten().map(|seat| &seat.stand));
         self.limit = self.limit.max(stable).max(cursor);
         // Without its sessions it had no right to clear: somebody else may have cleared more. That stays so, and is not handed out again.
-        self.cleared = self.cleared.max(cursor);
+        self.cleared = self.cleared.max(later.quorum.freed(said(&seats)));
+        self.cursor = self.cursor.max(cursor);
         self.position = self.position.max(cursor);
         (self.seats, self.newest) = (seats, newest);
         self.reader = later.log_reader(self.options.timeouts.hedge);

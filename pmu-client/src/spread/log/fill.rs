@@ -322,7 +322,7 @@ impl LogTarget {
         if newest.term().0 > 0 {
             self.look(id)?;
             let seat = self.seat()?;
-            let opening = seat.stand.opening(id, generation, newest);
+            let opening = seat.stand.opening(id, generation, newest, 0);
             seat.propose(&opening)?;
             let epoch = seat.region.epoch.get();
             let words = [
@@ -341,7 +341,7 @@ impl LogTarget {
         if let Some(reserved) = newest.reservation() {
             self.look(id)?;
             let seat = self.seat()?;
-            let opening = seat.stand.opening(id, generation, &reserved);
+            let opening = seat.stand.opening(id, generation, &reserved, 0);
             seat.propose(&opening)?;
         }
         Ok(())

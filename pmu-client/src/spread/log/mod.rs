@@ -53,7 +53,7 @@ impl Spread {
             share_capacity_bytes: self.share_capacity_bytes,
             reach: std::sync::Arc::clone(&self.reach),
             units: Vec::new(),
-            untold: 0,
+            untold: Vec::new(),
             epochs: std::sync::Arc::clone(&self.epochs),
         }
     }
@@ -67,7 +67,11 @@ impl Spread {
         };
         let stands = seats.iter().flatten().map(|seat| &seat.stand);
         let newest = self.quorum.newest(stands);
-        let mut newest = newest.map_err(|what| self.too_few(what, &absent(seats)))?;
+        let looks = seats.iter().map(|seat| match seat {
+            Ok(seat) => Ok(&seat.stand),
+            Err(missing) => Err(missing),
+        });
+        let mut newest = newest.map_err(|what| self.too_few_votes(what, looks))?;
         let cursor = self.quorum.cursor(said(seats));
         let cursor = cursor.map_err(|what| self.too_few(what, &absent(seats)))?;
         // All up to there was read and cleared by somebody, whatever became of the tails.

@@ -124,7 +124,7 @@ impl Spread {
     pub(super) fn log_opening(&self, seat: &LogSeat, newest: &Newest) -> TermOpening {
         let membership = &self.membership;
         seat.stand
-            .opening(membership.id, membership.generation, newest)
+            .opening(membership.id, membership.generation, newest, 0)
     }
 }
 
