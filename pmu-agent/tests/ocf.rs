@@ -99,6 +99,38 @@ fn s05_whatever_becomes_of_its_configuration_a_running_agent_is_seen_and_stopped
 }
 
 #[test]
+fn s05_a_program_that_an_agent_left_behind_is_seen_and_ended() {
+    let mut agents = Agents::new(4096);
+    agents.watch.push_str("\nautomatic = false");
+    drop(agents.config(A));
+    let built = env!("CARGO_BIN_EXE_pmu-agent");
+    for without_binary in [false, true] {
+        assert_eq!(ocf(&agents, built, "start"), SUCCESS);
+        assert_eq!(ocf(&agents, built, "promote"), SUCCESS);
+        let program = agents.pid(A);
+        let stat = std::fs::read_to_string(format!("/proc/{program}/stat")).unwrap();
+        // Nobody may be there who reaps it.
+        let runs =
+            || std::fs::read(format!("/proc/{program}/environ")).is_ok_and(|all| !all.is_empty());
+        let parent = stat.rsplit(')').next().unwrap().split_whitespace().nth(1);
+        let killed = Command::new("kill").args(["-9", parent.unwrap()]).status();
+        assert!(killed.unwrap().success());
+        // It runs on, and may still lead: that is no stopped resource.
+        assert_eq!(ocf(&agents, built, "monitor"), GENERIC);
+        assert!(runs());
+        assert_eq!(ocf(&agents, built, "start"), GENERIC);
+        let binary = if without_binary {
+            "/nowhere/pmu-agent"
+        } else {
+            built
+        };
+        assert_eq!(ocf(&agents, binary, "stop"), SUCCESS);
+        assert!(!runs(), "its program was left behind");
+        assert_eq!(ocf(&agents, built, "monitor"), NOT_RUNNING);
+    }
+}
+
+#[test]
 fn s05_the_unit_of_systemd_is_sound() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let text = std::fs::read_to_string(root.join("packaging/pmu-agent.service")).unwrap();

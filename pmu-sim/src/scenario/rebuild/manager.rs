@@ -212,7 +212,19 @@ pub(super) fn end_what_was_begun(context: &Context, yard: &Yard) -> Result<(), S
         if !can_replace(context, yard, step, &members) {
             return Ok(());
         }
-        match replace_one(context, yard, step, false) {
+        let was_writable = yard.is_writable(context);
+        let mut done = replace_one(context, yard, step, false);
+        if matches!(done, Err(ClientError::TooFewUnits { .. }))
+            && destroyed.is_some()
+            && !was_writable
+            && yard.is_writable(context)
+        {
+            // With what it has told the others the region can be written: newer sets take the place of those that are lost with the one
+            // that is destroyed.
+            programs::overwrite_all(context, &yard.site)?;
+            done = replace_one(context, yard, step, false);
+        }
+        match done {
             Ok(()) => {}
             // One died in the middle of a change, and with the one that is destroyed too few hold the sets.
             Err(ClientError::TooFewUnits { .. })
