@@ -98,6 +98,8 @@ pub(super) struct Pass {
     pub(super) bytes: u64,
     /// The newest set that the target holds now.
     pub(super) held: SetNumber,
+    /// A primary went on meanwhile, and overwrote a set before it was read.
+    pub(super) is_overtaken: bool,
 }
 
 /// The numbers of the sets that are kept: one more as long as too few members have published the newest one.
@@ -155,7 +157,10 @@ pub(super) fn pass(
         match lacks(reader, target, number, &newest) {
             Ok(Some(bytes)) => lacking.push((number, bytes)),
             Ok(None) => pass.held = number,
-            Err(error) => gone_or(reader, number, error)?,
+            Err(error) => {
+                gone_or(reader, number, &newest, error)?;
+                pass.is_overtaken = true;
+            }
         }
     }
     let bytes: u64 = lacking.iter().map(|(_, bytes)| bytes).sum();
@@ -176,17 +181,19 @@ pub(super) fn pass(
             }
             Err(error) => {
                 target.writer.give_up();
-                gone_or(reader, number, error)?;
+                gone_or(reader, number, &newest, error)?;
+                pass.is_overtaken = true;
             }
         }
     }
     Ok(pass)
 }
 
-/// A set that is not kept any more is no loss: a live primary went on meanwhile.
+/// A set that is not kept any more, or was taken back with its primary's term, is no loss: a live primary went on since `before` was read.
 pub(super) fn gone_or(
     reader: &mut SpreadReader<'_>,
     number: SetNumber,
+    before: &Newest,
     error: ClientError,
 ) -> Result<()> {
     if !matches!(
@@ -196,10 +203,21 @@ pub(super) fn gone_or(
         return Err(error);
     }
     let now = reader.newest()?;
-    if kept(&now, reader.spread.sets_kept).contains(&number.get()) {
+    if still_counts(number, before, &now, reader.spread.sets_kept) {
         return Err(error);
     }
     Ok(())
+}
+
+/// Whether a set is kept still, and the same one as before.
+pub(super) fn still_counts(
+    number: SetNumber,
+    before: &Newest,
+    now: &Newest,
+    sets_kept: u32,
+) -> bool {
+    let term = now.term_of(number.get());
+    kept(now, sets_kept).contains(&number.get()) && term == before.term_of(number.get())
 }
 
 /// How many bytes the target's share of a set has if it lacks it; none if it is there and every chunk is right.

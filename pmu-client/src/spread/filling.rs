@@ -152,7 +152,7 @@ fn fill_sets(
         last = pass(reader, target, course)?;
         given.sets += last.sets;
         given.bytes += last.bytes;
-        if last.sets == 0 {
+        if last.sets == 0 && !last.is_overtaken {
             break;
         }
     }

@@ -9,7 +9,7 @@ use pmu_stripe::{Code, Group, Placement, UnitIndex};
 
 use crate::error::{ClientError, Result};
 use crate::region::RegionInfo;
-use crate::spread::copy::{Course, gone_or, kept, placement};
+use crate::spread::copy::{Course, gone_or, kept, placement, still_counts};
 use crate::spread::log::Sources;
 use crate::spread::reader::{Chosen, SpreadReader};
 use crate::spread::rebuild::{Administer, RebuildOptions, RebuiltUnit, Work};
@@ -210,12 +210,12 @@ fn read_all(
             read_set(reader, &chosen, &mut now, course)
         });
         if let Err(error) = read {
-            gone_or(reader, number, error)?;
+            gone_or(reader, number, &newest, error)?;
             continue;
         }
         // What a live primary has overwritten meanwhile says nothing.
         let later = reader.newest()?;
-        if kept(&later, reader.spread.sets_kept).contains(&number.get()) {
+        if still_counts(number, &newest, &later, reader.spread.sets_kept) {
             *found = now;
             found.sets += 1;
         }

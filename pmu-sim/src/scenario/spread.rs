@@ -301,7 +301,8 @@ fn read_without(context: &Context, site: &Site, lost: u64) {
     let kept = site.model.lock().kept(site.sets_kept);
     context.note(|| format!("reads without units {lost:#06b}"));
     match programs::read(context, site, SetChoice::Newest) {
-        Ok(()) if alive < site.to_decide => {
+        // A distributor whose program is gone may still have been at work on them.
+        Ok(()) if alive.max(site.votes(context, lost)) < site.to_decide => {
             context.violate(format!(
                 "a set was read with {alive} votes, which are too few to decide"
             ));
