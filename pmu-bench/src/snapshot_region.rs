@@ -70,7 +70,9 @@ impl Bed {
         let folder = tempfile::tempdir_in(dir)?;
         let capacity = capacity_bytes_for(len as u64);
         let sets = u64::from(full_every) + 2;
-        let site = Site::start(folder.path(), sets * capacity + (64 << 20))?;
+        let pool_bytes = sets * capacity + (64 << 20);
+        // The unit is another computer's affair: it has no part of the program's processor.
+        let site = on_these(&cpus, || Site::start(folder.path(), pool_bytes))?;
         site.create_kept("series", capacity, full_every)?;
         let arena = Arc::new(Arena::create(options)?);
         for page in 0..len / PAGE_BYTES {
@@ -273,15 +275,23 @@ pub(crate) fn busy(dir: &std::path::Path, runs: usize, quick: bool) -> Result<Ve
     Ok(rows)
 }
 
-/// Has `program` run on the processor that is its own.
-fn apart<T: Send>(program: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
+/// Has something done on these processors, and by what it starts.
+fn on_these<T: Send>(
+    cpus: &Cpus,
+    work: impl FnOnce() -> Result<T, Failure> + Send,
+) -> Result<T, Failure> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            Cpus::Only(vec![PROGRAM_CPU]).pin_this_thread()?;
-            program()
+            cpus.pin_this_thread()?;
+            work()
         });
-        thread.join().map_err(|_| "the program panicked")?
+        thread.join().map_err(|_| "a thread panicked")?
     })
+}
+
+/// Has `program` run on the processor that is its own.
+fn apart<T: Send>(program: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
+    on_these(&Cpus::Only(vec![PROGRAM_CPU]), program)
 }
 
 fn busy_row(

@@ -11,10 +11,12 @@ mod support;
 mod units;
 
 use std::io::IoSlice;
+use std::sync::Arc;
 
 use pmu_auth::Role;
 use pmu_client::{
-    ClientError, ConnectOptions, Distributed, Label, OpenOptions, SetChoice, SetNumber,
+    ClientError, ConnectOptions, Distributed, DistributedLog, Epoch, Label, OpenOptions, SetChoice,
+    SetNumber,
 };
 use support::{PATIENCE, pattern};
 use units::{Units, unit};
@@ -62,6 +64,75 @@ fn four(keys: &str) -> Units {
     units.distribute(keys);
     units.spread("state", "parity:3+1", 3, 3 << 20);
     units
+}
+
+/// Fences the region; the epochs that this comes to.
+fn fence(units: &Units, region: &str) -> Vec<(Arc<str>, Epoch)> {
+    let fence = units.find("backup", region).fence().unwrap();
+    let fenced = fence.fenced.into_iter();
+    fenced.map(|(unit, report)| (unit, report.epoch)).collect()
+}
+
+#[test]
+fn s05_who_goes_on_from_a_fence_is_held_to_it_by_the_distributor_too() {
+    let mut units = four("");
+    units.spread_log("log", "mirror:3", 2, 1 << 20);
+    let identity = units.identity("app", Role::Client);
+    let connect = ConnectOptions::with_timeout(PATIENCE);
+    let bytes = pattern(300_000, 3);
+    {
+        let address = &units.addresses[1];
+        let behind = |fenced: &[(Arc<str>, Epoch)]| {
+            let fenced = fenced.iter().cloned();
+            Distributed::connect_behind(address, "state", &identity, &connect, &options(), fenced)
+        };
+        let first = fence(&units, "state");
+        let later = fence(&units, "state");
+        assert!(behind(&first).unwrap_err().is_fenced());
+        let mut primary = behind(&later).unwrap();
+        assert_eq!(
+            primary
+                .commit(&[IoSlice::new(&bytes)], Label::default())
+                .unwrap()
+                .units
+                .len(),
+            4
+        );
+        let own = primary.goes_on_from();
+        assert!(own.len() == 4 && own.iter().zip(&later).all(|(own, fenced)| own.1 > fenced.1));
+        drop(primary);
+        // Behind itself it opens again; behind what was before it, nobody does.
+        assert!(behind(&later).unwrap_err().is_fenced());
+        drop(behind(&own).unwrap());
+        assert!(behind(&own).unwrap_err().is_fenced());
+        // Nothing is said of units that the fence has not reached.
+        let third = fence(&units, "state");
+        let primary = behind(&third[1..]).unwrap();
+        assert_eq!(primary.missing().count(), 1);
+    }
+    // A log, and units that come back to it in a new epoch: the program hears of that.
+    let fenced = fence(&units, "log");
+    let address = units.addresses[1].clone();
+    let behind = |fenced: &[(Arc<str>, Epoch)]| {
+        let fenced = fenced.iter().cloned();
+        DistributedLog::connect_behind(&address, "log", &identity, &connect, &options(), fenced)
+    };
+    let mut log = behind(&fenced).unwrap();
+    log.append(b"one").unwrap();
+    let before = log.goes_on_from();
+    units.stop(2);
+    log.append(b"two").unwrap();
+    units.start(2);
+    assert_eq!(log.rejoin().unwrap(), 1);
+    assert_eq!(log.append(b"three").unwrap().units.len(), 3);
+    let after = log.goes_on_from();
+    assert!(
+        after[2].1 > before[2].1 && after[..2] == before[..2],
+        "{before:?} {after:?}"
+    );
+    drop(log);
+    let mut log = behind(&after).unwrap();
+    assert_eq!(log.append(b"four").unwrap().units.len(), 3);
 }
 
 #[test]

@@ -232,6 +232,7 @@ fn open_request() -> v1::DistributeOpen {
         persistence: 0,
         open_ms: 10_000,
         stall_ms: 10_000,
+        goes_on_from: Vec::new(),
     }
 }
 

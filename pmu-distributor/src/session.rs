@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use pmu_client::distributed::wire::{
-    failure, failure_to_wire, missing_to_wire, persistence_from_wire,
+    epochs_from_wire, epochs_to_wire, failure, failure_to_wire, missing_to_wire,
+    persistence_from_wire,
 };
 use pmu_client::{ClientError, MissingUnit, OpenOptions, Spread, Timeouts};
 use pmu_format::crc64_nvme;
@@ -29,6 +30,9 @@ const STALL_MS: (u32, u32) = (100, 300_000);
 pub trait Work {
     /// What the program is told of the region, for the distributor of this name and its staging memory.
     fn opened(&mut self, distributor: &str, staging_bytes: u64) -> v1::DistributeOpened;
+
+    /// The region as it is open now.
+    fn spread(&self) -> &Spread;
 
     /// The next message; none when the program has ended the session.
     ///
@@ -92,6 +96,10 @@ pub fn open(
     let persistence = persistence_from_wire(open.persistence)?;
     let options = options.timeouts(timeouts).persistence(persistence);
     let spread = find(timeouts.open)?;
+    let spread = match epochs_from_wire(&open.goes_on_from) {
+        nothing if nothing.is_empty() => spread,
+        epochs => spread.going_on_from(epochs),
+    };
     Ok(if open.mode() == v1::Mode::Append {
         Box::new(Records::new(spread.open_log_primary(&options)?))
     } else {
@@ -136,9 +144,19 @@ impl<'a> Session<'a> {
     }
 
     fn run(&mut self, work: &mut dyn Work, distributor: &str) -> Result<(), Over> {
-        let opened = work.opened(distributor, self.program.staging_bytes());
+        let mut raised = work.spread().raised();
+        let opened = v1::DistributeOpened {
+            granted: epochs_to_wire(&work.spread().goes_on_from()),
+            ..work.opened(distributor, self.program.staging_bytes())
+        };
         self.say(Answer::Opened(opened))?;
         while let Some(step) = work.next(self)? {
+            // Units that came back granted in a new epoch: a program that lost this session before it heard that would take itself for fenced.
+            let now = work.spread().raised();
+            if now != std::mem::replace(&mut raised, now) {
+                let granted = epochs_to_wire(&work.spread().goes_on_from());
+                self.say(Answer::Granted(v1::DistributeGranted { granted }))?;
+            }
             match step {
                 Step::Attach(attach) => self.attach(&attach)?,
                 Step::Connected(_) => self.connected()?,

@@ -200,6 +200,7 @@ fn words(letter: &Letter) -> &'static str {
             Answer::Stored(_) => "the set is stored",
             Answer::Failed(_) => "failed",
             Answer::Rejoined(_) => "rejoined",
+            Answer::Granted(_) => "units have granted",
             Answer::Appended(_) => "records are appended",
             Answer::Free(_) => "there is room",
         },

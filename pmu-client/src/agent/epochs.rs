@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
@@ -81,6 +81,8 @@ pub(crate) struct Epochs {
     known: Mutex<BTreeMap<(String, String), Epoch>>,
     /// A unit has granted a region behind one of them.
     granted: AtomicBool,
+    /// How often one was raised.
+    raised: AtomicU64,
     /// What was said and not understood: then nothing is opened for writing.
     garbled: Option<String>,
 }
@@ -119,12 +121,7 @@ impl Epochs {
     /// # Errors
     /// [`ClientError::Invalid`]: what was said isn't understood.
     pub(crate) fn expected(&self, region: &str, unit: &str) -> Result<Expected> {
-        if let Some(text) = &self.garbled {
-            let name = names::EPOCHS;
-            return Err(ClientError::Invalid(format!(
-                "{name}: {text:?} is not REGION@UNIT=EPOCH"
-            )));
-        }
+        self.check_understood()?;
         let known = self.known.lock();
         let mut of_region = known.iter().filter(|((name, _), _)| name == region);
         let is_known = of_region.clone().next().is_some();
@@ -134,6 +131,16 @@ impl Epochs {
             None if is_known => Expected::NotTakenOver,
             None => Expected::Any,
         })
+    }
+
+    fn check_understood(&self) -> Result<()> {
+        let name = names::EPOCHS;
+        match &self.garbled {
+            None => Ok(()),
+            Some(text) => Err(ClientError::Invalid(format!(
+                "{name}: {text:?} is not REGION@UNIT=EPOCH"
+            ))),
+        }
     }
 
     /// Whether anything was said of a region.
@@ -159,8 +166,27 @@ impl Epochs {
         let is_known = known.keys().any(|(name, _)| name == region);
         if is_known {
             known.insert((region.to_owned(), unit.to_owned()), epoch);
+            self.raised.fetch_add(1, Ordering::Release);
         }
         is_known
+    }
+
+    /// What was said of a region, and what became of it since.
+    ///
+    /// # Errors
+    /// As [`Self::expected`].
+    pub(crate) fn of_region(&self, region: &str) -> Result<Vec<(Arc<str>, Epoch)>> {
+        self.check_understood()?;
+        let known = self.known.lock();
+        let of_region = known.iter().filter(|((name, _), _)| name == region);
+        Ok(of_region
+            .map(|((_, unit), epoch)| (unit.as_str().into(), *epoch))
+            .collect())
+    }
+
+    /// Grows when one is raised.
+    pub(crate) fn raised(&self) -> u64 {
+        self.raised.load(Ordering::Acquire)
     }
 
     /// Whether a unit has granted anything behind them.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pmu_fabric::{Counters, Provider};
+use pmu_format::Epoch;
 use pmu_proto::v1;
 use pmu_stripe::Layout;
 
@@ -12,6 +13,7 @@ use super::open::{Begun, Staging};
 use super::ring::{Piece, Ring};
 use super::way::{Answer, Heard, Request, Way};
 use super::{READY_MAX, wire};
+use crate::agent::Epochs;
 use crate::error::{ClientError, Result};
 use crate::link::{Link, LinkError};
 use crate::options::OpenOptions;
@@ -81,6 +83,8 @@ pub(super) struct Feed<P> {
     /// What the distributor said went wrong.
     pub(super) failure: Option<ClientError>,
     back: Option<u32>,
+    /// What this program goes on from.
+    epochs: Arc<Epochs>,
     /// The longest time without a word from a distributor that waits for its units.
     pub(super) patience: Duration,
     pub(super) ended: bool,
@@ -104,6 +108,7 @@ impl<P: Purpose> Feed<P> {
                     window,
                     piece_bytes_max,
                 },
+            epochs,
         } = begun;
         let mut link =
             Link::new(connection, &[window], &options.timeouts).map_err(ClientError::Fabric)?;
@@ -130,11 +135,16 @@ impl<P: Purpose> Feed<P> {
             announced: VecDeque::with_capacity(READY_MAX),
             failure: None,
             back: None,
+            epochs,
             // Each unit may stall once while its share is prepared, and once while it is published.
             patience: options.timeouts.stall.saturating_mul(2 * units + 2),
             ended: false,
             purpose,
         })
+    }
+
+    pub(super) fn goes_on_from(&self) -> Vec<(Arc<str>, Epoch)> {
+        self.epochs.of_region(&self.region).unwrap_or_default()
     }
 
     pub(super) fn provider(&self) -> Provider {
@@ -353,6 +363,12 @@ impl<P: Purpose> Feed<P> {
                 self.follow(rejoined.term);
                 self.purpose.rejoined(&rejoined);
                 self.back = Some(rejoined.back);
+                Ok(())
+            }
+            Answer::Granted(granted) => {
+                for (unit, epoch) in wire::epochs_from_wire(&granted.granted) {
+                    self.epochs.granted(&self.region, &unit, epoch);
+                }
                 Ok(())
             }
             answer => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pmu_auth::Identity;
 use pmu_fabric::{Counters, Provider};
-use pmu_format::{LogPosition, Mode, RECORD_SHARE_BYTES, record_length_bytes};
+use pmu_format::{Epoch, LogPosition, Mode, RECORD_SHARE_BYTES, record_length_bytes};
 use pmu_proto::v1;
 use pmu_stripe::Layout;
 
@@ -16,6 +16,7 @@ use super::sets::not_asked;
 use super::way::{Answer, Request, Way};
 use super::wire::Proof;
 use super::{open, wire};
+use crate::agent::{Epochs, UnitEpoch};
 use crate::error::{Attempt, ClientError, Result};
 use crate::log::Ticket;
 use crate::log::primary::{FULL_PAUSE_MAX, FULL_PAUSE_MIN, GATHER_BYTES, SUBMITS_PER_LOOK};
@@ -231,12 +232,47 @@ impl DistributedLog {
         Self::over(way, region, options)
     }
 
+    /// As [`Self::connect`], behind a fence: only units that are named, and that nobody has fenced or opened since, are opened, as
+    /// [`crate::Spread::going_on_from`] says. `connect` goes by what the environment says ([`crate::agent`]).
+    ///
+    /// # Errors
+    /// As [`Self::connect`]; [`ClientError::Fenced`]; [`ClientError::Protocol`]: the distributor is of a version that doesn't look at it.
+    pub fn connect_behind(
+        address: &str,
+        region: &str,
+        identity: &Identity,
+        connect: &ConnectOptions,
+        options: &OpenOptions,
+        fenced: impl IntoIterator<Item = (Arc<str>, Epoch)>,
+    ) -> Result<Self> {
+        let way = open::way(address, region, identity, connect)?;
+        let fenced = fenced.into_iter();
+        let epochs = fenced.map(|(unit, epoch)| UnitEpoch::new(region, &unit, epoch));
+        Self::open(way, region, options, Arc::new(Epochs::new(epochs)))
+    }
+
+    /// Behind a fence: what this program goes on from when it opens the region again, with [`Self::connect_behind`] or by itself
+    /// ([`crate::Spread::going_on_from`]), as far as the distributor has told. Empty for one that was opened behind none.
+    #[must_use]
+    pub fn goes_on_from(&self) -> Vec<(Arc<str>, Epoch)> {
+        self.feed.goes_on_from()
+    }
+
     /// The same on any way to a distributor: for simulators and tests.
     ///
     /// # Errors
     /// As [`Self::connect`].
     pub fn over(way: Box<dyn Way>, region: &str, options: &OpenOptions) -> Result<Self> {
-        let begun = open::begin(way, region, options, Mode::Append)?;
+        Self::open(way, region, options, Epochs::of_process())
+    }
+
+    fn open(
+        way: Box<dyn Way>,
+        region: &str,
+        options: &OpenOptions,
+        epochs: Arc<Epochs>,
+    ) -> Result<Self> {
+        let begun = open::begin(way, region, options, Mode::Append, epochs)?;
         let log = begun.opened.log.clone().unwrap_or_default();
         let most = log.tail.checked_add(log.ring_bytes);
         if log.record_bytes_max == 0

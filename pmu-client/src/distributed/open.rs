@@ -1,5 +1,6 @@
 //! How a session with a distributor begins.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pmu_auth::{Identity, PrincipalName};
@@ -11,6 +12,7 @@ use pmu_stripe::Layout;
 use super::stream::Stream;
 use super::way::{Answer, Heard, Request, Way};
 use super::wire;
+use crate::agent::Epochs;
 use crate::control::{Control, chain};
 use crate::error::{ClientError, Result};
 use crate::options::{ConnectOptions, OpenOptions, PersistenceChoice};
@@ -33,6 +35,8 @@ pub(super) struct Begun {
     pub(super) opened: v1::DistributeOpened,
     pub(super) layout: Layout,
     pub(super) staging: Staging,
+    /// What this program goes on from.
+    pub(super) epochs: Arc<Epochs>,
 }
 
 /// The way to a distributor over the network. Errors as [`super::Distributed::connect`].
@@ -68,11 +72,13 @@ pub(super) fn begin(
     region: &str,
     options: &OpenOptions,
     mode: Mode,
+    epochs: Arc<Epochs>,
 ) -> Result<Begun> {
     let mut opening = Opening {
         way,
         region,
         mode,
+        epochs,
         patience: options.timeouts.open.saturating_mul(OPEN_STEPS),
     };
     match opening.open(options) {
@@ -81,6 +87,7 @@ pub(super) fn begin(
             opened,
             layout,
             staging,
+            epochs: opening.epochs,
         }),
         Err(error) => {
             opening.way.close();
@@ -93,6 +100,7 @@ struct Opening<'a> {
     way: Box<dyn Way>,
     region: &'a str,
     mode: Mode,
+    epochs: Arc<Epochs>,
     patience: Duration,
 }
 
@@ -102,6 +110,8 @@ impl Opening<'_> {
             PersistenceChoice::Auto => v1::PersistenceMethod::Unspecified,
             PersistenceChoice::Forced(method) => method_to_wire(method),
         };
+        let goes_on_from = self.epochs.of_region(self.region)?;
+        let is_held = !goes_on_from.is_empty();
         let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         let open = Request::Open(v1::DistributeOpen {
             region: self.region.to_owned(),
@@ -109,11 +119,20 @@ impl Opening<'_> {
             persistence: persistence.into(),
             open_ms: ms(options.timeouts.open),
             stall_ms: ms(options.timeouts.stall),
+            goes_on_from: wire::epochs_to_wire(&goes_on_from),
         });
         let opened = match self.ask(open)? {
             Answer::Opened(opened) => opened,
             other => return Err(self.failed(other)),
         };
+        if is_held && opened.granted.is_empty() {
+            return Err(protocol(
+                "it is of an earlier version, and doesn't look at what this program goes on from",
+            ));
+        }
+        for (unit, epoch) in wire::epochs_from_wire(&opened.granted) {
+            self.epochs.granted(self.region, &unit, epoch);
+        }
         let layout: Option<[u8; 3]> = opened.layout.as_slice().try_into().ok();
         let layout = layout.and_then(|bytes| Layout::from_bytes(bytes).ok());
         let layout = layout.ok_or_else(|| protocol("an unknown layout"))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pmu_auth::Identity;
 use pmu_fabric::{Counters, Provider};
-use pmu_format::{Label, Mode, SetNumber};
+use pmu_format::{Epoch, Label, Mode, SetNumber};
 use pmu_proto::v1;
 use pmu_stripe::Layout;
 
@@ -14,6 +14,7 @@ use super::put::DistributedPut;
 use super::ring::Piece;
 use super::way::{Answer, Request, Way};
 use super::{open, wire};
+use crate::agent::{Epochs, UnitEpoch};
 use crate::error::{Attempt, ClientError, Result};
 use crate::options::{ConnectOptions, OpenOptions};
 use crate::receipt::Receipt;
@@ -147,12 +148,47 @@ impl Distributed {
         Self::over(way, region, options)
     }
 
+    /// As [`Self::connect`], behind a fence: only units that are named, and that nobody has fenced or opened since, are opened, as
+    /// [`crate::Spread::going_on_from`] says. `connect` goes by what the environment says ([`crate::agent`]).
+    ///
+    /// # Errors
+    /// As [`Self::connect`]; [`ClientError::Fenced`]; [`ClientError::Protocol`]: the distributor is of a version that doesn't look at it.
+    pub fn connect_behind(
+        address: &str,
+        region: &str,
+        identity: &Identity,
+        connect: &ConnectOptions,
+        options: &OpenOptions,
+        fenced: impl IntoIterator<Item = (Arc<str>, Epoch)>,
+    ) -> Result<Self> {
+        let way = open::way(address, region, identity, connect)?;
+        let fenced = fenced.into_iter();
+        let epochs = fenced.map(|(unit, epoch)| UnitEpoch::new(region, &unit, epoch));
+        Self::open(way, region, options, Arc::new(Epochs::new(epochs)))
+    }
+
+    /// Behind a fence: what this program goes on from when it opens the region again, with [`Self::connect_behind`] or by itself
+    /// ([`crate::Spread::going_on_from`]), as far as the distributor has told. Empty for one that was opened behind none.
+    #[must_use]
+    pub fn goes_on_from(&self) -> Vec<(Arc<str>, Epoch)> {
+        self.feed.goes_on_from()
+    }
+
     /// The same on any way to a distributor: for simulators and tests.
     ///
     /// # Errors
     /// As [`Self::connect`].
     pub fn over(way: Box<dyn Way>, region: &str, options: &OpenOptions) -> Result<Self> {
-        let begun = open::begin(way, region, options, Mode::Overwrite)?;
+        Self::open(way, region, options, Epochs::of_process())
+    }
+
+    fn open(
+        way: Box<dyn Way>,
+        region: &str,
+        options: &OpenOptions,
+        epochs: Arc<Epochs>,
+    ) -> Result<Self> {
+        let begun = open::begin(way, region, options, Mode::Overwrite, epochs)?;
         let purpose = Sets {
             put: 0,
             is_given_up: false,

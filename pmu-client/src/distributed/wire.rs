@@ -423,6 +423,25 @@ pub(super) fn missing_from_wire(wire: &[v1::MissingUnit]) -> Vec<MissingUnit> {
     missing.collect()
 }
 
+/// Epochs of a region's members, as they travel.
+#[must_use]
+pub fn epochs_to_wire(epochs: &[(Arc<str>, Epoch)]) -> Vec<v1::UnitEpoch> {
+    let epochs = epochs.iter().map(|(unit, epoch)| v1::UnitEpoch {
+        unit: unit.as_ref().to_owned(),
+        epoch: epoch.get(),
+    });
+    epochs.collect()
+}
+
+/// The other way.
+#[must_use]
+pub fn epochs_from_wire(wire: &[v1::UnitEpoch]) -> Vec<(Arc<str>, Epoch)> {
+    let epochs = wire.iter();
+    epochs
+        .map(|one| (one.unit.as_str().into(), Epoch(one.epoch)))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

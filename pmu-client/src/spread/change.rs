@@ -1,5 +1,6 @@
 //! What a primary does when the members of its region are changed: it looks again, and goes on with the new ones if nobody took over.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pmu_core::spread::Tenure;
@@ -22,7 +23,11 @@ impl Spread {
         let later = later
             .filter(|info| self.is_earlier_than(info))
             .max_by_key(generation)?;
-        Self::over(&later, std::sync::Arc::clone(&self.reach)).ok()
+        let later = Self::over(&later, Arc::clone(&self.reach)).ok()?;
+        Some(Self {
+            epochs: Arc::clone(&self.epochs),
+            ..later
+        })
     }
 
     /// [`ClientError::Fenced`] if as many members were fenced, or opened by somebody else, as a take-over fences. `epochs` are the own ones on

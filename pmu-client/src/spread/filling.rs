@@ -49,6 +49,14 @@ impl<'a> Reading<'a> {
         }
     }
 
+    /// As many units must be read as a take-over has: of a log. What counts of a set lies on enough of any that decide.
+    pub(super) fn demand(&mut self, answering_min: usize) -> Result<()> {
+        match self {
+            Self::Sets(_) => Ok(()),
+            Self::Log(sources) => sources.demand(answering_min),
+        }
+    }
+
     /// A member is worked on. What a log's member has is looked at by who works on it.
     pub(super) fn spare(&mut self, index: usize) {
         if let Self::Log(sources) = self {

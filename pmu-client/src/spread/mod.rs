@@ -419,6 +419,19 @@ impl Spread {
         self
     }
 
+    /// For a distributor: what whoever opens the region goes on from ([`Self::going_on_from`]), and how often that was raised.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn goes_on_from(&self) -> Vec<(Arc<str>, Epoch)> {
+        self.epochs.of_region(&self.name).unwrap_or_default()
+    }
+
+    #[doc(hidden)]
+    #[must_use]
+    pub fn raised(&self) -> u64 {
+        self.epochs.raised()
+    }
+
     /// How a member is opened for writing. Who has a term of his own goes on from that.
     fn opening(&self, unit: &str, options: &OpenOptions, own: Option<Term>) -> Result<OpenOptions> {
         let mut options = options.going_on_from_nothing();

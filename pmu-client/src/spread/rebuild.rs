@@ -358,9 +358,13 @@ impl<'a, 'b> Work<'a, 'b> {
         done.missing = self.switch(spread, plan)?;
         let changed = self.look()?;
         let mut reading = Reading::open(&changed, &open)?;
-        if let Some(old) = self.open_old(plan) {
+        let old = self.open_old(plan);
+        let lost = usize::from(plan.old_is_lost && old.is_none());
+        if let Some(old) = old {
             reading.put_in_place(plan.index, old);
         }
+        let quorum = changed.quorum;
+        reading.demand(quorum.units_min().max(quorum.units_to_decide()) - lost)?;
         if !(is_filled && is_stale_planted(self.info.mode)) {
             self.fill((&mut filling, &mut reading), Extent::New, &mut given)?;
         }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use pmu_core::WordWrite;
-use pmu_core::spread::Newest;
+use pmu_core::spread::{Newest, TooFewUnits};
 use pmu_format::{
     LOG_EPOCH_OFFSET, LOG_TAIL_OFFSET, LogPosition, Membership, RecordShare, SpreadId,
 };
@@ -41,6 +41,8 @@ pub(in crate::spread) struct Sources {
     pub(super) cursor: u64,
     /// A member whose word counts and whose bytes do not: it is the one that is worked on.
     unread: Option<usize>,
+    /// With fewer nothing is decided.
+    answering_min: usize,
 }
 
 impl Sources {
@@ -60,6 +62,7 @@ impl Sources {
             newest,
             cursor: cursor.get(),
             unread: None,
+            answering_min: 0,
         })
     }
 
@@ -82,7 +85,24 @@ impl Sources {
         }
     }
 
+    /// From now on so many members must answer: as many as a take-over has. Records that backups were handed out may lie on so few that a
+    /// smaller number misses them.
+    pub(in crate::spread) fn demand(&mut self, answering_min: usize) -> Result<()> {
+        self.answering_min = answering_min;
+        self.judge()
+    }
+
     fn judge(&mut self) -> Result<()> {
+        let reached = self.seats.iter().flatten().count();
+        if reached < self.answering_min {
+            let what = TooFewUnits {
+                reached,
+                members: self.seats.len(),
+                needed: self.answering_min,
+                purpose: "change the members",
+            };
+            return Err(self.spread.too_few(what, self.missing()));
+        }
         let (newest, cursor) = self.spread.judge(&mut self.seats)?;
         (self.newest, self.cursor) = (newest, cursor.get());
         self.mark_unread();
@@ -221,6 +241,8 @@ pub(in crate::spread) struct LogTarget {
     pending: Option<u64>,
     /// Up to here it is.
     done: u64,
+    /// From here on it has what counts, up to there; none before anything was looked at.
+    begin: Option<u64>,
     /// The term that was in force when it came so far.
     term: pmu_format::Term,
 }
@@ -250,6 +272,7 @@ impl LogTarget {
             out,
             pending: None,
             done: 0,
+            begin: None,
             term: pmu_format::Term(0),
         })
     }
@@ -385,6 +408,7 @@ pub(in crate::spread) fn fill(
         let (term, published) = (target.seat()?.stand.term(), target.seat()?.stand.published);
         target.done = sources.newest.valid_to(term, published);
         target.term = sources.newest.term();
+        target.begin = Some(0);
     }
     for pass in 0..PASSES_MAX {
         if pass > 0 {
@@ -392,7 +416,15 @@ pub(in crate::spread) fn fill(
         }
         // What the last take-over has undone is to be copied anew.
         let kept = sources.newest.valid_to(target.term, target.done);
-        let from = kept.max(sources.cursor);
+        let mut from = kept.max(sources.cursor);
+        // A clear that too few units had is not seen any more: what was left out for it counts again.
+        let is_uncleared = target.begin.is_some_and(|begin| sources.cursor < begin);
+        if is_uncleared {
+            (from, is_broken) = (sources.cursor, false);
+        }
+        if is_uncleared || target.begin.is_none() || from > target.done {
+            target.begin = Some(from);
+        }
         if pass > 0 && from == sources.end() {
             break;
         }
@@ -437,7 +469,11 @@ impl Walk {
                 Ok(next) => self.position = next,
                 Err(error) => {
                     target.send(self.position)?;
-                    self.position = sources.or_cleared(self.position, error)?;
+                    let before = self.position;
+                    self.position = sources.or_cleared(before, error)?;
+                    if self.position > before {
+                        target.begin = Some(self.position);
+                    }
                     self.told = self.position;
                     target.ready(&sources.newest)?;
                 }
