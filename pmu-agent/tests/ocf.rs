@@ -131,6 +131,31 @@ fn s05_a_program_that_an_agent_left_behind_is_seen_and_ended() {
 }
 
 #[test]
+fn s05_an_agent_that_hangs_is_seen_and_ended_with_its_program() {
+    let mut agents = Agents::new(4096);
+    agents.watch.push_str("\nautomatic = false");
+    drop(agents.config(A));
+    let built = env!("CARGO_BIN_EXE_pmu-agent");
+    assert_eq!(ocf(&agents, built, "start"), SUCCESS);
+    assert_eq!(ocf(&agents, built, "promote"), SUCCESS);
+    let program = agents.pid(A);
+    let stat = std::fs::read_to_string(format!("/proc/{program}/stat")).unwrap();
+    let runs =
+        || std::fs::read(format!("/proc/{program}/environ")).is_ok_and(|all| !all.is_empty());
+    let parent = stat.rsplit(')').next().unwrap().split_whitespace().nth(1);
+    let stopped = Command::new("kill")
+        .args(["-STOP", parent.unwrap()])
+        .status();
+    assert!(stopped.unwrap().success());
+    // Neither waits for it for good.
+    assert_eq!(ocf(&agents, built, "monitor"), GENERIC);
+    assert!(runs());
+    assert_eq!(ocf(&agents, built, "stop"), SUCCESS);
+    assert!(!runs());
+    assert_eq!(ocf(&agents, built, "monitor"), NOT_RUNNING);
+}
+
+#[test]
 fn s05_the_unit_of_systemd_is_sound() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let text = std::fs::read_to_string(root.join("packaging/pmu-agent.service")).unwrap();

@@ -101,9 +101,9 @@ pub use sets::{
     SetChoice, SetInfo, SetPrimary, SetRead, SetReader, SetSink, SetTakeover, StreamSink,
 };
 pub use spread::{
-    MissingUnit, Network, OnProgress, Reach, ReachedUnit, RebuildProgress, Spread, SpreadFence,
-    SpreadLogBackup, SpreadLogPrimary, SpreadLogTakeover, SpreadPrimary, SpreadPut, SpreadRead,
-    SpreadReader, SpreadSet, SpreadTakeover,
+    GoingOn, MissingUnit, Network, OnProgress, Reach, ReachedUnit, RebuildProgress, Spread,
+    SpreadFence, SpreadLogBackup, SpreadLogPrimary, SpreadLogTakeover, SpreadPrimary, SpreadPut,
+    SpreadRead, SpreadReader, SpreadSet, SpreadTakeover,
 };
 pub use spread::{rebuild, scrub};
 pub use unit::{FenceReport, UNIT_VARIABLE, Unit, UnitStatus, identity_directory};

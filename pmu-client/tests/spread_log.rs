@@ -447,6 +447,61 @@ fn p13_a_clear_that_too_few_units_have_is_made_again_by_the_next_backup() {
 }
 
 #[test]
+fn p13_no_clear_moves_a_cursor_back() {
+    let mut units = Units::new(3, 16 << 20);
+    units.spread_log("log", "mirror:3", 2, SIZE);
+    append_all(&mut primary(&units, "app"), &records(4, 0));
+    let mut first = backup(&units, true);
+    let mut marks = Vec::new();
+    for _ in 0..4 {
+        assert_eq!(first.read_unread(1).unwrap().len(), 1);
+        marks.push(first.last_mark().unwrap());
+    }
+    // Cleared to the end on one unit alone, which is gone then.
+    units.stop(1);
+    units.stop(2);
+    assert!(first.clear(marks[3]).is_err());
+    // What it has tried may have been done: a clear of less doesn't undo it.
+    assert!(first.clear(marks[0]).is_err());
+    drop(first);
+    units.stop(0);
+    (1..3).for_each(|index| units.start(index));
+    let mut next = backup(&units, true);
+    assert_eq!(next.position().get(), 0);
+    assert_eq!(next.read_unread(1).unwrap().len(), 1);
+    units.start(0);
+    assert_eq!(next.rejoin().unwrap(), 1);
+    next.clear(marks[1]).unwrap();
+    drop(next);
+    for lost in 0..3 {
+        units.stop(lost);
+        let position = backup(&units, false).position();
+        assert_eq!(position, marks[3].position(), "without {lost}");
+        units.start(lost);
+    }
+}
+
+#[test]
+fn p13_a_begun_clear_is_ended_though_nothing_is_left_to_read() {
+    let mut units = Units::new(2, 16 << 20);
+    units.spread_log("log", "mirror:2", 2, SIZE);
+    append_all(&mut primary(&units, "app"), &records(3, 0));
+    let mut first = backup(&units, true);
+    assert!(read_all(&mut first) == records(3, 0));
+    let end = first.position();
+    units.stop(1);
+    assert!(first.clear_handed_out().is_err());
+    drop(first);
+    units.start(1);
+    let mut next = backup(&units, true);
+    assert_eq!(next.read_unread(1).unwrap().len(), 0);
+    assert_eq!(next.clear_handed_out().unwrap(), end);
+    drop(next);
+    units.stop(0);
+    assert_eq!(backup(&units, false).position(), end);
+}
+
+#[test]
 fn p13_a_clear_without_a_unit_is_seen_by_everybody_and_the_unit_learns_of_it() {
     let mut units = Units::new(4, 4 << 20);
     units.spread_log("log", "parity:3+1", 3, 64 << 10);

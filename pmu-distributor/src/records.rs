@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use pmu_client::distributed::wire::{failure_to_wire, missing_to_wire, proof_to_wire};
-use pmu_client::{ClientError, Epoch, Receipt, Spread, SpreadLogPrimary, Ticket, UnitProof};
+use pmu_client::{ClientError, Epoch, Receipt, SpreadLogPrimary, Ticket, UnitProof};
 use pmu_proto::v1::distribute_request::Step;
 use pmu_proto::v1::distribute_response::Step as Answer;
 use pmu_proto::v1::{self, Failure};
@@ -304,10 +304,6 @@ impl Work for Records {
             term: self.log.term(),
             ..v1::DistributeOpened::default()
         }
-    }
-
-    fn spread(&self) -> &Spread {
-        self.log.spread()
     }
 
     fn next(&mut self, session: &mut Session<'_>) -> Result<Option<Step>, Over> {

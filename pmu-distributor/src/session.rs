@@ -6,7 +6,7 @@ use pmu_client::distributed::wire::{
     epochs_from_wire, epochs_to_wire, failure, failure_to_wire, missing_to_wire,
     persistence_from_wire,
 };
-use pmu_client::{ClientError, MissingUnit, OpenOptions, Spread, Timeouts};
+use pmu_client::{ClientError, GoingOn, MissingUnit, OpenOptions, Spread, Timeouts};
 use pmu_format::crc64_nvme;
 use pmu_proto::v1::distribute_request::Step;
 use pmu_proto::v1::distribute_response::Step as Answer;
@@ -30,9 +30,6 @@ const STALL_MS: (u32, u32) = (100, 300_000);
 pub trait Work {
     /// What the program is told of the region, for the distributor of this name and its staging memory.
     fn opened(&mut self, distributor: &str, staging_bytes: u64) -> v1::DistributeOpened;
-
-    /// The region as it is open now.
-    fn spread(&self) -> &Spread;
 
     /// The next message; none when the program has ended the session.
     ///
@@ -83,13 +80,14 @@ fn timeouts(open: &v1::DistributeOpen, defaults: Timeouts) -> Timeouts {
 }
 
 /// Opens the region that a program asks for as its primary. `find` finds it, within the time that it is given; `options` are the distributor's own.
-/// Blocks.
+/// What the program goes on from afterwards, whether that succeeds or not, is left in `going_on`. Blocks.
 ///
 /// # Errors
 /// As [`Spread::open_primary`] and [`Spread::open_log_primary`]; [`ClientError::Invalid`] for a persistence method that is not known.
 pub fn open(
     open: &v1::DistributeOpen,
     options: OpenOptions,
+    going_on: &mut Option<GoingOn>,
     find: impl FnOnce(Duration) -> Result<Spread, ClientError>,
 ) -> Result<Box<dyn Work>, ClientError> {
     let timeouts = timeouts(open, options.timeouts);
@@ -98,7 +96,11 @@ pub fn open(
     let spread = find(timeouts.open)?;
     let spread = match epochs_from_wire(&open.goes_on_from) {
         nothing if nothing.is_empty() => spread,
-        epochs => spread.going_on_from(epochs),
+        epochs => {
+            let spread = spread.going_on_from(epochs);
+            *going_on = Some(spread.going_on());
+            spread
+        }
     };
     Ok(if open.mode() == v1::Mode::Append {
         Box::new(Records::new(spread.open_log_primary(&options)?))
@@ -111,6 +113,8 @@ pub fn open(
 pub struct Session<'a> {
     pub(crate) program: &'a mut dyn Program,
     region: &'a str,
+    /// What the program goes on from, if it has said that.
+    going_on: Option<GoingOn>,
     /// The data connection that was asked for last has its window on the staging memory.
     has_window: bool,
     /// End of the newest piece.
@@ -121,10 +125,11 @@ pub struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// One that nothing was said in yet, but that a region is to be opened.
-    pub fn new(program: &'a mut dyn Program, region: &'a str) -> Self {
+    pub fn new(program: &'a mut dyn Program, region: &'a str, going_on: Option<GoingOn>) -> Self {
         Self {
             program,
             region,
+            going_on,
             has_window: false,
             position: 0,
             bytes: Vec::new(),
@@ -144,19 +149,14 @@ impl<'a> Session<'a> {
     }
 
     fn run(&mut self, work: &mut dyn Work, distributor: &str) -> Result<(), Over> {
-        let mut raised = work.spread().raised();
-        let opened = v1::DistributeOpened {
-            granted: epochs_to_wire(&work.spread().goes_on_from()),
-            ..work.opened(distributor, self.program.staging_bytes())
-        };
+        let mut opened = work.opened(distributor, self.program.staging_bytes());
+        if let Some(going_on) = &mut self.going_on {
+            // Said here, and not again.
+            let _ = going_on.news();
+            opened.granted = epochs_to_wire(&going_on.all());
+        }
         self.say(Answer::Opened(opened))?;
         while let Some(step) = work.next(self)? {
-            // Units that came back granted in a new epoch: a program that lost this session before it heard that would take itself for fenced.
-            let now = work.spread().raised();
-            if now != std::mem::replace(&mut raised, now) {
-                let granted = epochs_to_wire(&work.spread().goes_on_from());
-                self.say(Answer::Granted(v1::DistributeGranted { granted }))?;
-            }
             match step {
                 Step::Attach(attach) => self.attach(&attach)?,
                 Step::Connected(_) => self.connected()?,
@@ -199,7 +199,14 @@ impl<'a> Session<'a> {
         PIECE_BYTES_MAX.min(self.program.staging_bytes() / PIECES_MIN)
     }
 
+    /// Answers. Before that the program hears of units that have granted their members again: should it lose this session, it would take itself
+    /// for fenced otherwise.
     pub(crate) fn say(&mut self, answer: Answer) -> Result<(), Over> {
+        if let Some(news) = self.going_on.as_mut().and_then(GoingOn::news) {
+            let granted = epochs_to_wire(&news);
+            self.program
+                .tell(Answer::Granted(v1::DistributeGranted { granted }))?;
+        }
         self.program.tell(answer)
     }
 

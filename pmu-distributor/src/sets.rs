@@ -1,7 +1,7 @@
 //! The work of a session in overwrite mode: sets, from their beginning to their receipt or failure.
 
 use pmu_client::distributed::wire::{failure_to_wire, missing_to_wire, receipt_to_wire};
-use pmu_client::{Label, Receipt, Spread, SpreadPrimary, SpreadPut};
+use pmu_client::{Label, Receipt, SpreadPrimary, SpreadPut};
 use pmu_proto::v1::distribute_request::Step;
 use pmu_proto::v1::distribute_response::Step as Answer;
 use pmu_proto::v1::{self, Failure};
@@ -84,10 +84,6 @@ impl Work for Sets {
             term: self.primary.term().0,
             ..v1::DistributeOpened::default()
         }
-    }
-
-    fn spread(&self) -> &Spread {
-        self.primary.spread()
     }
 
     fn next(&mut self, session: &mut Session<'_>) -> Result<Option<Step>, Over> {

@@ -4,7 +4,7 @@
 //! publish page, and keeps what belongs to it in one of two term records there; the other one is of an earlier term, or proposed for
 //! a later one.
 
-use crate::bytes::{array_at, check_frame, check_zero, put, u64_at};
+use crate::bytes::{array_at, check_frame, check_zero, put, u32_at, u64_at};
 use crate::checksum::crc32c_around;
 use crate::{FORMAT_VERSION, FormatError, RegionOffset, SpreadId, Structure};
 
@@ -47,7 +47,7 @@ pub struct TermStart {
 /// ```text
 ///  0  magic `PMUTERM1`     8  version    12  CRC-32C of all
 /// 16  spread id           32  generation
-/// 40  committed           48  count of starts        56  mark
+/// 40  committed           48  count of starts, u32   52  missed, u32      56  mark
 /// 64  for each of 32: term and what it began behind; zeros where there are fewer
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,9 +58,10 @@ pub struct TermRecord {
     pub generation: u64,
     /// What was committed when the record was made: at least what the term began behind.
     pub committed: u64,
-    /// At most `committed`. Of a log: up to where it was cleared when the record was made. Of sets: behind which one this member was away, or
-    /// was cut off while it was written; of those above it, up to `committed`, it may have no share, or a part of one.
+    /// At most `committed`. Of a log: up to where it was cleared when the record was made. Of sets: see [`Self::missed`].
     pub mark: u64,
+    /// Of sets: of so many above `mark` this member may have no share, or a part of one: it was away, or was cut off while they were written.
+    pub missed: u32,
     /// The last terms, 1 to [`TERMS_KEPT_MAX`], ascending; the last one is the record's own.
     pub starts: Vec<TermStart>,
 }
@@ -82,7 +83,8 @@ impl TermRecord {
         put(&mut bytes, 16, &self.id.0);
         put(&mut bytes, 32, &self.generation.to_le_bytes());
         put(&mut bytes, 40, &self.committed.to_le_bytes());
-        put(&mut bytes, 48, &(starts.len() as u64).to_le_bytes());
+        put(&mut bytes, 48, &(starts.len() as u32).to_le_bytes());
+        put(&mut bytes, 52, &self.missed.to_le_bytes());
         put(&mut bytes, 56, &self.mark.to_le_bytes());
         for (index, start) in starts.iter().enumerate() {
             let at = STARTS + index * 16;
@@ -108,9 +110,9 @@ impl TermRecord {
             });
         };
         check_frame(bytes, structure, TERM_MAGIC)?;
-        let count = u64_at(bytes, 48);
-        if !(1..=TERMS_KEPT_MAX as u64).contains(&count) {
-            return Err(wrong("count of terms", count, "1 to 32"));
+        let count = u32_at(bytes, 48);
+        if !(1..=TERMS_KEPT_MAX as u32).contains(&count) {
+            return Err(wrong("count of terms", count.into(), "1 to 32"));
         }
         let end = STARTS + count as usize * 16;
         check_zero(&bytes[end..], structure, "bytes behind the terms")?;
@@ -126,6 +128,7 @@ impl TermRecord {
             generation: u64_at(bytes, 32),
             committed: u64_at(bytes, 40),
             mark: u64_at(bytes, 56),
+            missed: u32_at(bytes, 52),
             starts,
         };
         record.check()?;
@@ -143,7 +146,7 @@ impl TermRecord {
             }
             before = *start;
         }
-        if self.mark > self.committed {
+        if self.mark.saturating_add(self.missed.into()) > self.committed {
             return Err(wrong("mark", self.mark, "what is committed, or less"));
         }
         if self.committed < before.behind {
@@ -176,6 +179,7 @@ mod tests {
             generation: 3,
             committed,
             mark: committed / 2,
+            missed: (committed / 3) as u32,
             starts: terms
                 .iter()
                 .map(|(term, behind)| TermStart {

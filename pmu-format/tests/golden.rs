@@ -484,6 +484,7 @@ fn d06_golden_term_record() {
         generation: 3,
         committed: 17,
         mark: 0,
+        missed: 0,
         starts: vec![start(2, 0), start(5, 16)],
     };
     let bytes = record.encode();

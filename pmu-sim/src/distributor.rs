@@ -91,9 +91,11 @@ fn serve(context: &Context, end: End, find: &Find) {
         session: None,
     };
     if let Some(Request::Open(open)) = program.hear() {
-        let session = Session::new(&mut program, REGION);
-        let options = options(context);
-        match pmu_distributor::open(&open, options, |_| find(context)) {
+        let mut going_on = None;
+        let opened =
+            pmu_distributor::open(&open, options(context), &mut going_on, |_| find(context));
+        let session = Session::new(&mut program, REGION, going_on);
+        match opened {
             Ok(mut work) => session.serve(work.as_mut(), ADDRESS),
             Err(error) => {
                 context.note(|| format!("can't open the region: {error}"));

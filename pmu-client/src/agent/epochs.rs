@@ -165,8 +165,10 @@ impl Epochs {
         let mut known = self.known.lock();
         let is_known = known.keys().any(|(name, _)| name == region);
         if is_known {
-            known.insert((region.to_owned(), unit.to_owned()), epoch);
-            self.raised.fetch_add(1, Ordering::Release);
+            let before = known.insert((region.to_owned(), unit.to_owned()), epoch);
+            if before != Some(epoch) {
+                self.raised.fetch_add(1, Ordering::Release);
+            }
         }
         is_known
     }

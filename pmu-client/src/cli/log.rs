@@ -346,7 +346,8 @@ pub(super) fn clear(context: &Context<'_>, arguments: &Clear) -> Result<u8, CliE
             backup.clear(mark)?;
             mark.position()
         }
-        None => backup.position(),
+        // What somebody else has begun to clear is cleared everywhere.
+        None => backup.clear_handed_out()?.max(backup.position()),
     };
     let out = ClearOutput {
         region,

@@ -130,9 +130,7 @@ impl Opening<'_> {
                 "it is of an earlier version, and doesn't look at what this program goes on from",
             ));
         }
-        for (unit, epoch) in wire::epochs_from_wire(&opened.granted) {
-            self.epochs.granted(self.region, &unit, epoch);
-        }
+        self.goes_on_with(&opened.granted);
         let layout: Option<[u8; 3]> = opened.layout.as_slice().try_into().ok();
         let layout = layout.and_then(|bytes| Layout::from_bytes(bytes).ok());
         let layout = layout.ok_or_else(|| protocol("an unknown layout"))?;
@@ -207,13 +205,26 @@ impl Opening<'_> {
         let asked = self.way.now();
         // Whether the stream is over stands in the answers.
         let _ = self.way.say(request);
-        match self.way.hear(self.patience) {
+        let mut heard = self.way.hear(self.patience);
+        while let Heard::Answer(answer) = &heard
+            && let Answer::Granted(granted) = &**answer
+        {
+            self.goes_on_with(&granted.granted);
+            heard = self.way.hear(self.patience);
+        }
+        match heard {
             Heard::Answer(answer) => Ok(*answer),
             Heard::End(status) => Err(self.way.refused(status.as_ref(), self.region)),
             Heard::Nothing => Err(ClientError::TimedOut {
                 what: "open the region by way of the distributor",
                 waited_ms: self.way.now().saturating_duration_since(asked).as_millis() as u64,
             }),
+        }
+    }
+
+    fn goes_on_with(&self, granted: &[v1::UnitEpoch]) {
+        for (unit, epoch) in wire::epochs_from_wire(granted) {
+            self.epochs.granted(self.region, &unit, epoch);
         }
     }
 

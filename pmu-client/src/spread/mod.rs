@@ -86,6 +86,29 @@ pub struct SpreadFence {
     pub missing: Vec<MissingUnit>,
 }
 
+/// What a primary goes on from, as its units grant it their members again.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct GoingOn {
+    region: Arc<str>,
+    epochs: Arc<Epochs>,
+    told: u64,
+}
+
+impl GoingOn {
+    /// All of it, if it was raised since this was called last.
+    pub fn news(&mut self) -> Option<Vec<(Arc<str>, Epoch)>> {
+        let raised = self.epochs.raised();
+        (std::mem::replace(&mut self.told, raised) != raised).then(|| self.all())
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn all(&self) -> Vec<(Arc<str>, Epoch)> {
+        self.epochs.of_region(&self.region).unwrap_or_default()
+    }
+}
+
 /// A spread region and the way to its units. Any thread.
 pub struct Spread {
     name: Arc<str>,
@@ -419,17 +442,15 @@ impl Spread {
         self
     }
 
-    /// For a distributor: what whoever opens the region goes on from ([`Self::going_on_from`]), and how often that was raised.
+    /// For a distributor: what becomes of what the region is opened behind ([`Self::going_on_from`]).
     #[doc(hidden)]
     #[must_use]
-    pub fn goes_on_from(&self) -> Vec<(Arc<str>, Epoch)> {
-        self.epochs.of_region(&self.name).unwrap_or_default()
-    }
-
-    #[doc(hidden)]
-    #[must_use]
-    pub fn raised(&self) -> u64 {
-        self.epochs.raised()
+    pub fn going_on(&self) -> GoingOn {
+        GoingOn {
+            region: Arc::clone(&self.name),
+            epochs: Arc::clone(&self.epochs),
+            told: 0,
+        }
     }
 
     /// How a member is opened for writing. Who has a term of his own goes on from that.
@@ -536,7 +557,7 @@ impl Spread {
         looks: impl Iterator<Item = std::result::Result<&'a Stand, &'a MissingUnit>> + Clone,
     ) -> ClientError {
         // Where nobody has a term, all have a vote.
-        let have_votes = looks.clone().flatten().any(Stand::votes);
+        let have_votes = looks.clone().flatten().any(|stand| stand.term() > Term(0));
         let looks = self.membership.members.iter().zip(looks);
         let absent: Vec<_> = looks
             .filter_map(|(member, look)| match look {

@@ -98,7 +98,9 @@ impl Spread {
             let options = self.opening(unit.name(), options, own)?;
             let parts = unit.open(&self.name, SessionRole::Primary, Mode::Overwrite, &options)?;
             self.check_opened(&parts)?;
-            self.goes_on_with(unit.name(), parts.epoch);
+            if own.is_none() {
+                self.goes_on_with(unit.name(), parts.epoch);
+            }
             OpenedMember::look(parts, id)
         });
         let mut members = Vec::with_capacity(opened.len());
@@ -116,6 +118,12 @@ impl Spread {
         let highest = members.iter().flatten().map(|opened| opened.stand.highest);
         if own.is_some_and(|own| highest.max() > Some(own)) {
             return Ok(None);
+        }
+        // Only now it is known that nobody has led in between.
+        for (index, opened) in members.iter().enumerate() {
+            if let Ok(opened) = opened {
+                self.goes_on_with_member(index, opened.grant().1);
+            }
         }
         let members = self.take_term(members, &newest)?;
         SpreadPrimary::new(self, *options, members, newest).map(Some)

@@ -359,12 +359,14 @@ impl<'a, 'b> Work<'a, 'b> {
         let changed = self.look()?;
         let mut reading = Reading::open(&changed, &open)?;
         let old = self.open_old(plan);
-        let lost = usize::from(plan.old_is_lost && old.is_none());
-        if let Some(old) = old {
-            reading.put_in_place(plan.index, old);
-        }
         let quorum = changed.quorum;
-        reading.demand(quorum.units_min().max(quorum.units_to_decide()) - lost)?;
+        let mut needed = quorum.units_min().max(quorum.units_to_decide());
+        match old {
+            Some(old) => reading.put_in_place(plan.index, old),
+            None if plan.old_is_lost => needed = needed.min(quorum.members() - 1),
+            None => {}
+        }
+        reading.demand(needed)?;
         if !(is_filled && is_stale_planted(self.info.mode)) {
             self.fill((&mut filling, &mut reading), Extent::New, &mut given)?;
         }

@@ -85,6 +85,7 @@ mod tests {
                 generation: 1,
                 committed: 8000,
                 mark: cleared,
+                missed: 0,
                 starts: vec![TermStart {
                     term: Term(3),
                     behind: 0,

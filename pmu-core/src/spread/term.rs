@@ -236,21 +236,29 @@ impl Stand {
     /// of it, or a part of one, though its medium is good.
     #[must_use]
     pub fn may_lack(&self, number: u64) -> bool {
-        let missed = |record: &TermRecord| record.mark + 1..=record.committed;
         let record = self.record.as_ref();
-        self.mode == Mode::Overwrite
-            && record.is_some_and(|record| missed(record).contains(&number))
+        self.mode == Mode::Overwrite && record.is_some_and(|record| missed(record).contains(number))
     }
 
-    /// Of sets: up to which one this member has its share, if it takes part behind `committed` now and so many are kept.
-    fn held_to(&self, committed: u64, sets_kept: u32) -> u64 {
-        let Some(record) = &self.record else { return 0 };
-        let still_kept = (committed + 1).saturating_sub(u64::from(sets_kept) + 1);
+    /// Of sets: what this member may lack if it takes part behind `committed` now, and so many are kept.
+    fn missed(&self, committed: u64, sets_kept: u32) -> Missed {
+        let Some(record) = &self.record else {
+            return Missed::between(0, committed);
+        };
+        // It has taken part in what it published since.
+        let now = Missed::between(self.published.max(record.committed), committed);
+        let before = missed(record);
+        let kept = (committed + 1).saturating_sub(u64::from(sets_kept) + 1);
         // What it missed before it lacks still, as long as it is of use to anybody.
-        if record.mark < record.committed && record.committed >= still_kept {
-            return record.mark.min(committed);
+        if before.is_empty() || before.end.min(committed) < kept {
+            return now;
         }
-        self.published.min(committed)
+        let end = if now.is_empty() {
+            before.end.min(committed)
+        } else {
+            now.end
+        };
+        Missed::between(before.behind, end)
     }
 
     /// How this member takes part from now on in the term of `newest`, behind what `newest` says is committed. So many sets are kept: 0 in a log.
@@ -262,11 +270,13 @@ impl Stand {
         newest: &Newest,
         sets_kept: u32,
     ) -> TermOpening {
-        let mark = match self.mode {
-            Mode::Overwrite => self.held_to(newest.committed, sets_kept),
-            Mode::Append => newest.cleared,
-        };
-        self.opening_with(id, generation, newest, mark)
+        match self.mode {
+            Mode::Overwrite => {
+                let missed = self.missed(newest.committed, sets_kept);
+                self.opening_with(id, generation, newest, (missed.behind, missed.count()))
+            }
+            Mode::Append => self.opening_with(id, generation, newest, (newest.cleared, 0)),
+        }
     }
 
     /// The same of a member of sets that was given everything that it lacked up to the set `held`.
@@ -278,7 +288,8 @@ impl Stand {
         newest: &Newest,
         held: SetNumber,
     ) -> TermOpening {
-        self.opening_with(id, generation, newest, held.get().min(newest.committed))
+        let missed = Missed::between(held.get(), newest.committed);
+        self.opening_with(id, generation, newest, (missed.behind, missed.count()))
     }
 
     fn opening_with(
@@ -286,13 +297,14 @@ impl Stand {
         id: SpreadId,
         generation: u64,
         newest: &Newest,
-        mark: u64,
+        (mark, missed): (u64, u32),
     ) -> TermOpening {
         let record = TermRecord {
             id,
             generation,
             committed: newest.committed,
             mark,
+            missed,
             starts: newest.starts.clone(),
         };
         let offset = TERM_RECORD_OFFSETS[self.free];
@@ -315,6 +327,43 @@ impl Stand {
                 value: newest.term().term_word(),
             },
         }
+    }
+}
+
+/// Sets that a member may lack: those above `behind`, up to `end`.
+#[derive(Clone, Copy, Debug)]
+struct Missed {
+    behind: u64,
+    end: u64,
+}
+
+impl Missed {
+    fn between(behind: u64, end: u64) -> Self {
+        // Far more than are ever kept.
+        let least = end.saturating_sub(u32::MAX.into());
+        Self {
+            behind: behind.clamp(least, end),
+            end,
+        }
+    }
+
+    const fn is_empty(self) -> bool {
+        self.behind == self.end
+    }
+
+    fn contains(self, number: u64) -> bool {
+        (self.behind + 1..=self.end).contains(&number)
+    }
+
+    fn count(self) -> u32 {
+        u32::try_from(self.end - self.behind).unwrap_or(u32::MAX)
+    }
+}
+
+fn missed(record: &TermRecord) -> Missed {
+    Missed {
+        behind: record.mark,
+        end: record.mark + u64::from(record.missed),
     }
 }
 
@@ -806,16 +855,20 @@ mod tests {
         b.publish(6);
         now.advance(6);
         b.take(&now);
-        assert_eq!(lacks(&b, 0..=9), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(lacks(&b, 0..=9), [1, 2, 3, 4, 5]);
+        b.publish(7);
+        now.advance(7);
+        b.take(&now);
+        assert_eq!(lacks(&b, 0..=9), [1, 2, 3, 4, 5]);
         // Two sets are kept, and the one before them may count again: that is long ago.
-        b.publish(9);
-        now.advance(9);
+        b.publish(8);
+        now.advance(8);
         b.take(&now);
         assert_eq!(lacks(&b, 0..=12), [] as [u64; 0]);
         // One that was given what it lacked lacks nothing.
         now.advance(12);
         b.take(&now);
-        assert_eq!(lacks(&b, 0..=12), [10, 11, 12]);
+        assert_eq!(lacks(&b, 0..=12), [9, 10, 11, 12]);
         let opening = b.stand().opening_filled(ID, 1, &now, SetNumber(12));
         let at = opening.record_offset.get() as usize;
         b.0[at..at + TERM_RECORD_BYTES].copy_from_slice(&opening.record);

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pmu_client::distributed::wire::{failure, failure_to_wire};
-use pmu_client::{ClientError, ConnectOptions, OpenOptions, Spread};
+use pmu_client::{ClientError, ConnectOptions, GoingOn, OpenOptions, Spread};
 use pmu_distributor::{Heard, Over, Program, Session};
 use pmu_format::{PrincipalName, RegionName};
 use pmu_proto::v1::distribute_request::Step;
@@ -54,8 +54,10 @@ pub(super) fn run(
         offer: None,
     };
     let mut at_work = AtWork::begin(distributor, client);
-    let session = Session::new(&mut program, region.as_str());
-    match open_region(distributor, region, admitted, open) {
+    let mut going_on = None;
+    let opened = open_region(distributor, region, admitted, open, &mut going_on);
+    let session = Session::new(&mut program, region.as_str(), going_on);
+    match opened {
         Ok(mut work) => {
             tracing::info!("distribution begins");
             at_work.enter();
@@ -80,8 +82,9 @@ fn open_region(
     region: &RegionName,
     admitted: &Admitted,
     open: &v1::DistributeOpen,
+    going_on: &mut Option<GoingOn>,
 ) -> Result<Box<dyn pmu_distributor::Work>, ClientError> {
-    pmu_distributor::open(open, OpenOptions::new(), |within| {
+    pmu_distributor::open(open, OpenOptions::new(), going_on, |within| {
         let connect = ConnectOptions::with_timeout(within);
         let seeds: Vec<_> = admitted.seeds.iter().map(String::as_str).collect();
         let spread = Spread::find(&seeds, region.as_str(), &distributor.identity, &connect)?;

@@ -264,6 +264,7 @@ impl SpreadLogBackup {
         let stable = self.spread.quorum.stable(stands);
         self.limit = self.limit.max(stable).max(cursor);
         self.newest = newest;
+        self.cursor = self.cursor.max(cursor);
         Ok(cursor)
     }
 
@@ -360,6 +361,8 @@ impl SpreadLogBackup {
 
     fn clear_to(&mut self, position: LogPosition) -> Result<()> {
         let position = position.max(self.cursor);
+        // Whatever becomes of this: it may have been done somewhere.
+        self.cursor = position;
         let cleared = self.move_cursors(position);
         let enough = self.spread.quorum.check_commit(cleared);
         match enough.map_err(|what| self.spread.too_few(what, self.missing())) {
@@ -453,7 +456,16 @@ impl SpreadLogBackup {
         if let Some(mark) = self.handed_out {
             self.clear(mark)?;
         }
+        self.end_begun_clear()?;
         Ok(self.cleared)
+    }
+
+    /// Somebody has cleared more on too few members: they are cleared up to there, too, if this handle may.
+    fn end_begun_clear(&mut self) -> Result<()> {
+        if self.may_clear && self.cleared < self.cursor {
+            self.clear_to(self.cursor)?;
+        }
+        Ok(())
     }
 
     /// Hands out records as they come, looking again every `interval`, until `stop` is set or the visitor says so.
@@ -556,9 +568,9 @@ impl SpreadLogBackup {
             back += usize::from(self.seats[index].is_ok());
         }
         if back > 0 {
-            let cursor = self.look()?;
-            if self.may_clear && cursor > LogPosition(0) {
-                self.move_cursors(cursor);
+            self.look()?;
+            if self.may_clear && self.cursor > LogPosition(0) {
+                self.move_cursors(self.cursor);
             }
         }
         Ok(back)

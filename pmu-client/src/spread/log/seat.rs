@@ -1,6 +1,6 @@
 //! One member of a log over several units: what it knows, and its bytes, read through a window over the log.
 
-use pmu_core::spread::{Newest, Stand, TermOpening};
+use pmu_core::spread::{Newest, Stand, StandError, TermOpening};
 use pmu_fabric::Chain;
 use pmu_format::{
     CursorPair, Epoch, LOG_CURSOR_OFFSET, LogGeometry, LogPosition, Mode, PAGE_BYTES,
@@ -26,6 +26,8 @@ pub(super) struct LogSeat {
     pub(super) geometry: LogGeometry,
     /// What it knew when it was looked at last.
     pub(super) stand: Stand,
+    /// The last look, whether it was believed or not, and its term word.
+    looked: Option<(u64, std::result::Result<Stand, StandError>)>,
     pub(super) cursor: CursorPair,
     /// Up to here its own log counts.
     pub(super) own_to: u64,
@@ -59,13 +61,14 @@ impl LogSeat {
         let geometry = crate::log::geometry_of(&region.info)?;
         let mut desk = TermDesk::new(&mut region)?;
         let stand = desk.stand(&mut region, id)?;
-        let pages = Registered::allocate(&mut region.link, 3 * PAGE_BYTES as usize)?;
+        let pages = Registered::allocate(&mut region.link, 2 * PAGE_BYTES as usize)?;
         // No more than there is to read.
         let read_bytes = READ_BYTES.min(geometry.ring_bytes());
         let memory = Registered::allocate(&mut region.link, read_bytes as usize)?;
         let mut seat = Self {
             region,
             geometry,
+            looked: None,
             stand,
             cursor: CursorPair::new(LogPosition(0)),
             own_to: 0,
@@ -88,33 +91,38 @@ impl LogSeat {
         (self.region.info.id, self.region.epoch)
     }
 
-    /// Asks for the publish page, twice, and for the cursor.
+    /// Asks for the publish page, and for the cursor.
     pub(super) fn post_look(&mut self) -> Result<u64> {
         let page = PAGE_BYTES as usize;
         self.chain.clear();
-        for at in [0, page] {
-            let address = self.region.address(Stand::request().offset.get());
-            self.chain.read(address, self.pages.slice(at, page));
-        }
-        let pair = self.pages.slice(2 * page, PAGE_PAIR_BYTES as usize);
+        let address = self.region.address(Stand::request().offset.get());
+        self.chain.read(address, self.pages.slice(0, page));
+        let pair = self.pages.slice(page, PAGE_PAIR_BYTES as usize);
         let address = self.region.address(LOG_CURSOR_OFFSET.get());
         self.chain.read(address, pair);
         self.post()
     }
 
-    /// Takes what [`Self::post_look`] asked for.
+    /// Takes what [`Self::post_look`] asked for, and looks again where that says something new: a look is torn, and a term could be taken
+    /// for that of an end which a later one has published.
     pub(super) fn take_look(&mut self, mut posted: u64, id: SpreadId) -> Result<()> {
-        let mut pages = [[0; PAGE_BYTES as usize]; 2];
+        let mut page = [0; PAGE_BYTES as usize];
+        let mut before_last = None;
         for _ in 0..LOOKS_MAX {
             self.wait(posted)?;
-            for (index, page) in pages.iter_mut().enumerate() {
-                self.pages.get(index * PAGE_BYTES as usize, page)?;
-            }
-            let [first, second] = &pages;
-            if Stand::term_word(first) == Stand::term_word(second) {
-                let stand = Stand::read(second, id, Mode::Append);
-                self.stand = stand.map_err(|error| self.damaged(error.to_string()))?;
-                return self.take_cursor();
+            self.pages.get(0, &mut page)?;
+            let now = (
+                Stand::term_word(&page),
+                Stand::read(&page, id, Mode::Append),
+            );
+            let last = self.looked.replace(now.clone());
+            // Two that say the same say what was so between them; and between two looks with one term there was no other.
+            if let Some((term, stand)) = last {
+                if (term, &stand) == (now.0, &now.1) || before_last == Some(now.0) {
+                    self.stand = stand.map_err(|error| self.damaged(error.to_string()))?;
+                    return self.take_cursor();
+                }
+                before_last = Some(term);
             }
             posted = self.post_look()?;
         }
@@ -123,7 +131,7 @@ impl LogSeat {
 
     /// Asks for the cursor alone.
     pub(super) fn post_cursor(&mut self) -> Result<u64> {
-        let pair = (2 * PAGE_BYTES as usize, PAGE_PAIR_BYTES as usize);
+        let pair = (PAGE_BYTES as usize, PAGE_PAIR_BYTES as usize);
         let address = self.region.address(LOG_CURSOR_OFFSET.get());
         self.chain.clear();
         self.chain.read(address, self.pages.slice(pair.0, pair.1));
@@ -133,7 +141,7 @@ impl LogSeat {
     /// Takes the cursor that was asked for and has come.
     pub(super) fn take_cursor(&mut self) -> Result<()> {
         let mut pair = [0; PAGE_PAIR_BYTES as usize];
-        self.pages.get(2 * PAGE_BYTES as usize, &mut pair)?;
+        self.pages.get(PAGE_BYTES as usize, &mut pair)?;
         self.cursor = CursorPair::decode(&pair).map_err(|error| self.damaged(error.to_string()))?;
         Ok(())
     }

@@ -90,7 +90,9 @@ impl Spread {
             let options = self.opening(unit.name(), options, own)?;
             let parts = unit.open(&self.name, SessionRole::Primary, Mode::Append, &options)?;
             self.check_opened(&parts)?;
-            self.goes_on_with(unit.name(), parts.epoch);
+            if own.is_none() {
+                self.goes_on_with(unit.name(), parts.epoch);
+            }
             LogSeat::open(parts, id)
         });
         let (mut seats, mut held) = (Vec::with_capacity(opened.len()), None);
@@ -146,6 +148,12 @@ impl SpreadLogPrimary {
         let highest = seats.iter().flatten().map(|seat| seat.stand.highest);
         if own.is_some_and(|own| highest.max() > Some(own)) {
             return Ok(None);
+        }
+        // Only now it is known that nobody has led in between.
+        for (index, seat) in seats.iter().enumerate() {
+            if let Ok(seat) = seat {
+                spread.goes_on_with_member(index, seat.grant().1);
+            }
         }
         let (newest, cursor) = spread.judge(&mut seats)?;
         let newest = newest
