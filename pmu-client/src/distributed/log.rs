@@ -233,7 +233,7 @@ impl DistributedLog {
     }
 
     /// As [`Self::connect`], behind a fence: only units that are named, and that nobody has fenced or opened since, are opened, as
-    /// [`crate::Spread::going_on_from`] says. `connect` goes by what the environment says ([`crate::agent`]).
+    /// [`crate::Spread::going_on_from`] says; with none named nothing is looked at. `connect` goes by what the environment says ([`crate::agent`]).
     ///
     /// # Errors
     /// As [`Self::connect`]; [`ClientError::Fenced`]; [`ClientError::Protocol`]: the distributor is of a version that doesn't look at it.

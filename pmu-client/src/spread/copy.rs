@@ -151,6 +151,7 @@ pub(super) fn pass(
         newest: newest.clone(),
         ..Pass::default()
     };
+    let certain = kept(&newest, reader.spread.sets_kept);
     let mut lacking = Vec::new();
     for number in kept_perhaps(&newest, reader.spread.sets_kept) {
         let number = SetNumber(number);
@@ -159,7 +160,7 @@ pub(super) fn pass(
             Ok(None) => pass.held = number,
             Err(error) => {
                 gone_or(reader, number, &newest, error)?;
-                pass.is_overtaken = true;
+                pass.is_overtaken |= certain.contains(&number.get());
             }
         }
     }
@@ -182,7 +183,7 @@ pub(super) fn pass(
             Err(error) => {
                 target.writer.give_up();
                 gone_or(reader, number, &newest, error)?;
-                pass.is_overtaken = true;
+                pass.is_overtaken |= certain.contains(&number.get());
             }
         }
     }
