@@ -347,7 +347,7 @@ pub(super) fn clear(context: &Context<'_>, arguments: &Clear) -> Result<u8, CliE
             mark.position()
         }
         // What somebody else has begun to clear is cleared everywhere.
-        None => backup.clear_handed_out()?.max(backup.position()),
+        None => backup.end_begun_clear()?,
     };
     let out = ClearOutput {
         region,

@@ -133,6 +133,14 @@ impl Reader {
         }
     }
 
+    /// What somebody has begun to clear is cleared on all units; up to where the log is cleared, or read where that is one unit's affair.
+    pub(super) fn end_begun_clear(&mut self) -> Result<LogPosition> {
+        match self {
+            Self::One(log) => Ok(log.position()),
+            Self::Spread(log) => log.end_begun_clear(),
+        }
+    }
+
     pub(super) fn clear_handed_out(&mut self) -> Result<LogPosition> {
         match self {
             Self::One(log) => log.clear_handed_out(),

@@ -456,16 +456,19 @@ impl SpreadLogBackup {
         if let Some(mark) = self.handed_out {
             self.clear(mark)?;
         }
-        self.end_begun_clear()?;
-        Ok(self.cleared)
+        self.end_begun_clear()
     }
 
-    /// Somebody has cleared more on too few members: they are cleared up to there, too, if this handle may.
-    fn end_begun_clear(&mut self) -> Result<()> {
+    /// Somebody has cleared the log up to some record on too few members: it is cleared up to there on the others, too, if this handle may.
+    /// The position up to which the log is cleared. What this handle has handed out stays.
+    ///
+    /// # Errors
+    /// As [`Self::clear`].
+    pub fn end_begun_clear(&mut self) -> Result<LogPosition> {
         if self.may_clear && self.cleared < self.cursor {
             self.clear_to(self.cursor)?;
         }
-        Ok(())
+        Ok(self.cleared)
     }
 
     /// Hands out records as they come, looking again every `interval`, until `stop` is set or the visitor says so.
