@@ -96,6 +96,16 @@ impl Epochs {
         }
     }
 
+    /// Those of one region's units.
+    pub(crate) fn behind(
+        region: &str,
+        fenced: impl IntoIterator<Item = (Arc<str>, Epoch)>,
+    ) -> Arc<Self> {
+        let fenced = fenced.into_iter();
+        let named = fenced.map(|(unit, epoch)| UnitEpoch::new(region, &unit, epoch));
+        Arc::new(Self::new(named))
+    }
+
     /// Those in the environment, as it was when this was called first. All of a process share them.
     pub(crate) fn of_process() -> Arc<Self> {
         static PROCESS: LazyLock<Arc<Epochs>> =

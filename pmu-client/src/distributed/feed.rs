@@ -366,9 +366,7 @@ impl<P: Purpose> Feed<P> {
                 Ok(())
             }
             Answer::Granted(granted) => {
-                for (unit, epoch) in wire::epochs_from_wire(&granted.granted) {
-                    self.epochs.granted(&self.region, &unit, epoch);
-                }
+                wire::take_granted(&self.epochs, &self.region, &granted.granted);
                 Ok(())
             }
             answer => {

@@ -16,7 +16,7 @@ use super::sets::not_asked;
 use super::way::{Answer, Request, Way};
 use super::wire::Proof;
 use super::{open, wire};
-use crate::agent::{Epochs, UnitEpoch};
+use crate::agent::Epochs;
 use crate::error::{Attempt, ClientError, Result};
 use crate::log::Ticket;
 use crate::log::primary::{FULL_PAUSE_MAX, FULL_PAUSE_MIN, GATHER_BYTES, SUBMITS_PER_LOOK};
@@ -246,9 +246,7 @@ impl DistributedLog {
         fenced: impl IntoIterator<Item = (Arc<str>, Epoch)>,
     ) -> Result<Self> {
         let way = open::way(address, region, identity, connect)?;
-        let fenced = fenced.into_iter();
-        let epochs = fenced.map(|(unit, epoch)| UnitEpoch::new(region, &unit, epoch));
-        Self::open(way, region, options, Arc::new(Epochs::new(epochs)))
+        Self::open(way, region, options, Epochs::behind(region, fenced))
     }
 
     /// Behind a fence: what this program goes on from when it opens the region again, with [`Self::connect_behind`] or by itself

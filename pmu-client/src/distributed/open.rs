@@ -130,7 +130,7 @@ impl Opening<'_> {
                 "it is of an earlier version, and doesn't look at what this program goes on from",
             ));
         }
-        self.goes_on_with(&opened.granted);
+        wire::take_granted(&self.epochs, self.region, &opened.granted);
         let layout: Option<[u8; 3]> = opened.layout.as_slice().try_into().ok();
         let layout = layout.and_then(|bytes| Layout::from_bytes(bytes).ok());
         let layout = layout.ok_or_else(|| protocol("an unknown layout"))?;
@@ -209,7 +209,7 @@ impl Opening<'_> {
         while let Heard::Answer(answer) = &heard
             && let Answer::Granted(granted) = &**answer
         {
-            self.goes_on_with(&granted.granted);
+            wire::take_granted(&self.epochs, self.region, &granted.granted);
             heard = self.way.hear(self.patience);
         }
         match heard {
@@ -219,12 +219,6 @@ impl Opening<'_> {
                 what: "open the region by way of the distributor",
                 waited_ms: self.way.now().saturating_duration_since(asked).as_millis() as u64,
             }),
-        }
-    }
-
-    fn goes_on_with(&self, granted: &[v1::UnitEpoch]) {
-        for (unit, epoch) in wire::epochs_from_wire(granted) {
-            self.epochs.granted(self.region, &unit, epoch);
         }
     }
 

@@ -14,7 +14,7 @@ use super::put::DistributedPut;
 use super::ring::Piece;
 use super::way::{Answer, Request, Way};
 use super::{open, wire};
-use crate::agent::{Epochs, UnitEpoch};
+use crate::agent::Epochs;
 use crate::error::{Attempt, ClientError, Result};
 use crate::options::{ConnectOptions, OpenOptions};
 use crate::receipt::Receipt;
@@ -162,9 +162,7 @@ impl Distributed {
         fenced: impl IntoIterator<Item = (Arc<str>, Epoch)>,
     ) -> Result<Self> {
         let way = open::way(address, region, identity, connect)?;
-        let fenced = fenced.into_iter();
-        let epochs = fenced.map(|(unit, epoch)| UnitEpoch::new(region, &unit, epoch));
-        Self::open(way, region, options, Arc::new(Epochs::new(epochs)))
+        Self::open(way, region, options, Epochs::behind(region, fenced))
     }
 
     /// Behind a fence: what this program goes on from when it opens the region again, with [`Self::connect_behind`] or by itself

@@ -10,6 +10,7 @@ use pmu_proto::reason;
 use pmu_proto::v1::failure::Kind;
 use pmu_proto::v1::{self, Failure, Reason};
 
+use crate::agent::Epochs;
 use crate::control::chain;
 use crate::error::{Attempt, ClientError, Result};
 use crate::options::PersistenceChoice;
@@ -440,6 +441,13 @@ pub fn epochs_from_wire(wire: &[v1::UnitEpoch]) -> Vec<(Arc<str>, Epoch)> {
     epochs
         .map(|one| (one.unit.as_str().into(), Epoch(one.epoch)))
         .collect()
+}
+
+/// A program takes note of what units have granted to its distributor.
+pub(super) fn take_granted(epochs: &Epochs, region: &str, granted: &[v1::UnitEpoch]) {
+    for (unit, epoch) in epochs_from_wire(granted) {
+        epochs.granted(region, &unit, epoch);
+    }
 }
 
 #[cfg(test)]

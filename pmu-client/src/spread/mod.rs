@@ -47,7 +47,7 @@ pub use reach::{Network, Reach, ReachedUnit};
 pub use reader::{SpreadRead, SpreadReader, SpreadSet};
 pub(crate) use term::TermDesk;
 
-use crate::agent::{Epochs, Expected, UnitEpoch};
+use crate::agent::{Epochs, Expected};
 use crate::error::{ClientError, Result};
 use crate::options::{ConnectOptions, OpenOptions};
 use crate::region::{Parts, Region, RegionInfo};
@@ -436,9 +436,7 @@ impl Spread {
     /// That many units, held at one moment and untouched since the fence, are enough: whoever fenced later and could commit has fenced one of them.
     #[must_use]
     pub fn going_on_from(mut self, fenced: impl IntoIterator<Item = (Arc<str>, Epoch)>) -> Self {
-        let named = fenced.into_iter();
-        let named = named.map(|(unit, epoch)| UnitEpoch::new(&self.name, &unit, epoch));
-        self.epochs = Arc::new(Epochs::new(named));
+        self.epochs = Epochs::behind(&self.name, fenced);
         self
     }
 
