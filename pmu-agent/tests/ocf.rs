@@ -98,34 +98,40 @@ fn s05_whatever_becomes_of_its_configuration_a_running_agent_is_seen_and_stopped
     assert_eq!(ocf(&agents, "/nowhere/pmu-agent", "stop"), SUCCESS);
 }
 
+/// Has an agent lead, and its program work; gives the program's process id after the agent was sent a signal.
+fn lead_and_signal(agents: &Agents, signal: &str) -> u32 {
+    let built = env!("CARGO_BIN_EXE_pmu-agent");
+    assert_eq!(ocf(agents, built, "start"), SUCCESS);
+    assert_eq!(ocf(agents, built, "promote"), SUCCESS);
+    let program = agents.pid(A);
+    let stat = std::fs::read_to_string(format!("/proc/{program}/stat")).unwrap();
+    let parent = stat.rsplit(')').next().unwrap().split_whitespace().nth(1);
+    let sent = Command::new("kill")
+        .args([signal, parent.unwrap()])
+        .status();
+    assert!(sent.unwrap().success());
+    program
+}
+
+/// Whether a process runs. Nobody may be there who reaps it.
+fn runs(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|all| !all.is_empty())
+}
+
 #[test]
 fn s05_a_program_that_an_agent_left_behind_is_seen_and_ended() {
     let mut agents = Agents::new(4096);
     agents.watch.push_str("\nautomatic = false");
     drop(agents.config(A));
     let built = env!("CARGO_BIN_EXE_pmu-agent");
-    for without_binary in [false, true] {
-        assert_eq!(ocf(&agents, built, "start"), SUCCESS);
-        assert_eq!(ocf(&agents, built, "promote"), SUCCESS);
-        let program = agents.pid(A);
-        let stat = std::fs::read_to_string(format!("/proc/{program}/stat")).unwrap();
-        // Nobody may be there who reaps it.
-        let runs =
-            || std::fs::read(format!("/proc/{program}/environ")).is_ok_and(|all| !all.is_empty());
-        let parent = stat.rsplit(')').next().unwrap().split_whitespace().nth(1);
-        let killed = Command::new("kill").args(["-9", parent.unwrap()]).status();
-        assert!(killed.unwrap().success());
+    for stopped_by in [built, "/nowhere/pmu-agent"] {
+        let program = lead_and_signal(&agents, "-KILL");
         // It runs on, and may still lead: that is no stopped resource.
         assert_eq!(ocf(&agents, built, "monitor"), GENERIC);
-        assert!(runs());
+        assert!(runs(program));
         assert_eq!(ocf(&agents, built, "start"), GENERIC);
-        let binary = if without_binary {
-            "/nowhere/pmu-agent"
-        } else {
-            built
-        };
-        assert_eq!(ocf(&agents, binary, "stop"), SUCCESS);
-        assert!(!runs(), "its program was left behind");
+        assert_eq!(ocf(&agents, stopped_by, "stop"), SUCCESS);
+        assert!(!runs(program), "its program was left behind");
         assert_eq!(ocf(&agents, built, "monitor"), NOT_RUNNING);
     }
 }
@@ -136,22 +142,12 @@ fn s05_an_agent_that_hangs_is_seen_and_ended_with_its_program() {
     agents.watch.push_str("\nautomatic = false");
     drop(agents.config(A));
     let built = env!("CARGO_BIN_EXE_pmu-agent");
-    assert_eq!(ocf(&agents, built, "start"), SUCCESS);
-    assert_eq!(ocf(&agents, built, "promote"), SUCCESS);
-    let program = agents.pid(A);
-    let stat = std::fs::read_to_string(format!("/proc/{program}/stat")).unwrap();
-    let runs =
-        || std::fs::read(format!("/proc/{program}/environ")).is_ok_and(|all| !all.is_empty());
-    let parent = stat.rsplit(')').next().unwrap().split_whitespace().nth(1);
-    let stopped = Command::new("kill")
-        .args(["-STOP", parent.unwrap()])
-        .status();
-    assert!(stopped.unwrap().success());
+    let program = lead_and_signal(&agents, "-STOP");
     // Neither waits for it for good.
     assert_eq!(ocf(&agents, built, "monitor"), GENERIC);
-    assert!(runs());
+    assert!(runs(program));
     assert_eq!(ocf(&agents, built, "stop"), SUCCESS);
-    assert!(!runs());
+    assert!(!runs(program));
     assert_eq!(ocf(&agents, built, "monitor"), NOT_RUNNING);
 }
 
